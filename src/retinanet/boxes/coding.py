@@ -1,0 +1,40 @@
+"""Boxes as offsets from anchors, and back (Girshick et al. 2014, appendix C; the paper uses it unchanged)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class BoxCoder:
+    """Encodes boxes as deltas (dx, dy, dw, dh) from anchors and decodes them.
+
+    Args:
+        std: what a delta is divided by in training; 1 in the paper, (0.1, 0.1, 0.2, 0.2) in the R-CNN lineage.
+        clamp: upper limit of dw and dh, so that no early prediction overflows; log(1000 / 16) everywhere in the field.
+    """
+
+    std: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
+    clamp: float = math.log(1000 / 16)
+
+    def encode(self, boxes: Tensor, anchors: Tensor) -> Tensor:
+        """Boxes (n, 4) xyxy, seen from anchors (n, 4) xyxy -> deltas (n, 4) float32."""
+        boxes, anchors = boxes.float(), anchors.float()
+        anchor_sides = anchors[:, 2:] - anchors[:, :2]
+        box_sides = boxes[:, 2:] - boxes[:, :2]
+        shift = (boxes[:, :2] + 0.5 * box_sides - anchors[:, :2] - 0.5 * anchor_sides) / anchor_sides
+        deltas = torch.cat([shift, torch.log(box_sides / anchor_sides)], dim=1)
+        return deltas / deltas.new_tensor(self.std)
+
+    def decode(self, deltas: Tensor, anchors: Tensor) -> Tensor:
+        """Deltas (n, 4) in any float type, from anchors (n, 4) xyxy -> boxes (n, 4) xyxy float32."""
+        deltas, anchors = deltas.float(), anchors.float()
+        deltas = deltas * deltas.new_tensor(self.std)
+        anchor_sides = anchors[:, 2:] - anchors[:, :2]
+        centre = anchors[:, :2] + 0.5 * anchor_sides + deltas[:, :2] * anchor_sides
+        half = 0.5 * anchor_sides * torch.exp(deltas[:, 2:].clamp(max=self.clamp))
+        return torch.cat([centre - half, centre + half], dim=1)

@@ -1,0 +1,195 @@
+"""The five things that travel through the house, and the legend of their shapes.
+
+Shape legend, used in every docstring of the package:
+
+| letter | meaning |
+|---|---|
+| N | images of a batch |
+| K | classes; there is no background class, anywhere |
+| A | anchors per cell of the lattice |
+| L | levels of the pyramid |
+| H_l, W_l | grid of level l |
+| M | annotated boxes of one image |
+| P | positive anchors of one image |
+| D | detections of one image |
+
+Boxes are ``(x1, y1, x2, y2)`` float32 in pixels; the pixel in the top left corner covers ``(0, 0, 1, 1)``. Sizes are
+``(height, width)``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from retinanet.boxes.coding import BoxCoder
+    from retinanet.boxes.lattice import AnchorLattice
+
+
+class UserError(ValueError):
+    """A mistake that the user can mend.
+
+    The message names the file, line or box, says what was expected and what to do. The command line prints it and exits
+    with code 2; a Python caller catches it as a ``ValueError``.
+    """
+
+
+@dataclass(frozen=True)
+class Target:
+    """What one image is known to contain.
+
+    Attributes:
+        boxes: (M, 4) float32 xyxy.
+        labels: (M,) int64 in [0, K).
+        ignore: (M,) bool. True marks an ignore region (COCO crowd, VOC difficult): anchors and detections on it count
+            neither for nor against the model.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    ignore: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def select(self, keep: Tensor) -> Target:
+        """The rows that ``keep`` (bool mask or indices) names."""
+        return Target(self.boxes[keep], self.labels[keep], self.ignore[keep])
+
+    @staticmethod
+    def empty() -> Target:
+        """An image without objects: a shape of its own, not a special case."""
+        return Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.bool))
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One annotated image, as a data set format describes it.
+
+    Attributes:
+        path: the image file.
+        image_id: the id in the annotation file; COCO results are written under it.
+        size: (height, width) in pixels after EXIF orientation.
+        target: boxes in pixels of the original image.
+        areas: (M,) float32, the annotated areas (COCO splits small, medium and large by them).
+        image: (3, H, W) uint8 RGB, or None until it is read.
+    """
+
+    path: Path
+    image_id: int | str
+    size: tuple[int, int]
+    target: Target
+    areas: Tensor
+    image: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images as the model takes them, and what is known about them.
+
+    Attributes:
+        images: (N, 3, H, W) uint8 RGB, padded at the right and the bottom.
+        sizes: (N, 2) int64, height and width of the unpadded content.
+        targets: N targets, boxes in pixels of ``images``.
+        samples: the N samples they were made from, without pixels.
+    """
+
+    images: Tensor
+    sizes: Tensor
+    targets: tuple[Target, ...]
+    samples: tuple[Sample, ...]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclass(frozen=True)
+class RawOutput:
+    """What the network says, before any loss or threshold.
+
+    Attributes:
+        logits: L tensors (N, A*K, H_l, W_l), channel = a*K + k.
+        deltas: L tensors (N, A*4, H_l, W_l), channel = a*4 + (dx, dy, dw, dh).
+        lattice: the anchors they are over.
+        coder: what the deltas mean.
+    """
+
+    logits: tuple[Tensor, ...]
+    deltas: tuple[Tensor, ...]
+    lattice: AnchorLattice
+    coder: BoxCoder
+
+    @property
+    def grids(self) -> tuple[tuple[int, int], ...]:
+        """The L grids (H_l, W_l)."""
+        return tuple((int(level.shape[-2]), int(level.shape[-1])) for level in self.logits)
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return self.logits[0].shape[1] // self.lattice.num_anchors
+
+
+@dataclass(frozen=True)
+class Detections:
+    """The objects found in one image, best score first.
+
+    Attributes:
+        boxes: (D, 4) float32 xyxy.
+        scores: (D,) float32 in [0, 1].
+        labels: (D,) int64 in [0, K).
+        class_names: K names.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    @property
+    def names(self) -> list[str]:
+        """The class name of each detection."""
+        return [self.class_names[label] for label in self.labels.tolist()]
+
+    def above(self, score: float) -> Detections:
+        """The detections whose score is at least ``score``."""
+        keep = self.scores >= score
+        return Detections(self.boxes[keep], self.scores[keep], self.labels[keep], self.class_names)
+
+    def to_dicts(self) -> list[dict[str, Any]]:
+        """One plain dict per detection: ``box`` (xyxy), ``score``, ``label``, ``name``."""
+        rows = zip(self.boxes.tolist(), self.scores.tolist(), self.labels.tolist(), self.names, strict=True)
+        return [{"box": box, "score": score, "label": label, "name": name} for box, score, label, name in rows]
+
+    def to_coco(self, image_id: int | str, category_ids: tuple[int, ...] | None = None) -> list[dict[str, Any]]:
+        """COCO results: ``bbox`` is xywh; category ids default to label + 1."""
+        ids = category_ids or tuple(range(1, len(self.class_names) + 1))
+        corners = self.boxes.double()
+        xywh = torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], dim=1).tolist()
+        rows = zip(xywh, self.scores.tolist(), self.labels.tolist(), strict=True)
+        return [
+            {"image_id": image_id, "category_id": ids[label], "bbox": box, "score": score} for box, score, label in rows
+        ]
+
+    def to_supervision(self) -> Any:
+        """A ``supervision.Detections`` (needs ``pip install supervision``)."""
+        try:
+            import supervision
+        except ImportError:
+            raise UserError("to_supervision() needs the package supervision: pip install supervision") from None
+        import numpy as np
+
+        return supervision.Detections(
+            xyxy=self.boxes.numpy(),
+            confidence=self.scores.numpy(),
+            class_id=self.labels.numpy(),
+            data={"class_name": np.array(self.names, dtype=str)},
+        )
