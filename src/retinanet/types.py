@@ -19,7 +19,7 @@ Boxes are ``(x1, y1, x2, y2)`` float32 in pixels; the pixel in the top left corn
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,10 @@ class UserError(ValueError):
     The message names the file, line or box, says what was expected and what to do. The command line prints it and exits
     with code 2; a Python caller catches it as a ``ValueError``.
     """
+
+
+class Interrupted(UserError):
+    """Work was stopped by a signal after its state had been saved."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,10 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch with its images on a device; boxes stay on the CPU, where they are matched."""
+        return replace(self, images=self.images.to(device, non_blocking=True))
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,9 @@ class BoxCoder:
         boxes, anchors = boxes.float(), anchors.float()
         anchor_sides = anchors[:, 2:] - anchors[:, :2]
         box_sides = boxes[:, 2:] - boxes[:, :2]
-        shift = (boxes[:, :2] + 0.5 * box_sides - anchors[:, :2] - 0.5 * anchor_sides) / anchor_sides
+        # The centre moves by the mean of the corners' moves, which does not round away what two far centres differ in.
+        moves = boxes - anchors
+        shift = 0.5 * (moves[:, :2] + moves[:, 2:]) / anchor_sides
         deltas = torch.cat([shift, torch.log(box_sides / anchor_sides)], dim=1)
         return deltas / deltas.new_tensor(self.std)
 

@@ -1,0 +1,62 @@
+"""Areas, overlaps and changes of form of boxes, as free functions on tensors.
+
+Overlaps of all boxes with all boxes come from torchvision. Matching needs them for chosen pairs only: the functions
+named ``paired_*``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torchvision.ops import box_area, box_convert, box_iou, clip_boxes_to_image, generalized_box_iou_loss
+
+
+def area(boxes: Tensor) -> Tensor:
+    """Boxes (n, 4) xyxy -> areas (n,) in square pixels."""
+    return box_area(boxes)
+
+
+def iou(a: Tensor, b: Tensor) -> Tensor:
+    """Intersection over union of all pairs: (n, 4) and (m, 4) xyxy -> (n, m); 0 for two boxes without area."""
+    return box_iou(a, b).nan_to_num_(0.0)
+
+
+def paired_intersection(a: Tensor, b: Tensor) -> Tensor:
+    """Common area of a[i] and b[i]: (n, 4) and (n, 4) xyxy -> (n,) in square pixels."""
+    sides = (torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])).clamp_(min=0)
+    return sides[:, 0] * sides[:, 1]
+
+
+def paired_iou(a: Tensor, b: Tensor) -> Tensor:
+    """Intersection over union of a[i] and b[i]: (n, 4) and (n, 4) xyxy -> (n,).
+
+    The operations and their order are those of ``torchvision.ops.box_iou``, so that both round alike: forced matches
+    compare IoUs for equality. Two boxes without area give NaN, which no threshold lets pass.
+    """
+    intersection = paired_intersection(a, b)
+    return intersection / (box_area(a) + box_area(b) - intersection)
+
+
+def generalised_iou(a: Tensor, b: Tensor) -> Tensor:
+    """Generalised IoU of a[i] and b[i] (Rezatofighi et al. 2019, algorithm 1): both (n, 4) xyxy -> (n,) in [-1, 1]."""
+    return 1 - generalized_box_iou_loss(a, b, reduction="none")
+
+
+def clip(boxes: Tensor, size_hw: tuple[int, int]) -> Tensor:
+    """Boxes (n, 4) xyxy, cut at the border of an image of size (height, width)."""
+    return clip_boxes_to_image(boxes, size_hw)
+
+
+def scale(boxes: Tensor, factors_xy: tuple[float, float]) -> Tensor:
+    """Boxes (n, 4) xyxy, every x times the first factor and every y times the second."""
+    return boxes * boxes.new_tensor([*factors_xy, *factors_xy])
+
+
+def xywh_to_xyxy(boxes: Tensor) -> Tensor:
+    """(x, y, width, height) as COCO writes boxes -> (x1, y1, x2, y2), both (n, 4)."""
+    return box_convert(boxes, "xywh", "xyxy")
+
+
+def xyxy_to_xywh(boxes: Tensor) -> Tensor:
+    """(x1, y1, x2, y2) -> (x, y, width, height) as COCO writes boxes, both (n, 4)."""
+    return box_convert(boxes, "xyxy", "xywh")
