@@ -1,0 +1,215 @@
+"""The loss of a detector: match, then focal loss over all anchors and box loss over the positive ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from retinanet.boxes.coding import BoxCoder
+from retinanet.boxes.lattice import AnchorLattice, Grids
+from retinanet.boxes.matching import Match, Matcher
+from retinanet.losses.box import SmoothL1
+from retinanet.losses.focal import FocalLoss
+from retinanet.types import RawOutput, Target, UserError
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What every anchor of a batch has to answer: these are positive, those are ignored, all others negative.
+
+    Rows are ordered by level; no row is an image's anchor twice.
+
+    Attributes:
+        index: (P, 4) int64, image, anchor of the cell, y and x of each positive anchor.
+        labels: (P,) int64, its class.
+        boxes: (P, 4) float32 xyxy, the box that it answers for.
+        ignored: (G, 4) int64, image, anchor of the cell, y and x of each ignored anchor.
+        positives_per_level: L counts that sum to P.
+        ignored_per_level: L counts that sum to G.
+    """
+
+    index: Tensor
+    labels: Tensor
+    boxes: Tensor
+    ignored: Tensor
+    positives_per_level: tuple[int, ...]
+    ignored_per_level: tuple[int, ...]
+
+    @property
+    def num_positives(self) -> int:
+        """P, over all images of the batch."""
+        return len(self.index)
+
+    def positives_by_level(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each level the index (P_l, 4) and the labels (P_l,) of its positives."""
+        counts = list(self.positives_per_level)
+        return zip(self.index.split(counts), self.labels.split(counts), strict=True)
+
+    def ignored_by_level(self) -> Sequence[Tensor]:
+        """For each level the index (G_l, 4) of its ignored anchors."""
+        return self.ignored.split(list(self.ignored_per_level))
+
+    def to(self, device: torch.device | str) -> Assignment:
+        """The same on another device."""
+        index, labels, boxes, ignored = (t.to(device) for t in (self.index, self.labels, self.boxes, self.ignored))
+        return Assignment(index, labels, boxes, ignored, self.positives_per_level, self.ignored_per_level)
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The loss of a batch, ready for ``losses.total.backward()``.
+
+    Attributes:
+        classification: scalar, normalised.
+        box: scalar, normalised and weighted.
+        positives: positive anchors of this batch on this process.
+    """
+
+    classification: Tensor
+    box: Tensor
+    positives: int
+
+    @property
+    def total(self) -> Tensor:
+        """Classification plus box loss."""
+        return self.classification + self.box
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectionLoss:
+    """Turns raw outputs and targets into losses (Lin et al., sections 3 and 4).
+
+    The paper divides by the number of positive anchors "of an image" and leaves open what a batch does. Here both sums
+    are divided once, by the positives of the whole batch over all processes, at least 1. So an object counts the
+    same in a crowded image as in a sparse one, and the loss does not depend on how a batch is spread over devices.
+
+    Args:
+        matcher: which anchors answer for which box.
+        classification: ``(raw, assignment) -> scalar``, the sum over the batch: :class:`FocalLoss` or
+            :class:`~retinanet.losses.ohem.OHEM`.
+        box: ``(deltas, anchors, boxes, coder) -> scalar``, the sum over the positives: see :mod:`retinanet.losses.box`.
+        box_weight: factor on the box loss, at least 0.
+    """
+
+    matcher: Callable[[AnchorLattice, Grids, Target], Match] = field(default_factory=Matcher)
+    classification: Callable[[RawOutput, Assignment], Tensor] = field(default_factory=FocalLoss)
+    box: Callable[[Tensor, Tensor, Tensor, BoxCoder], Tensor] = field(default_factory=SmoothL1)
+    box_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.box_weight < math.inf:
+            raise UserError(f"box_weight must be a number of at least 0, got {self.box_weight}")
+
+    def assign(self, lattice: AnchorLattice, grids: Grids, targets: Sequence[Target]) -> Assignment:
+        """Matches every image of a batch, on the CPU.
+
+        Args:
+            lattice: the anchors.
+            grids: L grids (H_l, W_l).
+            targets: one per image, on any device; images without boxes are fine.
+
+        Returns:
+            The assignment, on the CPU.
+        """
+        targets = [Target(t.boxes.cpu(), t.labels.cpu(), t.ignore.cpu()) for t in targets]
+        matches = [self.matcher(lattice, grids, target) for target in targets]
+        index, per_level, order = _by_level(lattice, grids, [match.positive for match in matches])
+        ignored, ignored_per_level, _ = _by_level(lattice, grids, [match.ignored for match in matches])
+        pairs = list(zip(targets, matches, strict=True))
+        labels = torch.cat([torch.zeros(0, dtype=torch.int64), *(target.labels[match.box] for target, match in pairs)])
+        boxes = torch.cat([torch.zeros(0, 4), *(target.boxes[match.box] for target, match in pairs)])
+        return Assignment(index, labels[order], boxes[order], ignored, per_level, ignored_per_level)
+
+    def __call__(
+        self,
+        raw: RawOutput,
+        targets: Sequence[Target],
+        assignment: Assignment | None = None,
+        normaliser: float | None = None,
+    ) -> Losses:
+        """The losses of a batch.
+
+        Args:
+            raw: what the network said about N images.
+            targets: N targets, boxes in pixels of the network's input.
+            assignment: from :meth:`assign`, where it is known already.
+            normaliser: divides both sums instead of the positives of this batch. For gradient accumulation: the
+                positives of all micro-batches over all processes.
+
+        Raises:
+            UserError: the number of targets is not that of the images, or a label is not below K.
+        """
+        images = len(raw.logits[0])
+        if len(targets) != images:
+            raise UserError(f"the network saw {images} images, but there are {len(targets)} targets: pass one each")
+        if assignment is None:
+            assignment = self.assign(raw.lattice, raw.grids, targets)
+        _check_labels(assignment.labels, raw.num_classes)
+        assignment = assignment.to(raw.logits[0].device)
+        divisor = _divisor(assignment.num_positives, normaliser, raw.logits[0].device)
+        return Losses(
+            classification=self.classification(raw, assignment) / divisor,
+            box=self.box_weight * self._box_sum(raw, assignment) / divisor,
+            positives=assignment.num_positives,
+        )
+
+    def _box_sum(self, raw: RawOutput, assignment: Assignment) -> Tensor:
+        """The box loss over the positives; only their deltas are read."""
+        coordinates = torch.arange(4, device=assignment.index.device)
+        deltas, anchors = [], []
+        for level, (index, _) in enumerate(assignment.positives_by_level()):
+            image, anchor, y, x = index.unbind(1)
+            channels = anchor[:, None] * 4 + coordinates  # (P_l, 4)
+            deltas.append(raw.deltas[level][image[:, None], channels, y[:, None], x[:, None]])
+            anchors.append(raw.lattice.boxes_at(torch.full_like(anchor, level), y, x, anchor))
+        return self.box(torch.cat(deltas), torch.cat(anchors), assignment.boxes, raw.coder)
+
+
+def _by_level(
+    lattice: AnchorLattice, grids: Grids, anchors: Sequence[Tensor]
+) -> tuple[Tensor, tuple[int, ...], Tensor]:
+    """Sorts the anchors of a batch by level, and within a level by image.
+
+    Args:
+        lattice: the anchors.
+        grids: L grids.
+        anchors: N tensors (n,) of flat indices.
+
+    Returns:
+        Image, anchor of the cell, y and x (n, 4); how many there are of each level; the order (n,) that sorted them.
+    """
+    image = [torch.full_like(flat, number) for number, flat in enumerate(anchors)]
+    nothing = torch.zeros(0, dtype=torch.int64)
+    level, y, x, a = lattice.locate(torch.cat([nothing, *anchors]), grids)
+    level, order = level.sort(stable=True)
+    index = torch.stack([torch.cat([nothing, *image]), a, y, x], dim=1)[order]
+    return index, tuple(torch.bincount(level, minlength=lattice.num_levels).tolist()), order
+
+
+def _check_labels(labels: Tensor, num_classes: int) -> None:
+    """A label beyond K would be the class of another anchor in the channels of the logits."""
+    wrong = labels[(labels < 0) | (labels >= num_classes)]
+    if len(wrong):
+        raise UserError(
+            f"a box has the label {int(wrong[0])}, but the network has {num_classes} classes, 0 to {num_classes - 1}: "
+            "build it with as many classes as the data has"
+        )
+
+
+def _divisor(positives: int, normaliser: float | None, device: torch.device) -> Tensor | float:
+    """What to divide the sums of this process by, so that the mean of all processes' gradients is that of the batch.
+
+    Distributed training averages gradients, so each process divides by its share of all positives.
+    """
+    distributed = dist.is_available() and dist.is_initialized()
+    processes = dist.get_world_size() if distributed else 1
+    if normaliser is not None or not distributed:
+        return max(positives if normaliser is None else normaliser, 1) / processes
+    total = torch.tensor(float(positives), device=device)
+    dist.all_reduce(total)
+    return total.clamp_(min=1) / processes

@@ -1,0 +1,232 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.distributed as dist
+from torchvision.ops import generalized_box_iou_loss
+from torchvision.ops import sigmoid_focal_loss as torchvision_focal_loss
+
+from retinanet.boxes.matching import Matcher
+from retinanet.losses.box import GIoU
+from retinanet.losses.detection import DetectionLoss
+from retinanet.losses.focal import FocalLoss
+from retinanet.losses.ohem import OHEM
+from retinanet.types import RawOutput, Target, UserError
+
+
+def target(*rows):
+    """Rows (x1, y1, x2, y2, label) or, for an ignore region, (x1, y1, x2, y2, label, True)."""
+    if not rows:
+        return Target.empty()
+    boxes = torch.tensor([row[:4] for row in rows], dtype=torch.float32)
+    labels = torch.tensor([row[4] for row in rows])
+    return Target(boxes, labels, torch.tensor([len(row) > 5 for row in rows]))
+
+
+TARGETS = [target((2, 3, 19, 18, 1), (9, 8, 37, 44, 3), (20, 20, 34, 31, 0)), target((1, 1, 30, 28, 2))]
+
+
+def plain(raw):
+    """Heads as torchvision flattens them: logits (N, anchors, K) and deltas (N, anchors, 4), in flat order."""
+
+    def flatten(levels, channels):
+        anchors = raw.lattice.num_anchors
+        rows = [level.unflatten(1, (anchors, channels)).permute(0, 3, 4, 1, 2) for level in levels]
+        return torch.cat([row.flatten(1, 3) for row in rows], dim=1)
+
+    return flatten(raw.logits, raw.num_classes), flatten(raw.deltas, 4)
+
+
+def textbook(raw, targets, giou=False):
+    """Sums of both losses, image by image over one-hot targets, with torchvision's functions, and the positives."""
+    logits, deltas = plain(raw)
+    classification, box, positives = 0, 0, 0
+    every = raw.lattice.boxes(torch.arange(raw.lattice.count(raw.grids)), raw.grids)
+    for image, one in enumerate(targets):
+        match = Matcher()(raw.lattice, raw.grids, one)
+        wanted = torch.zeros_like(logits[image])
+        wanted[match.positive, one.labels[match.box]] = 1
+        counted = torch.ones(len(wanted), dtype=torch.bool)
+        counted[match.ignored] = False
+        classification = classification + torchvision_focal_loss(
+            logits[image][counted], wanted[counted], reduction="sum"
+        )
+        said, anchors, boxes = deltas[image][match.positive], every[match.positive], one.boxes[match.box]
+        if giou:
+            box = box + generalized_box_iou_loss(raw.coder.decode(said, anchors), boxes, reduction="sum")
+        else:
+            gap = (said - raw.coder.encode(boxes, anchors)).abs()
+            box = box + torch.where(gap < 1 / 9, 4.5 * gap**2, gap - 1 / 18).sum()
+        positives += len(match.positive)
+    return classification, box, positives
+
+
+@pytest.fixture
+def criterion():
+    return DetectionLoss()
+
+
+def test_assignment_is_the_match_of_each_image(make_raw, criterion):
+    raw = make_raw(images=3)
+    targets = [TARGETS[0], target(), target((1, 1, 30, 28, 2), (0, 0, 48, 24, 0, True))]
+    assignment = criterion.assign(raw.lattice, raw.grids, targets)
+    found = {}
+    for level, (index, labels) in enumerate(assignment.positives_by_level()):
+        n, a, y, x = index.unbind(1)
+        flat = raw.lattice.index(torch.full_like(a, level), y, x, a, raw.grids)
+        found |= {
+            key: label
+            for *key, label in zip(n.tolist(), flat.tolist(), labels.tolist(), strict=True)
+            for key in [tuple(key)]
+        }
+    ignored = set()
+    for level, index in enumerate(assignment.ignored_by_level()):
+        n, a, y, x = index.unbind(1)
+        flat = raw.lattice.index(torch.full_like(a, level), y, x, a, raw.grids)
+        ignored |= set(zip(n.tolist(), flat.tolist(), strict=True))
+    matches = [Matcher()(raw.lattice, raw.grids, one) for one in targets]
+    assert found == {
+        (n, flat): targets[n].labels[row].item()
+        for n, match in enumerate(matches)
+        for flat, row in zip(match.positive.tolist(), match.box.tolist(), strict=True)
+    }
+    assert ignored == {(n, flat) for n, match in enumerate(matches) for flat in match.ignored.tolist()}
+    assert {n for n, _ in found} == {0, 2}
+    assert any(n == 2 for n, _ in ignored)
+    assert assignment.num_positives == len(found)
+    assert set(map(tuple, assignment.boxes.tolist())) == set(
+        map(tuple, torch.cat([TARGETS[0].boxes, TARGETS[1].boxes]).tolist())
+    )
+
+
+@pytest.mark.parametrize("giou", [False, True])
+def test_equals_the_textbook(make_raw, layout, giou):
+    raw = make_raw(layout=layout)
+    classification, box, positives = textbook(raw, TARGETS, giou)
+    criterion = DetectionLoss(box=GIoU(), box_weight=2) if giou else DetectionLoss(box_weight=2)
+    losses = criterion(raw, TARGETS)
+    assert losses.positives == positives > 5
+    assert losses.classification.item() == pytest.approx(classification.item() / positives, rel=1e-6)
+    assert losses.box.item() == pytest.approx(2 * box.item() / positives, rel=1e-5)
+    assert losses.total.item() == pytest.approx((losses.classification + losses.box).item())
+    leaves = [*raw.logits, *raw.deltas]
+    expected = torch.autograd.grad((classification + 2 * box) / positives, leaves)
+    torch.testing.assert_close(torch.autograd.grad(losses.total, leaves), expected, rtol=1e-4, atol=1e-7)
+
+
+def test_a_known_assignment_changes_nothing(make_raw, criterion):
+    raw = make_raw()
+    assignment = criterion.assign(raw.lattice, raw.grids, TARGETS)
+    again, first = criterion(raw, TARGETS, assignment), criterion(raw, TARGETS)
+    assert again.total.item() == first.total.item()
+
+
+@pytest.mark.parametrize("classification", [FocalLoss(), OHEM()], ids=repr)
+def test_a_batch_without_objects(make_raw, classification):
+    raw = make_raw(dtype=torch.float32)
+    losses = DetectionLoss(classification=classification)(raw, [target(), target()])
+    assert losses.positives == 0
+    assert losses.box.item() == 0
+    losses.total.backward()
+    assert losses.classification.item() == pytest.approx(
+        classification(raw, DetectionLoss().assign(raw.lattice, raw.grids, [target()] * 2)).item()
+    )
+    assert all((level.grad == 0).all() for level in raw.deltas)  # zero, not None: distributed training waits for each
+    assert all((level.grad >= 0).all() and (level.grad > 0).any() for level in raw.logits)
+
+
+def test_an_image_without_objects_is_background(make_raw, criterion):
+    raw = make_raw()
+    losses = criterion(raw, [TARGETS[0], target()])
+    expected, box, positives = textbook(raw, [TARGETS[0], target()])
+    assert losses.classification.item() == pytest.approx(expected.item() / positives, rel=1e-6)
+    assert losses.box.item() == pytest.approx(box.item() / positives, rel=1e-5)
+
+
+def image(raw, number):
+    """One image of a batch."""
+    return RawOutput(
+        *(tuple(level[number : number + 1] for level in levels) for levels in (raw.logits, raw.deltas)),
+        raw.lattice,
+        raw.coder,
+    )
+
+
+def test_accumulated_micro_batches_equal_the_batch(make_raw, criterion):
+    raw = make_raw()
+    whole = criterion(raw, TARGETS)
+    leaves = [*raw.logits, *raw.deltas]
+    expected = torch.autograd.grad(whole.total, leaves)
+    parts = [criterion(image(raw, i), TARGETS[i : i + 1], normaliser=whole.positives) for i in range(2)]
+    assert sum(part.total.item() for part in parts) == pytest.approx(whole.total.item(), rel=1e-6)
+    assert sum(part.positives for part in parts) == whole.positives
+    for part in parts:
+        part.total.backward()
+    torch.testing.assert_close([leaf.grad for leaf in leaves], list(expected), rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_processes_share_one_normaliser(make_raw, criterion, monkeypatch, given):
+    """What two processes with an image each would compute: the mean of their gradients is that of the batch."""
+    raw = make_raw()
+    leaves = [*raw.logits, *raw.deltas]
+    whole = criterion(raw, TARGETS)
+    expected = torch.autograd.grad(whole.total, leaves)
+    positives = [criterion(image(raw, i), TARGETS[i : i + 1]).positives for i in range(2)]
+    assert positives[0] != positives[1]
+
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    parts = []
+    for i in range(2):
+        monkeypatch.setattr(dist, "all_reduce", lambda tensor, other=positives[1 - i]: tensor.add_(other))
+        parts.append(criterion(image(raw, i), TARGETS[i : i + 1], normaliser=sum(positives) if given else None))
+    assert [part.positives for part in parts] == positives
+    assert sum(part.total.item() for part in parts) / 2 == pytest.approx(whole.total.item(), rel=1e-6)
+    gradients = torch.autograd.grad(sum(part.total for part in parts) / 2, leaves)
+    torch.testing.assert_close(gradients, expected, rtol=1e-6, atol=1e-12)
+
+
+def test_processes_without_any_object_divide_by_one(make_raw, criterion, monkeypatch):
+    raw = make_raw(images=1)
+    alone = criterion(raw, [target()]).total.item()
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 4)
+    monkeypatch.setattr(dist, "all_reduce", lambda tensor: tensor)
+    assert criterion(raw, [target()]).total.item() == pytest.approx(4 * alone)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_outputs(make_raw, criterion, dtype):
+    raw = make_raw(dtype=dtype)
+    wide = RawOutput(
+        *(tuple(level.detach().double() for level in levels) for levels in (raw.logits, raw.deltas)),
+        raw.lattice,
+        raw.coder,
+    )
+    losses, expected = criterion(raw, TARGETS), criterion(wide, TARGETS)
+    assert losses.total.dtype == torch.float32
+    assert losses.classification.item() == pytest.approx(expected.classification.item(), rel=1e-5)
+    assert losses.box.item() == pytest.approx(expected.box.item(), rel=1e-5)
+    losses.total.backward()
+    assert all(level.grad.dtype == dtype and level.grad.isfinite().all() for level in (*raw.logits, *raw.deltas))
+
+
+@pytest.mark.parametrize("label", [4, -1])
+def test_a_label_beyond_the_classes_is_refused(make_raw, criterion, label):
+    raw = make_raw()
+    with pytest.raises(UserError, match=f"label {label}, but the network has 4 classes, 0 to 3"):
+        criterion(raw, [target((2, 3, 19, 18, label)), target()])
+
+
+def test_targets_must_fit_the_images(make_raw, criterion):
+    with pytest.raises(UserError, match="2 images, but there are 1 targets"):
+        criterion(make_raw(), TARGETS[:1])
+
+
+@pytest.mark.parametrize("weight", [-1, math.nan, math.inf])
+def test_box_weight_outside_is_refused(weight):
+    with pytest.raises(UserError, match="box_weight"):
+        DetectionLoss(box_weight=weight)
