@@ -1,0 +1,258 @@
+"""CSV: one row per box, in the three dialects people have.
+
+* without a header: ``path,x1,y1,x2,y2,class``;
+* ``filename,width,height,class,xmin,ymin,xmax,ymax``, where width and height are those of the image;
+* ``image_path,xmin,ymin,xmax,ymax,label``, columns in any order and under their common names.
+
+Fields are parted by comma, semicolon or tab. Coordinates are pixels, ``x2`` and ``y2`` the far edge of the box. A row
+whose coordinates and class are empty is an image without objects. Class names are the sorted union over the files of
+the set, or those of ``classes.csv`` (``class,id``) or ``classes.txt`` beside them. An image id is the path as the file
+has it.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from retinanet.data.check import Annotations, BoxColumns, ImageEntry, declared_size, label_lookup, name_list, short
+from retinanet.data.files import ImageFinder, files_in, name_splits, read_text, split_word
+from retinanet.types import UserError
+
+LOOKED_FOR = "CSV: a .csv file, or a folder with some, of path,x1,y1,x2,y2,class without a header or named columns"
+
+_SUFFIXES = (".csv", ".tsv")
+_COLUMNS = {
+    "path": (
+        "image_path",
+        "filename",
+        "file_name",
+        "path",
+        "image",
+        "img",
+        "img_path",
+        "image_name",
+        "file",
+        "filepath",
+    ),
+    "x1": ("xmin", "x1", "x_min", "left"),
+    "y1": ("ymin", "y1", "y_min", "top"),
+    "x2": ("xmax", "x2", "x_max", "right"),
+    "y2": ("ymax", "y2", "y_max", "bottom"),
+    "class": ("class", "label", "class_name", "classname", "category", "name", "label_name"),
+    "width": ("width", "image_width", "img_width"),
+    "height": ("height", "image_height", "img_height"),
+}
+_CORNERS = ("x1", "y1", "x2", "y2")
+_HEADERLESS = {"path": 0, "x1": 1, "y1": 2, "x2": 3, "y2": 4, "class": 5}
+_CLASS_FILES = ("classes.csv", "class_list.csv", "classes.txt")
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One line of a file."""
+
+    file: Path
+    line: int
+    image: str
+    size: tuple[int, int] | None
+    box: list[float] | None
+    name: str
+
+    @property
+    def where(self) -> str:
+        return f"{self.file}, line {self.line}"
+
+
+def splits(path: Path) -> tuple[str, ...] | None:
+    """The splits that the file names speak of, () where they do not, None where this is not CSV."""
+    files = _csv_files(path)
+    return None if files is None else tuple(name for name in files if name)
+
+
+def read(path: Path, split: str | None = None, class_names: Sequence[str] | None = None) -> Annotations:
+    """The annotations of one split, or of all files together.
+
+    Raises:
+        UserError: a line that cannot be read, or a class that is not declared or not among ``class_names``.
+    """
+    files = _csv_files(path) or {}
+    home = path if path.is_dir() else path.parent
+    declared = _declared_names(home) if class_names is None else tuple(class_names)
+    wanted = [file for name, file in files.items() if split in (None, name)]
+    rows = {file: list(_rows(file)) for file in (files.values() if declared is None else wanted)}
+    if declared is None:
+        declared = tuple(sorted({row.name for part in rows.values() for row in part if row.box is not None}))
+    names, _ = label_lookup(declared, class_names)
+    label_of = {name: label for label, name in enumerate(names)}
+    images = _images([row for file in wanted for row in rows[file]])
+    finders = {file: ImageFinder(_image_folders(file, name)) for name, file in files.items()}
+    owner_of = {image: owner for owner, image in enumerate(images)}
+    boxes = [row for file in wanted for row in rows[file] if row.box is not None]
+    unknown = next((row for row in boxes if row.name not in label_of), None)
+    if unknown is not None:
+        raise UserError(f"{unknown.where}: class {short(unknown.name)} is not declared. Expected: {name_list(names)}.")
+    return Annotations(
+        class_names=names,
+        category_ids=tuple(range(1, len(names) + 1)),
+        images=[ImageEntry(finders[row.file].find(image), image, row.size) for image, row in images.items()],
+        boxes=BoxColumns(
+            owners=[owner_of[row.image] for row in boxes],
+            xyxy=[row.box for row in boxes if row.box is not None],
+            labels=[label_of[row.name] for row in boxes],
+            where=lambda row: boxes[row].where,
+        ),
+    )
+
+
+def _csv_files(path: Path) -> dict[str, Path] | None:
+    """The CSV file of each split; under "" where the name of an only file speaks of none."""
+    if path.is_file():
+        return {split_word(path.stem) or "": path} if path.suffix.lower() in _SUFFIXES else None
+    found = [file for file in files_in(path, _SUFFIXES) if file.name not in _CLASS_FILES and _is_dialect(file)]
+    return name_splits(found) if found else None
+
+
+def _is_dialect(file: Path) -> bool:
+    try:
+        with file.open(encoding="utf-8-sig", errors="replace") as stream:
+            return _delimiter(stream.readline(65536)) is not None
+    except OSError:
+        return False
+
+
+def _delimiter(line: str) -> str | None:
+    """The separator by which a first line is one of the dialects, None if by none."""
+    for mark in ",;\t":
+        try:
+            fields = next(csv.reader([line], delimiter=mark, strict=True), [])
+        except csv.Error:
+            continue
+        if _columns_of(fields) is not None:
+            return mark
+    return None
+
+
+def _columns_of(fields: Sequence[str]) -> dict[str, int] | None:
+    """Which column holds what by the first line; None if it is neither a header nor a row of a file without one."""
+    words = [field.strip().lower() for field in fields]
+    columns = {
+        key: next(words.index(name) for name in names if name in words)
+        for key, names in _COLUMNS.items()
+        if any(name in words for name in names)
+    }
+    if all(key in columns for key in ("path", "class", *_CORNERS)):
+        return columns
+    if len(words) == 6 and (not any(words[1:]) or all(map(_is_number, words[1:5]))):
+        return _HEADERLESS
+    return None
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _rows(file: Path) -> Iterator[_Row]:
+    text = read_text(file)
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(first) or ",", strict=True)
+    columns: dict[str, int] | None = None
+    count = 0
+    try:
+        for fields in reader:
+            if not any(field.strip() for field in fields):
+                continue
+            if columns is None:
+                count = len(fields)
+                columns = _columns_of(fields)
+                if columns is None:
+                    raise UserError(_unknown_dialect(file, reader.line_num, fields))
+                if columns is not _HEADERLESS:
+                    continue
+            if len(fields) != count:
+                raise UserError(
+                    f"{file}, line {reader.line_num}: has {len(fields)} fields, the first line {count}. Mend it."
+                )
+            yield _row(file, reader.line_num, {key: fields[at].strip() for key, at in columns.items()})
+    except csv.Error as error:
+        raise UserError(f"{file}, line {reader.line_num}: broken CSV ({error}). Mend the line.") from None
+
+
+def _unknown_dialect(file: Path, line: int, fields: Sequence[str]) -> str:
+    words = [field.strip().lower() for field in fields]
+    missing = [_COLUMNS[key][0] for key in _HEADERLESS if not set(_COLUMNS[key]) & set(words)]
+    return (
+        f"{file}, line {line}: the columns {name_list(fields)} are not understood: {name_list(missing)} missing. "
+        "Expected path,x1,y1,x2,y2,class without a header, or a header such as image_path,xmin,ymin,xmax,ymax,label."
+    )
+
+
+def _row(file: Path, line: int, fields: dict[str, str]) -> _Row:
+    where = f"{file}, line {line}"
+    if not fields["path"]:
+        raise UserError(f"{where}: names no image. Expected the path of one.")
+    size = None
+    if "width" in fields and "height" in fields:
+        size = declared_size(fields["height"], fields["width"], where)
+    image = os.path.normpath(fields["path"].replace("\\", "/"))
+    corners = [fields[key] for key in _CORNERS]
+    if not any(corners) and not fields["class"]:
+        return _Row(file, line, image, size, None, "")
+    try:
+        box = [float(corner) for corner in corners]
+    except ValueError:
+        raise UserError(
+            f"{where}: the corners are {name_list([corner or 'empty' for corner in corners])}. Expected four numbers "
+            "of pixels, or four empty fields and an empty class for an image without objects."
+        ) from None
+    if not fields["class"]:
+        raise UserError(f"{where}: the box has no class. Expected its name.")
+    return _Row(file, line, image, size, box, fields["class"])
+
+
+def _images(rows: Sequence[_Row]) -> dict[str, _Row]:
+    """The first row of each image."""
+    images: dict[str, _Row] = {}
+    for row in rows:
+        first = images.setdefault(row.image, row)
+        if first.file != row.file:
+            raise UserError(f"{row.where}: {row.image} is in {first.file} too (line {first.line}). Name one split.")
+        if first.size != row.size:
+            raise UserError(f"{row.where}: the size of {row.image} is not that of line {first.line}. Make them agree.")
+    return images
+
+
+def _image_folders(file: Path, split: str) -> list[Path]:
+    """Where the images of a file may lie, the likeliest place first."""
+    home = file.parent
+    named = [home / name for name in (file.stem, split, f"images/{split}") if name and split]
+    return [home, *named, home / "images", home / "JPEGImages", home.parent, home.parent / "images"]
+
+
+def _declared_names(home: Path) -> tuple[str, ...] | None:
+    """The names of a class file beside the data: ``name`` or ``name,id`` a line, ids counted from 0."""
+    file = next((home / name for name in _CLASS_FILES if (home / name).is_file()), None)
+    if file is None:
+        return None
+    names: dict[int, str] = {}
+    for line, text in enumerate(read_text(file).splitlines(), 1):
+        if not text.strip():
+            continue
+        name, _, number = text.strip().rpartition(",") if file.suffix == ".csv" else (text.strip(), "", str(len(names)))
+        if not name or not re.fullmatch(r"\s*[0-9]{1,9}\s*", number) or int(number) in names:
+            raise UserError(
+                f"{file}, line {line}: {short(text.strip())}. Expected a class name and an id of its own: name,0"
+            )
+        names[int(number)] = name.strip().strip('"')
+    if sorted(names) != list(range(len(names))):
+        raise UserError(f"{file}: the ids are {name_list(sorted(names))}. Expected 0 to {len(names) - 1}.")
+    return tuple(names[number] for number in range(len(names)))

@@ -1,0 +1,203 @@
+"""Samples to batches: stateless randomness, and a sampler that can start anywhere.
+
+A training sample depends on (seed, epoch, index) alone and a step on (seed, step) alone, so neither the number of
+workers nor an interruption changes what the model sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from retinanet.data.dataset import DetectionDataset
+from retinanet.data.transforms import Augment
+from retinanet.images.preprocess import Preprocess
+from retinanet.types import Batch, Sample, Target, UserError
+
+View = tuple[int, int]  # epoch and index of a sample
+
+
+@dataclass(frozen=True)
+class StepSampler(Sampler[list[View]]):
+    """Which samples make which part of which optimiser step.
+
+    Every epoch is a permutation of the data set; its last step is filled up from the beginning of the permutation, so
+    that all steps have the same size. Yields one list of views per part, for the steps ``start`` to ``stop``.
+
+    Attributes:
+        length: samples in the data set.
+        batch_size: samples of a step, over all ranks and parts.
+        start: first step.
+        stop: step after the last one.
+        seed: of the permutations.
+        parts: how many batches a rank accumulates in a step.
+        rank: of this process.
+        world: number of processes.
+    """
+
+    length: int
+    batch_size: int
+    start: int
+    stop: int
+    seed: int = 0
+    parts: int = 1
+    rank: int = 0
+    world: int = 1
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise UserError(f"a batch has at least one image, got {self.batch_size}")
+        if self.batch_size % (self.parts * self.world):
+            raise UserError(
+                f"a batch of {self.batch_size} images cannot be shared evenly by {self.world} processes of "
+                f"{self.parts} accumulated parts: choose a multiple of {self.parts * self.world}"
+            )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps in which every sample is seen once."""
+        return -(-self.length // self.batch_size)
+
+    def __len__(self) -> int:
+        return (self.stop - self.start) * self.parts
+
+    def __iter__(self) -> Iterator[list[View]]:
+        for step in range(self.start, self.stop):
+            mine = self.step(step)[self.rank :: self.world]
+            size = len(mine) // self.parts
+            yield from (mine[part * size : (part + 1) * size] for part in range(self.parts))
+
+    def step(self, step: int) -> list[View]:
+        """All views of one step, over all ranks and parts."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        order = np.random.default_rng((self.seed, epoch)).permutation(self.length)
+        rows = np.arange(position * self.batch_size, (position + 1) * self.batch_size) % self.length
+        return [(epoch, int(index)) for index in order[rows]]
+
+
+@dataclass(frozen=True)
+class TrainingViews(Dataset[Sample | UserError]):
+    """The data set as training sees it: augmented and resized, boxes in pixels of the result.
+
+    A sample that cannot be read is returned as its error, because a worker process would bury the message in a
+    traceback; :func:`batches` raises it.
+    """
+
+    dataset: DetectionDataset
+    preprocess: Preprocess
+    augment: Augment
+    seed: int
+
+    def __getitem__(self, view: View) -> Sample | UserError:
+        epoch, index = view
+        try:
+            sample = self.dataset[index]
+        except UserError as error:
+            return error
+        with torch.random.fork_rng(devices=[]):
+            # Not torch.manual_seed, which seeds the accelerators too, and those are not forked.
+            torch.default_generator.manual_seed(
+                int(np.random.SeedSequence((self.seed, epoch, index)).generate_state(1)[0])
+            )
+            assert sample.image is not None
+            image, target = self.augment(sample.image, sample.target)
+            scale = self.augment.draw_scale()
+        rule = replace(
+            self.preprocess, short=round(self.preprocess.short * scale), long=round(self.preprocess.long * scale)
+        )
+        return resized(replace(sample, image=image, target=target), rule)
+
+
+@dataclass(frozen=True)
+class EvaluationViews(Dataset[Sample | UserError]):
+    """The data set as evaluation sees it: resized, nothing else."""
+
+    dataset: DetectionDataset
+    preprocess: Preprocess
+
+    def __getitem__(self, index: int) -> Sample | UserError:
+        try:
+            return resized(self.dataset[index], self.preprocess)
+        except UserError as error:
+            return error
+
+
+def resized(sample: Sample, preprocess: Preprocess) -> Sample:
+    """The sample with its image resized and its boxes in pixels of the result."""
+    assert sample.image is not None
+    image = preprocess.resize(sample.image)
+    factor = torch.tensor([image.shape[-1] / sample.image.shape[-1], image.shape[-2] / sample.image.shape[-2]])
+    target = sample.target
+    return replace(sample, image=image, target=Target(target.boxes * factor.repeat(2), target.labels, target.ignore))
+
+
+@dataclass(frozen=True)
+class Collate:
+    """Samples to one batch; the first error stands for all."""
+
+    preprocess: Preprocess
+
+    def __call__(self, samples: Sequence[Sample | UserError]) -> Batch | UserError:
+        """N samples with pixels -> their batch."""
+        for sample in samples:
+            if isinstance(sample, UserError):
+                return sample
+        good = [sample for sample in samples if isinstance(sample, Sample)]
+        images, sizes = self.preprocess.pad([_pixels(sample) for sample in good])
+        bare = tuple(replace(sample, image=None) for sample in good)
+        return Batch(images, sizes, tuple(sample.target for sample in good), bare)
+
+
+def _pixels(sample: Sample) -> Tensor:
+    assert sample.image is not None
+    return sample.image
+
+
+def training_batches(
+    dataset: DetectionDataset,
+    *,
+    preprocess: Preprocess,
+    augment: Augment,
+    sampler: StepSampler,
+    workers: int = 0,
+) -> Iterator[Batch]:
+    """The parts of the steps that ``sampler`` names, augmented.
+
+    Raises:
+        UserError: an image cannot be read.
+    """
+    views = TrainingViews(dataset, preprocess, augment, sampler.seed)
+    return _load(views, Collate(preprocess), workers, batch_sampler=sampler)
+
+
+def evaluation_batches(
+    dataset: DetectionDataset,
+    *,
+    preprocess: Preprocess,
+    batch_size: int,
+    indices: Sequence[int],
+    workers: int = 0,
+) -> Iterator[Batch]:
+    """Samples at ``indices`` in that order, resized only.
+
+    Raises:
+        UserError: an image cannot be read.
+    """
+    views = EvaluationViews(dataset, preprocess)
+    return _load(views, Collate(preprocess), workers, batch_size=batch_size, sampler=indices)
+
+
+def _load(views: Dataset[Sample | UserError], collate: Collate, workers: int, **how: Any) -> Iterator[Batch]:
+    loader = DataLoader(
+        views, collate_fn=collate, num_workers=workers, pin_memory=torch.cuda.is_available() and workers > 0, **how
+    )
+    for batch in loader:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch

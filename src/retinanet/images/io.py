@@ -1,0 +1,189 @@
+"""Image files to RGB uint8 tensors, whatever the file holds."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from retinanet.types import UserError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".jp2", ".ppm", ".pgm", ".pbm")
+MAX_PIXELS = 200_000_000
+
+# Named, so that no other plugin of Pillow is ever tried: some of them start programs (EPS calls Ghostscript).
+_FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "JPEG2000", "PPM")
+_READABLE = "JPEG, PNG, TIFF, BMP, WebP, GIF, JPEG 2000 or PPM"
+_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SIDES_SWAPPED = (5, 6, 7, 8)
+
+
+def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Tensor:
+    """The image as a viewer shows it: upright (EXIF orientation applied) and in RGB.
+
+    Grey, 1-bit, palette, CMYK and YCbCr images become RGB. Transparent pixels are laid over white. 16-bit grey is
+    divided by 257, so 65535 is white whatever the image holds. 32-bit images name no white: it is the smallest of 1
+    (floats only), 255 and 65535 (whole numbers only) that holds every value; where none does, or a value is negative,
+    the range of the image is stretched to 0..255. Values that are not finite become black. Of several frames the first
+    is read.
+
+    Args:
+        path: the image file.
+        max_pixels: an image with more pixels is refused before anything is decoded.
+
+    Returns:
+        (3, H, W) uint8, contiguous.
+
+    Raises:
+        UserError: the file is missing, truncated, not an image, or over the limit.
+    """
+    path = Path(path)
+    with _opened(path, max_pixels) as image:
+        orientation = _orientation(image)
+        try:
+            image.load()
+            upright = _rgb(image)
+        except MemoryError:
+            raise
+        except Image.DecompressionBombError:  # a small image cut into huge tiles
+            raise _too_large(path, "what has to be decoded is", max_pixels) from None
+        except Exception as error:  # decoders raise anything from OSError to struct.error on damaged data
+            raise UserError(
+                f"{path}: the image is truncated or damaged ({error}). Replace it, or remove it and its annotations."
+            ) from error
+        if orientation in _UPRIGHT:
+            upright = upright.transpose(_UPRIGHT[orientation])
+        return torch.from_numpy(np.array(upright)).permute(2, 0, 1).contiguous()  # (H, W, 3) -> (3, H, W)
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """(height, width) of the upright image, from its header alone.
+
+    Raises:
+        UserError: the file is missing or not an image.
+    """
+    with _opened(Path(path), sys.maxsize // 4) as image:  # a header is small whatever the image
+        width, height = image.size
+        return (width, height) if _orientation(image) in _SIDES_SWAPPED else (height, width)
+
+
+@contextmanager
+def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
+    """The image with its header read and its pixel count checked."""
+    with _quiet_pillow(max_pixels):
+        try:
+            image = Image.open(path, formats=_FORMATS)
+        except FileNotFoundError:
+            raise UserError(f"{path}: no such image file. Check the path, or remove its annotations.") from None
+        except IsADirectoryError:
+            raise UserError(f"{path}: is a folder, an image file was expected.") from None
+        except UnidentifiedImageError:
+            raise UserError(f"{path}: is not an image that can be read. Expected {_READABLE}; convert it.") from None
+        except MemoryError:
+            raise
+        except Image.DecompressionBombError:
+            raise _too_large(path, "its size is", max_pixels) from None
+        except Exception as error:
+            raise UserError(f"{path}: cannot be read as an image ({error}). Replace or remove the file.") from error
+        with image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise _too_large(path, f"{width} x {height} = {width * height:,} pixels are", max_pixels)
+            yield image
+
+
+def _too_large(path: Path, what: str, max_pixels: int) -> UserError:
+    return UserError(
+        f"{path}: {what} over the limit of {max_pixels:,} pixels, so the image was not decoded. "
+        "Cut it into tiles, shrink it, or raise max_pixels."
+    )
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation still to be applied, 1 (upright) to 8."""
+    if image.format == "TIFF":  # Pillow turns TIFF itself
+        return 1
+    try:
+        # The method of the base class: PNG's own would decode the whole image to look for EXIF behind the pixels.
+        return int(Image.Image.getexif(image).get(_ORIENTATION, 1))
+    except Exception:  # damaged EXIF is no reason to refuse the pixels
+        return 1
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """The pixels in mode RGB."""
+    if image.mode.startswith("I;16"):
+        return _grey(np.asarray(image).astype(np.float64) / 257)
+    if image.mode in ("I", "F"):
+        values = np.asarray(image).astype(np.float64)
+        return _grey(values / 257 if image.format == "PPM" else _scaled(values, image.mode))
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        pixels = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, pixels).convert("RGB")
+    return image.convert("RGB")
+
+
+def _scaled(values: np.ndarray, mode: str) -> np.ndarray:
+    """32-bit values on 0..255, by the rule in the docstring of ``read_image``."""
+    finite = values[np.isfinite(values)]
+    low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
+    whites = (1, 255) if mode == "F" else (255, 65535)
+    white = next((white for white in whites if high <= white), None)
+    if low < 0 or white is None:
+        return (values - low) * 255 / (high - low) if high > low else np.zeros_like(values)
+    return values * 255 / white
+
+
+def _grey(values: np.ndarray) -> Image.Image:
+    whole = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0).round().clip(0, 255).astype(np.uint8)
+    return Image.fromarray(whole).convert("RGB")
+
+
+_lock = threading.Lock()
+_readers = 0
+_before: tuple[int | None, warnings.catch_warnings] = (None, warnings.catch_warnings())
+
+
+@contextmanager
+def _quiet_pillow(max_pixels: int) -> Iterator[None]:
+    """Our pixel limit in place of Pillow's, and no warnings of Pillow's, for as long as any thread reads an image.
+
+    Both are global to the process, hence the count: the last reader restores what the first one found.
+    """
+    global _readers, _before
+    with _lock:
+        if _readers == 0:
+            filters = warnings.catch_warnings()
+            filters.__enter__()
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            _before = (Image.MAX_IMAGE_PIXELS, filters)
+            Image.MAX_IMAGE_PIXELS = max_pixels
+        else:
+            Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, max_pixels)
+        _readers += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _readers -= 1
+            if _readers == 0:
+                Image.MAX_IMAGE_PIXELS = _before[0]
+                _before[1].__exit__(None, None, None)
