@@ -1,0 +1,93 @@
+"""What a RetinaNet is made of, as one plain description that is saved with it, and the named ones."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, field
+from typing import Literal
+
+from retinanet.boxes.coding import BoxCoder
+from retinanet.boxes.lattice import AnchorLattice
+from retinanet.model.backbone import Backbone, Norm
+from retinanet.model.fpn import FeaturePyramid
+from retinanet.model.heads import HeadNorm, Heads
+from retinanet.model.retinanet import RetinaNet
+from retinanet.types import UserError
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Everything that decides a network except its classes and its weights; the defaults are the paper's.
+
+    Attributes:
+        backbone: name of a timm trunk.
+        norm: batch norms of the trunk: ``frozen``, ``batch`` (trained) or ``group`` (replaced).
+        frozen_stages: stages of the trunk that are not trained; 2 are the stem and the stage of stride 4.
+        channels: of the pyramid and the towers.
+        depth: hidden convolutions of each tower.
+        head_norm: ``none`` or ``group``.
+        p6_from: ``C5`` (paper) or ``P5`` (torchvision's first).
+        relu_before_p7: the paper's.
+        prior: initial probability of every class at every anchor.
+        anchors: the lattice.
+        coder: what the box outputs mean.
+    """
+
+    backbone: str = "resnet50"
+    norm: Norm = "frozen"
+    frozen_stages: int = 0
+    channels: int = 256
+    depth: int = 4
+    head_norm: HeadNorm = "none"
+    p6_from: Literal["C5", "P5"] = "C5"
+    relu_before_p7: bool = True
+    prior: float = 0.01
+    anchors: AnchorLattice = field(default_factory=AnchorLattice)
+    coder: BoxCoder = field(default_factory=BoxCoder)
+
+    def build(self, num_classes: int, *, weights: str = "none") -> RetinaNet:
+        """The network for K classes.
+
+        Args:
+            num_classes: K.
+            weights: of the trunk: ``imagenet``, ``none`` or a safetensors file.
+        """
+        trunk = Backbone(name=self.backbone, weights=weights, norm=self.norm, frozen_stages=self.frozen_stages)
+        pyramid = FeaturePyramid(
+            in_channels=trunk.channels,
+            channels=self.channels,
+            p6_from=self.p6_from,
+            relu_before_p7=self.relu_before_p7,
+        )
+        heads = Heads(
+            num_classes=num_classes,
+            num_anchors=self.anchors.num_anchors,
+            channels=self.channels,
+            depth=self.depth,
+            norm=self.head_norm,
+            prior=self.prior,
+        )
+        return RetinaNet(backbone=trunk, fpn=pyramid, heads=heads, lattice=self.anchors, coder=self.coder)
+
+
+PRESETS = {
+    "resnet18": Architecture(backbone="resnet18"),
+    "resnet34": Architecture(backbone="resnet34"),
+    "resnet50": Architecture(backbone="resnet50"),
+    "resnet101": Architecture(backbone="resnet101"),
+    "resnet152": Architecture(backbone="resnet152"),
+    "lite": Architecture(backbone="tf_efficientnet_lite0", channels=128),
+}
+
+
+def preset(name: str) -> Architecture:
+    """The architecture of that name.
+
+    Raises:
+        UserError: there is none; the message lists them and the nearest.
+    """
+    if name not in PRESETS:
+        nearest = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.4)
+        hint = f", did you mean {nearest[0]!r}?" if nearest else "."
+        raise UserError(f"unknown model {name!r}{hint} Expected a preset ({', '.join(PRESETS)}) or a model folder")
+    return PRESETS[name]

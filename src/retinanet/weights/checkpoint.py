@@ -1,0 +1,184 @@
+"""The model folder: ``config.json`` and ``model.safetensors``, everything a prediction needs and no code."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from retinanet import __version__
+from retinanet.boxes.coding import BoxCoder
+from retinanet.boxes.lattice import AnchorLattice
+from retinanet.images.preprocess import Preprocess
+from retinanet.model.postprocess import Postprocess
+from retinanet.model.presets import Architecture
+from retinanet.model.retinanet import RetinaNet
+from retinanet.types import Batch, Detections, RawOutput, UserError
+
+FORMAT = 1
+CONFIG, TENSORS = "config.json", "model.safetensors"
+T = TypeVar("T")
+
+
+@dataclass
+class Detector:
+    """A network with all that it takes to use it.
+
+    Attributes:
+        net: the network.
+        architecture: what it is made of.
+        preprocess: how images become its input.
+        postprocess: how its output becomes detections.
+        class_names: K names.
+        metrics: what it was last evaluated to, e.g. ``{"AP": 0.58}``.
+    """
+
+    net: RetinaNet
+    architecture: Architecture
+    preprocess: Preprocess
+    postprocess: Postprocess
+    class_names: tuple[str, ...]
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+    def raw(self, batch: Batch) -> RawOutput:
+        """The network's output for a batch that lies on the network's device."""
+        raw: RawOutput = self.net(self.preprocess.normalise(batch.images, batch.sizes))
+        return raw
+
+    def detections(self, raw: RawOutput, batch: Batch) -> list[Detections]:
+        """Detections in pixels of the original images, on the CPU."""
+        found = self.postprocess(raw, batch.sizes, self.class_names)
+        return [
+            Detections(
+                self.preprocess.boxes_back(one.boxes, (int(size[0]), int(size[1])), sample.size),
+                one.scores,
+                one.labels,
+                one.class_names,
+            )
+            for one, size, sample in zip(found, batch.sizes.tolist(), batch.samples, strict=True)
+        ]
+
+
+def save_detector(folder: Path, detector: Detector, tensors: Mapping[str, Tensor] | None = None) -> None:
+    """Write a model folder; a reader never sees half of a file.
+
+    Args:
+        folder: made if need be.
+        detector: what to save.
+        tensors: weights to save in place of those of ``detector.net``, such as their moving average.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {
+        "format": FORMAT,
+        "library_version": __version__,
+        "architecture": asdict(detector.architecture),
+        "preprocess": asdict(detector.preprocess),
+        "postprocess": asdict(detector.postprocess),
+        "class_names": list(detector.class_names),
+        "metrics": detector.metrics,
+    }
+    state = detector.net.state_dict() if tensors is None else tensors
+    contiguous = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+    temporary = folder / (TENSORS + ".part")
+    save_file(contiguous, temporary, metadata={"format": "pt"})
+    os.replace(temporary, folder / TENSORS)
+    temporary = folder / (CONFIG + ".part")
+    temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, folder / CONFIG)
+
+
+def load_detector(folder: str | Path) -> Detector:
+    """Read a model folder; the network is in evaluation mode on the CPU.
+
+    Raises:
+        UserError: there is no model, or it is damaged, from a newer version, or a pickle.
+    """
+    config, folder = read_config(folder), Path(folder)
+    try:
+        architecture = _build(
+            Architecture,
+            config["architecture"],
+            anchors=_build(AnchorLattice, config["architecture"]["anchors"]),
+            coder=_build(BoxCoder, config["architecture"]["coder"]),
+        )
+        preprocess = _build(Preprocess, config["preprocess"])
+        postprocess = _build(Postprocess, config["postprocess"])
+        class_names = tuple(str(name) for name in config["class_names"])
+        metrics = dict(config.get("metrics", {}))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{folder / CONFIG} is not a model's configuration: {error!r}") from None
+    net = architecture.build(len(class_names))
+    load_tensors(net, folder / TENSORS)
+    return Detector(net.eval(), architecture, preprocess, postprocess, class_names, metrics)
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """The ``config.json`` of a model folder, its version checked.
+
+    Raises:
+        UserError: as :func:`load_detector`.
+    """
+    folder = Path(folder)
+    if folder.is_file():
+        raise UserError(
+            f"{folder} is a file; a model is a folder with {CONFIG} and {TENSORS}. Pickled checkpoints (.pt, .pth) can "
+            "run code when they are opened and are not read"
+        )
+    if not (folder / CONFIG).is_file():
+        raise UserError(f"no model in {folder}: expected a folder with {CONFIG} and {TENSORS}, as train writes it")
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{folder / CONFIG} is not valid JSON: {error}") from None
+    version = config.get("format") if isinstance(config, dict) else None
+    if not isinstance(version, int):
+        raise UserError(f"{folder / CONFIG} is not a model's configuration: it has no format version")
+    if version > FORMAT:
+        raise UserError(
+            f"{folder} was written by retinanet {config.get('library_version')} in format {version}; this is "
+            f"{__version__}, which reads up to format {FORMAT}. Upgrade the package: pip install -U retinanet"
+        )
+    return config
+
+
+def load_tensors(net: RetinaNet, path: Path) -> None:
+    """Load a safetensors file into a network, every tensor of it.
+
+    Raises:
+        UserError: missing or damaged file; a missing, extra or misshapen tensor.
+    """
+    if not path.is_file():
+        raise UserError(f"the model has no weights: {path} is missing")
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is damaged or not a safetensors file ({error}). Copy it again") from None
+    wanted = net.state_dict()
+    wrong = [f"{key}: missing" for key in wanted.keys() - tensors.keys()]
+    wrong += [f"{key}: not part of the model" for key in tensors.keys() - wanted.keys()]
+    wrong += [
+        f"{key}: shape {tuple(tensors[key].shape)}, expected {tuple(wanted[key].shape)}"
+        for key in wanted.keys() & tensors.keys()
+        if tensors[key].shape != wanted[key].shape
+    ]
+    if wrong:
+        shown = "; ".join(sorted(wrong)[:5])
+        raise UserError(f"{path} does not fit its {CONFIG}, {len(wrong)} tensors are wrong: {shown}")
+    net.load_state_dict(tensors)
+
+
+def _build(kind: type[T], values: Mapping[str, Any], **built: Any) -> T:
+    """A dataclass from JSON: lists become tuples, unknown names are an error."""
+    names = {item.name for item in fields(kind)}  # type: ignore[arg-type]
+    if unknown := values.keys() - names:
+        raise TypeError(f"{kind.__name__} has no {', '.join(sorted(unknown))}")
+    plain = {key: tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+             for key, value in values.items() if key not in built}  # fmt: skip
+    return kind(**plain, **built)
