@@ -1,0 +1,177 @@
+"""``predict``: annotated pictures, COCO JSON and CSV for a list of images."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import io
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.progress import track
+
+from retinanet.images.io import IMAGE_SUFFIXES, image_size, read_image
+from retinanet.plot.draw import draw_detections
+from retinanet.predict.predictor import Predictor
+from retinanet.types import Detections, UserError
+
+CSV_COLUMNS = ("image_path", "xmin", "ymin", "xmax", "ymax", "label", "score")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What was found in one image.
+
+    Attributes:
+        path: the image.
+        size: (height, width).
+        detections: boxes in its pixels.
+    """
+
+    path: Path
+    size: tuple[int, int]
+    detections: Detections
+
+
+def predict(
+    model: str,
+    images: list[str],
+    *,
+    output: str = "predictions",
+    score: float = 0.3,
+    pictures: bool = True,
+    batch_size: int = 8,
+    device: str = "auto",
+    overwrite: bool = False,
+) -> list[Prediction]:
+    """Find objects in images; write annotated pictures, detections.json (COCO) and detections.csv.
+
+    Args:
+        model: model folder, as train writes it.
+        images: files, folders (searched with their subfolders) and patterns such as "scans/*.png".
+        output: folder for the results, made if need be.
+        score: detections below this score are left out of pictures and files.
+        pictures: whether to write annotated pictures.
+        batch_size: images per forward pass.
+        device: auto, cpu, cuda, cuda:1, mps.
+        overwrite: replace the results of an earlier prediction in output.
+
+    Raises:
+        UserError: no usable model, no such image, or results are there already.
+    """
+    if not 0 <= score <= 1:
+        raise UserError(f"--score is between 0 and 1, got {score}")
+    paths = find_images(images)
+    folder = Path(output)
+    check_output(folder, overwrite=overwrite)
+    for path in paths:
+        image_size(path)  # a file that is no image is refused before anything is written
+    predictor = Predictor.load(model, device=device, batch_size=batch_size)
+    names = picture_names(paths)
+    found: list[Prediction] = []
+    for start in track(range(0, len(paths), batch_size), "predict", transient=True, disable=len(paths) == 1):
+        chunk = [(path, read_image(path)) for path in paths[start : start + batch_size]]
+        for (path, pixels), detections in zip(chunk, predictor([pixels for _, pixels in chunk]), strict=True):
+            shown = detections.above(score)
+            found.append(Prediction(path, (int(pixels.shape[1]), int(pixels.shape[2])), shown))
+            if pictures:
+                target = folder / "pictures" / names[path]
+                target.parent.mkdir(parents=True, exist_ok=True)
+                draw_detections(pixels, shown, score=score).save(target)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / "detections.json", json.dumps(coco_document(found, predictor.class_names), indent=1) + "\n")
+    _write(folder / "detections.csv", csv_document(found))
+    return found
+
+
+def find_images(patterns: Sequence[str]) -> list[Path]:
+    """The image files that paths, folders and patterns name, each once, in order.
+
+    Raises:
+        UserError: one of them names nothing.
+    """
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        path = Path(pattern)
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+            if not inside:
+                raise UserError(f"no image in the folder {pattern}: looked for {', '.join(IMAGE_SUFFIXES)}")
+        elif path.is_file():
+            inside = [path]
+        else:
+            inside = sorted(Path(name) for name in glob.glob(pattern, recursive=True) if Path(name).is_file())
+            if not inside:
+                raise UserError(f"no image at {pattern}: expected a file, a folder or a pattern such as 'scans/*.png'")
+        found.update(dict.fromkeys(inside))
+    if not found:
+        raise UserError("no image given: expected files, folders or patterns such as 'scans/*.png'")
+    return list(found)
+
+
+def picture_names(paths: Sequence[Path]) -> dict[Path, str]:
+    """A file name for the picture of each image, different for all of them."""
+    base = os.path.commonpath([path.absolute().parent for path in paths])
+    names: dict[Path, str] = {}
+    taken: set[str] = set()
+    for path in paths:
+        relative = path.absolute().relative_to(base)
+        name = str(relative.with_suffix(".png"))
+        if name in taken:  # a.jpg beside a.png
+            name = str(relative) + ".png"
+        taken.add(name)
+        names[path] = name
+    return names
+
+
+def check_output(folder: Path, *, overwrite: bool) -> None:
+    """Earlier results are replaced only when asked for.
+
+    Raises:
+        UserError: there are some, or the folder is a file.
+    """
+    if folder.is_file():
+        raise UserError(f"--output {folder} is a file; expected the name of a folder")
+    if not overwrite and any((folder / name).exists() for name in ("detections.json", "detections.csv")):
+        raise UserError(f"{folder} holds results already. Choose another --output or pass --overwrite")
+
+
+def coco_document(found: Sequence[Prediction], class_names: Sequence[str]) -> dict[str, object]:
+    """A COCO data set of the detections, each with its score: labelling tools load it, and so does ``evaluate``."""
+    annotations: list[dict[str, object]] = []
+    for number, one in enumerate(found, start=1):
+        for row in one.detections.to_coco(number):
+            width, height = row["bbox"][2:]
+            annotations.append({"id": len(annotations) + 1, **row, "area": width * height, "iscrowd": 0})
+    return {
+        "images": [
+            {"id": number, "file_name": str(one.path), "height": one.size[0], "width": one.size[1]}
+            for number, one in enumerate(found, start=1)
+        ],
+        "categories": [{"id": number, "name": name} for number, name in enumerate(class_names, start=1)],
+        "annotations": annotations,
+    }
+
+
+def csv_document(found: Sequence[Prediction]) -> str:
+    """One line per detection; an image without any has a line with empty fields."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(CSV_COLUMNS)
+    for one in found:
+        rows = one.detections.to_dicts()
+        for row in rows:
+            box = [f"{side:.2f}" for side in row["box"]]
+            writer.writerow([one.path, *box, row["name"], f"{row['score']:.4f}"])
+        if not rows:
+            writer.writerow([one.path, *[""] * 6])
+    return text.getvalue()
+
+
+def _write(path: Path, text: str) -> None:
+    draft = path.with_name(path.name + ".part")
+    draft.write_text(text, encoding="utf-8")
+    os.replace(draft, path)
