@@ -1,0 +1,75 @@
+"""The command line: ``retinanet COMMAND``. Each command is one function of the package, with the same parameters."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from retinanet import __version__
+
+# command -> what it does; the module retinanet.cli.COMMAND has its run(arguments)
+COMMANDS = {
+    "demo": "render a data set, train, evaluate and predict: the whole road in a few minutes",
+    "train": "learn from annotated images",
+    "evaluate": "measure average precision on annotated images",
+    "predict": "find objects in images",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0, 2 after a user's mistake, 130 after an interruption."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0 if words else 2
+    if words[0] in ("-V", "--version"):
+        print(f"retinanet {__version__}")
+        return 0
+    if words[0] not in COMMANDS:
+        import difflib
+
+        nearest = difflib.get_close_matches(words[0], COMMANDS, n=1)
+        hint = f", did you mean {nearest[0]!r}?" if nearest else "."
+        print(f"retinanet: unknown command {words[0]!r}{hint}\n\n{overview()}", file=sys.stderr)
+        return 2
+    return _guarded(words[0], words[1:])
+
+
+def overview() -> str:
+    """The commands, a line each."""
+    lines = [f"  {name:<10}{text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: retinanet COMMAND ...",
+            "",
+            "RetinaNet: dense object detection with focal loss (arXiv 1708.02002).",
+            "",
+            *lines,
+            "",
+            "retinanet COMMAND --help shows its options.",
+        ]
+    )
+
+
+def _guarded(command: str, words: list[str]) -> int:
+    """Run one command; a user's mistake becomes a message instead of a traceback."""
+    module = importlib.import_module(f"retinanet.cli.{command}")
+    from retinanet.types import Interrupted, UserError
+
+    try:
+        module.run(words)
+    except Interrupted as error:
+        print(f"retinanet {command}: {error}", file=sys.stderr)
+        return 130
+    except UserError as error:
+        print(f"retinanet {command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"retinanet {command}: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

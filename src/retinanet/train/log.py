@@ -1,0 +1,137 @@
+"""What a run tells: a CSV file always, TensorBoard when installed, a progress bar for a person."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+COLUMNS = (
+    "step",
+    "epoch",
+    "loss",
+    "classification",
+    "box",
+    "positives",
+    "lr",
+    "grad_norm",
+    "images_per_s",
+    "val_loss",
+    "AP",
+    "AP50",
+    "AP75",
+)
+
+
+class RunLog:
+    """Writes the log of a run; only rank 0 has one that speaks.
+
+    Args:
+        folder: of the run.
+        total: optimiser steps of the run.
+        start: step it starts at; rows of an earlier attempt from this step on are dropped.
+        enabled: False for every rank but 0.
+    """
+
+    def __init__(self, folder: Path, *, total: int, start: int = 0, enabled: bool = True) -> None:
+        self.console = Console(stderr=True, quiet=not enabled)
+        self.path = folder / "log.csv"
+        self.enabled = enabled
+        self.rows: list[dict[str, str]] = []
+        self._board = _tensorboard(folder) if enabled else None
+        self._best = "-"
+        self._progress = Progress(
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]}  AP {task.fields[ap]}  {task.fields[speed]} images/s"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not (enabled and self.console.is_terminal),
+        )
+        self._task = self._progress.add_task(
+            "train", total=total, completed=start, epoch="", loss="-", ap="-", speed="-"
+        )
+        if enabled:
+            self.rows = [row for row in read_log(self.path) if int(row["step"]) <= start]
+            self._rewrite()
+
+    def step(self, row: Mapping[str, Any]) -> None:
+        """One optimiser step: a row, and the progress bar."""
+        self._write(row)
+        self._progress.update(
+            self._task,
+            completed=row["step"],
+            epoch=row["epoch"],
+            loss=f"{row['loss']:.3f}",
+            ap=self._best,
+            speed=f"{row['images_per_s']:.1f}",
+        )
+
+    def evaluation(self, row: Mapping[str, Any], *, best: bool) -> None:
+        """One evaluation: a row, and a line for the person."""
+        self._write(row)
+        if best:
+            self._best = f"{row['AP']:.3f}"
+        self.say(
+            f"epoch {row['epoch']}  step {row['step']}  validation loss {row['val_loss']:.3f}  "
+            f"AP {row['AP']:.3f}  AP50 {row['AP50']:.3f}" + ("  best so far" if best else "")
+        )
+
+    def say(self, text: str) -> None:
+        """A line for the person."""
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def __enter__(self) -> RunLog:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+        if self._board is not None:
+            self._board.close()
+
+    def _write(self, row: Mapping[str, Any]) -> None:
+        if not self.enabled:
+            return
+        line = {key: _text(row.get(key)) for key in COLUMNS}
+        self.rows.append(line)
+        with self.path.open("a", newline="") as file:
+            csv.DictWriter(file, COLUMNS).writerow(line)
+        if self._board is not None:
+            for key, value in row.items():
+                if key not in ("step", "epoch"):
+                    self._board.add_scalar(key, value, row["step"])
+
+    def _rewrite(self) -> None:
+        with self.path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(self.rows)
+
+
+def read_log(path: Path) -> list[dict[str, str]]:
+    """The rows of a log, without those that a killed run left half written."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return [row for row in csv.DictReader(file) if None not in row.values() and row["step"].isdigit()]
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _tensorboard(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder / "tensorboard"))

@@ -1,0 +1,86 @@
+"""Why a run stops before its end: a signal, or a number that is not finite."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import torch
+from lightning_fabric import Fabric
+
+from retinanet.train.ranks import on_any
+from retinanet.types import Batch, UserError
+
+
+@contextmanager
+def stop_requested() -> Iterator[threading.Event]:
+    """An event that the first SIGINT or SIGTERM sets; a second one acts as usual."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def request(number: int, frame: FrameType | None) -> None:
+        event.set()
+        signal.signal(number, before[signal.Signals(number)])
+
+    for number in before:
+        signal.signal(number, request)
+    try:
+        yield event
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def stop_if_not_finite(
+    fabric: Fabric, values: Mapping[str, float], batches: Sequence[Batch], folder: Path, step: int
+) -> None:
+    """Save the batches and stop where a loss or gradient is NaN or infinite, on all processes together.
+
+    Args:
+        fabric: of the run.
+        values: name -> value, such as ``box loss``.
+        batches: what they were computed from.
+        folder: where to save them.
+        step: optimiser step, from 0.
+
+    Raises:
+        UserError: one is not finite, here or on another process.
+    """
+    wrong = next((name for name, value in values.items() if not math.isfinite(value)), None)
+    if not on_any(fabric, wrong is not None):
+        return
+    if wrong is None:
+        raise UserError(f"the loss of another process is not finite at step {step + 1}; its message names the images")
+    files = [_save(batch, _file(folder, fabric, batches, number)) for number, batch in enumerate(batches)]
+    images = [str(sample.path) for batch in batches for sample in batch.samples]
+    raise UserError(
+        f"the {wrong} is {values[wrong]} at step {step + 1}. The batch is saved in {', '.join(map(str, files))}; its "
+        f"images are {', '.join(images)}. Look at their boxes, lower --optim.lr, or train with --run.precision 32"
+    )
+
+
+def _file(folder: Path, fabric: Fabric, batches: Sequence[Batch], number: int) -> Path:
+    alone = fabric.world_size == len(batches) == 1
+    return folder / ("nonfinite_batch.pt" if alone else f"nonfinite_batch_{fabric.global_rank}_{number}.pt")
+
+
+def _save(batch: Batch, path: Path) -> Path:
+    """Plain tensors and strings, so that ``torch.load`` reads them with ``weights_only=True``."""
+    torch.save(
+        {
+            "images": batch.images.cpu(),
+            "sizes": batch.sizes,
+            "targets": [vars(target) for target in batch.targets],
+            "paths": [str(sample.path) for sample in batch.samples],
+        },
+        path,
+    )
+    return path
