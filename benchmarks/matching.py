@@ -1,33 +1,31 @@
 """Matching on the lattice next to torchvision's dense matching, in one run: time, memory, and whether they agree.
 
-Both match the same boxes to the same 201,600 anchors of an 800x1344 input (``AnchorLattice()``, IoU 0.5 / 0.4, best anchors
-forced). Theirs is ``box_iou`` and ``Matcher(0.5, 0.4, allow_low_quality_matches=True)`` on anchors that were made before
-the clock starts; ours has no anchors to begin with.
+Both match the same boxes to the same 201,600 anchors of an 800x1344 input: those of ``AnchorLattice()``, IoU 0.5 / 0.4,
+best anchors forced. Theirs is ``box_iou`` and ``Matcher(0.5, 0.4, allow_low_quality_matches=True)`` with anchors made
+before the clock starts; ours has no anchors to begin with.
 
 * Time: rounds of one after the other, median.
-* Memory: the growth of the peak resident set while one image is matched, each in a process of its own, after a warm-up
-  with one box.
-* Same: the same positive anchors for the same boxes and the same ignored anchors, else the run fails.
+* Memory: the most bytes that tensors hold at one time beyond what was there before, as ``torch.profiler`` counts them.
+* Same: the same positive anchors for the same boxes and the same ignored anchors in every round, else the run fails.
 
     python benchmarks/matching.py
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import platform
-import resource
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 
 import torch
 import torchvision
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 from torchvision.models.detection._utils import Matcher as TorchvisionMatcher
 from torchvision.ops import box_iou
 
@@ -91,34 +89,20 @@ def times(count: int, theirs: Callable[[Target], Tensor]) -> tuple[float, float,
     return statistics.median(our_times), statistics.median(their_times), agree
 
 
-def peak_growth(who: str, count: int) -> int:
-    """Bytes by which matching one image raises the peak resident set of this process."""
-    function = ours if who == "ours" else dense_matching()
-    target = random_target(count)
-    function(random_target(1))
-    reset = Path("/proc/self/clear_refs")
-    if reset.exists():  # else the peak of the imports may hide a few MB
-        reset.write_text("5")
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    function(target)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit
-
-
-def memory(who: str, count: int) -> int:
-    """The same, measured in a fresh process."""
-    command = [sys.executable, __file__, "--memory", who, str(count)]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+def peak_bytes(function: Callable, target: Target) -> int:
+    """The most bytes that tensors hold at one time while one image is matched."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        function(target)
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return max(accumulate(changes))
 
 
 def machine() -> str:
     """What it runs on, for the head of the table."""
     info = Path("/proc/cpuinfo")
-    names = (
-        [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-        if (info.exists())
-        else []
-    )
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     name = names[0] if names else platform.processor() or platform.machine()
     load = os.getloadavg()[0]
     return (
@@ -128,24 +112,19 @@ def machine() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--memory", nargs=2, metavar=("WHO", "BOXES"), help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.memory:
-        print(peak_growth(arguments.memory[0], int(arguments.memory[1])))
-        return
     print(machine())
-    print("| boxes | ours, s | torchvision, s | ratio | ours, MB | torchvision, MB | share | same |")
+    print("| boxes | ours, ms | torchvision, ms | ratio | ours, MB | torchvision, MB | share | same |")
     print("|---|---|---|---|---|---|---|---|")
     theirs, agreed = dense_matching(), True
     for count in ROUNDS:
         our_time, their_time, agree = times(count, theirs)
-        our_memory, their_memory = memory("ours", count), memory("theirs", count)
+        our_memory, their_memory = (peak_bytes(function, random_target(count)) for function in (ours, theirs))
         agreed &= agree
         print(
-            f"| {count} | {our_time:.4f} | {their_time:.3f} | {their_time / our_time:.0f}x "
-            f"| {our_memory / 1e6:.1f} | {their_memory / 1e6:.0f} | {our_memory / their_memory:.2%} "
-            f"| {'yes' if agree else 'NO'} |"
+            f"| {count} | {our_time * 1e3:.1f} | {their_time * 1e3:.0f} | {their_time / our_time:.0f}x "
+            f"| {our_memory / 1e6:.2f} | {their_memory / 1e6:.0f} | {our_memory / their_memory:.2%} "
+            f"| {'yes' if agree else 'NO'} |",
+            flush=True,
         )
     if not agreed:
         sys.exit("the matches differ")

@@ -48,7 +48,7 @@ class Target:
     """What one image is known to contain.
 
     Attributes:
-        boxes: (M, 4) float32 xyxy.
+        boxes: (M, 4) xyxy; float64 as annotated, so that the evaluator sees the very numbers, float32 in a batch.
         labels: (M,) int64 in [0, K).
         ignore: (M,) bool. True marks an ignore region (COCO crowd, VOC difficult): anchors and detections on it count
             neither for nor against the model.
@@ -80,7 +80,7 @@ class Sample:
         image_id: the id in the annotation file; COCO results are written under it.
         size: (height, width) in pixels after EXIF orientation.
         target: boxes in pixels of the original image.
-        areas: (M,) float32, the annotated areas (COCO splits small, medium and large by them).
+        areas: (M,) float64, the annotated areas (COCO splits small, medium and large by them).
         image: (3, H, W) uint8 RGB, or None until it is read.
     """
 

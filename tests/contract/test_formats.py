@@ -200,8 +200,8 @@ def check(dataset, pictures, form):
     for picture in pictures:
         sample, target = found[picture.name], found[picture.name].target
         assert sample.size == picture.size and sample.image is None
-        boxes = torch.tensor([box[1:5] for box in picture.boxes], dtype=torch.float32).reshape(-1, 4)
-        assert target.boxes.shape == boxes.shape and target.boxes.dtype == torch.float32
+        boxes = torch.tensor([box[1:5] for box in picture.boxes], dtype=torch.float64).reshape(-1, 4)
+        assert target.boxes.shape == boxes.shape and target.boxes.dtype == torch.float64
         torch.testing.assert_close(target.boxes, boxes, rtol=0, atol=1e-4 if "yolo" in form else 0)
         assert target.labels.dtype == torch.int64
         assert [CLASSES[label] for label in target.labels] == [box[0] for box in picture.boxes]
@@ -302,9 +302,9 @@ def test_boxes_over_the_edge_are_clipped(tmp_path, form):
     SPLIT[form](tmp_path, parts)
     dataset = load_dataset(tmp_path, "train", strict=True)
     found = next(sample for sample in dataset.samples if sample.path.name == "one.png")
-    wanted = torch.tensor([[0.0, 0, 25, 30], [30, 10, 60, 40]])
+    wanted = torch.tensor([[0, 0, 25, 30], [30, 10, 60, 40]], dtype=torch.float64)
     torch.testing.assert_close(found.target.boxes, wanted, rtol=0, atol=1e-4)
-    torch.testing.assert_close(found.areas, torch.tensor([750.0, 900.0]), rtol=1e-4, atol=0)
+    torch.testing.assert_close(found.areas, torch.tensor([750, 900], dtype=torch.float64), rtol=1e-4, atol=0)
 
 
 def test_the_classes_asked_for_decide_the_labels(tmp_path, form):

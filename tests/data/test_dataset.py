@@ -69,10 +69,12 @@ def test_coco80():
     for sample in dataset.samples:
         entries = by_image[sample.image_id]
         assert [dataset.category_ids[label] for label in sample.target.labels] == [e["category_id"] for e in entries]
-        torch.testing.assert_close(sample.areas, torch.tensor([float(entry["area"]) for entry in entries]))
+        torch.testing.assert_close(
+            sample.areas, torch.tensor([float(entry["area"]) for entry in entries], dtype=torch.float64)
+        )
         sides = sample.target.boxes[:, 2:] - sample.target.boxes[:, :2]
-        wanted = torch.tensor([entry["bbox"][2:] for entry in entries])
-        torch.testing.assert_close(sides, wanted, rtol=0, atol=0.02)  # a hundredth over the edge is clipped
+        wanted = torch.tensor([entry["bbox"][2:] for entry in entries], dtype=torch.float64)
+        torch.testing.assert_close(sides, wanted, rtol=0, atol=1e-9)
     train, val = training_datasets(SHARED / "coco80")
     assert (len(train), len(val)) == (64, 16)
     assert all(dataset[index].image.shape[1:] == dataset.samples[index].size for index in range(0, 80, 10))

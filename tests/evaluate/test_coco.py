@@ -14,6 +14,7 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from retinanet.data.dataset import load_dataset
 from retinanet.evaluate.coco import coco_metrics
 from retinanet.types import Detections, Sample, Target, UserError
 
@@ -95,23 +96,9 @@ def coco80():
     if not COCO80.exists():
         pytest.skip(f"needs the coco80 data at {COCO80}")
     dataset = json.loads(COCO80.read_text())
-    category_ids = tuple(category["id"] for category in dataset["categories"])
-    label_of = {category_id: label for label, category_id in enumerate(category_ids)}
-    samples = []
-    for image in dataset["images"]:
-        rows = [row for row in dataset["annotations"] if row["image_id"] == image["id"]]
-        corners = [[row["bbox"][0], row["bbox"][1], sum(row["bbox"][::2]), sum(row["bbox"][1::2])] for row in rows]
-        samples.append(
-            make_sample(
-                corners,
-                [label_of[row["category_id"]] for row in rows],
-                image_id=image["id"],
-                ignore=[row["iscrowd"] for row in rows],
-                areas=[row["area"] for row in rows],
-                dtype=torch.float64,
-            )
-        )
-    return dataset, samples, category_ids, tuple(category["name"] for category in dataset["categories"])
+    read = load_dataset(COCO80.parents[1])
+    assert [sample.image_id for sample in read.samples] == [image["id"] for image in dataset["images"]]
+    return dataset, read.samples, read.category_ids, read.class_names
 
 
 def noisy_detections(samples, names, seed):

@@ -25,7 +25,11 @@ def target(*rows):
     return Target(boxes, labels, torch.tensor([len(row) > 5 for row in rows]))
 
 
-TARGETS = [target((2, 3, 19, 18, 1), (9, 8, 37, 44, 3), (20, 20, 34, 31, 0)), target((1, 1, 30, 28, 2))]
+# Small and large boxes in both images, off the diagonal: levels, images, x and y cannot be confused unseen.
+TARGETS = [
+    target((20, 1, 38, 17, 1), (4, 8, 24, 47, 3), (2, 30, 16, 41, 0)),
+    target((1, 16, 34, 44, 2), (22, 2, 37, 20, 1)),
+]
 
 
 def plain(raw):
@@ -68,37 +72,34 @@ def criterion():
     return DetectionLoss()
 
 
+def flat_keys(raw, index, level):
+    """Rows (n, a, y, x) of a level as pairs of image and flat index."""
+    n, a, y, x = index.unbind(1)
+    return list(zip(n.tolist(), raw.lattice.index(torch.full_like(a, level), y, x, a, raw.grids).tolist(), strict=True))
+
+
 def test_assignment_is_the_match_of_each_image(make_raw, criterion):
-    raw = make_raw(images=3)
-    targets = [TARGETS[0], target(), target((1, 1, 30, 28, 2), (0, 0, 48, 24, 0, True))]
+    raw = make_raw(images=4)
+    targets = [TARGETS[0], target(), TARGETS[1], target((1, 1, 30, 28, 2), (0, 0, 48, 24, 0, True))]
     assignment = criterion.assign(raw.lattice, raw.grids, targets)
-    found = {}
+    positives, boxes = [], assignment.boxes.split(list(assignment.positives_per_level))
     for level, (index, labels) in enumerate(assignment.positives_by_level()):
-        n, a, y, x = index.unbind(1)
-        flat = raw.lattice.index(torch.full_like(a, level), y, x, a, raw.grids)
-        found |= {
-            key: label
-            for *key, label in zip(n.tolist(), flat.tolist(), labels.tolist(), strict=True)
-            for key in [tuple(key)]
-        }
-    ignored = set()
+        positives += zip(flat_keys(raw, index, level), labels.tolist(), boxes[level].tolist(), strict=True)
+    ignored = []
     for level, index in enumerate(assignment.ignored_by_level()):
-        n, a, y, x = index.unbind(1)
-        flat = raw.lattice.index(torch.full_like(a, level), y, x, a, raw.grids)
-        ignored |= set(zip(n.tolist(), flat.tolist(), strict=True))
-    matches = [Matcher()(raw.lattice, raw.grids, one) for one in targets]
-    assert found == {
-        (n, flat): targets[n].labels[row].item()
-        for n, match in enumerate(matches)
-        for flat, row in zip(match.positive.tolist(), match.box.tolist(), strict=True)
-    }
-    assert ignored == {(n, flat) for n, match in enumerate(matches) for flat in match.ignored.tolist()}
-    assert {n for n, _ in found} == {0, 2}
-    assert any(n == 2 for n, _ in ignored)
-    assert assignment.num_positives == len(found)
-    assert set(map(tuple, assignment.boxes.tolist())) == set(
-        map(tuple, torch.cat([TARGETS[0].boxes, TARGETS[1].boxes]).tolist())
-    )
+        ignored += flat_keys(raw, index, level)
+
+    expected, expected_ignored = [], []
+    for image, one in enumerate(targets):
+        match = Matcher()(raw.lattice, raw.grids, one)
+        for flat, row in zip(match.positive.tolist(), match.box.tolist(), strict=True):
+            expected.append(((image, flat), one.labels[row].item(), one.boxes[row].tolist()))
+        expected_ignored += [(image, flat) for flat in match.ignored.tolist()]
+    assert sorted(positives) == sorted(expected)
+    assert sorted(ignored) == sorted(expected_ignored)
+    assert assignment.num_positives == len(expected)
+    assert {image for (image, _), _, _ in positives} == {0, 2, 3}
+    assert any(image == 3 for image, _ in ignored)
 
 
 @pytest.mark.parametrize("giou", [False, True])
@@ -182,7 +183,8 @@ def test_processes_share_one_normaliser(make_raw, criterion, monkeypatch, given)
     parts = []
     for i in range(2):
         monkeypatch.setattr(dist, "all_reduce", lambda tensor, other=positives[1 - i]: tensor.add_(other))
-        parts.append(criterion(image(raw, i), TARGETS[i : i + 1], normaliser=sum(positives) if given else None))
+        share = sum(positives) / 2 if given else None
+        parts.append(criterion(image(raw, i), TARGETS[i : i + 1], normaliser=share))
     assert [part.positives for part in parts] == positives
     assert sum(part.total.item() for part in parts) / 2 == pytest.approx(whole.total.item(), rel=1e-6)
     gradients = torch.autograd.grad(sum(part.total for part in parts) / 2, leaves)

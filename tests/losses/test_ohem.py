@@ -51,8 +51,8 @@ def brute_force(raw, assignment, dense, batch, nms, ratio):
 
 @pytest.mark.parametrize("ratio", [None, 3, 1.5])
 @pytest.mark.parametrize(("batch", "nms"), [(4, 0.5), (12, 0.5), (12, 0.7), (500, 0.3)])
-def test_equals_brute_force(make_raw, make_assignment, dense, layout, batch, nms, ratio):
-    raw = make_raw(layout=layout)
+def test_equals_brute_force(make_raw, make_assignment, dense, channels_last_layout, batch, nms, ratio):
+    raw = make_raw(layout=channels_last_layout)
     assignment = make_assignment(raw)
     expected, size = brute_force(raw, assignment, dense, batch, nms, ratio)
     loss = OHEM(batch=batch, nms=nms, ratio=ratio)(raw, assignment)
@@ -60,6 +60,13 @@ def test_equals_brute_force(make_raw, make_assignment, dense, layout, batch, nms
     gradients = torch.autograd.grad(loss, raw.logits)
     torch.testing.assert_close(gradients, torch.autograd.grad(expected, raw.logits))
     assert sum((gradient != 0).sum().item() for gradient in gradients) == size * raw.num_classes
+
+
+def test_any_layout(make_raw, make_assignment, dense, layout):
+    raw = make_raw(layout=layout)
+    assignment = make_assignment(raw)
+    expected, _ = brute_force(raw, assignment, dense, 12, 0.5, None)
+    assert OHEM(batch=12)(raw, assignment).item() == pytest.approx(expected.item(), rel=1e-12)
 
 
 def test_an_image_without_positives(make_raw, make_assignment, dense):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import inspect
 import json
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
@@ -38,23 +39,63 @@ def parse(function: Callable[..., Any], words: Sequence[str], *, positionals: Se
     options = _as_options(parser, function, words, positionals)
     try:
         arguments = parser.parse_args(options)
-    except SystemExit as stop:
-        if stop.code == 0:
-            raise
-        raise UserError("unusable arguments, see above") from None
+    except UserError:
+        raise
     except Exception as error:
-        raise UserError(" ".join(str(error).split())) from None
+        raise UserError(_explained(" ".join(str(error).split()), parser, options)) from None
     arguments.pop("config", None)
+    for name, value in vars(arguments).items():
+        if isinstance(value, dict):
+            arguments[name] = _nested(value)
     return parser.instantiate_classes(arguments)
+
+
+def _explained(reason: str, parser: ArgumentParser, options: Sequence[str]) -> str:
+    """The parser's message in the words of the command line, with the file and the nearest name."""
+    files = [word.partition("=")[2] for word in options if word.startswith("--config=")]
+    reason = reason.replace('in "<unicode string>", ', "")
+    reason = re.sub(r"<class '(\w+)'>", r"\1", reason).replace("typing.Literal", "one of ")
+    reason = re.sub(r'^Parser key "([^"]+)": ', r"--\1: ", reason)
+    reason = re.sub(r"the following arguments are required: (.+)", rf"missing: \1. usage: {parser.usage}", reason)
+    unknown = re.search(r"(?:Group '([^']+)' does not accept o|O)ption '([^']+)'", reason)
+    if unknown:
+        name = ".".join(part for part in unknown.groups() if part)
+        reason = f"unknown option {name}{_nearest(f'--{name}', _names(parser)).replace('--', '')}"
+    in_file = bool(unknown) or "config" in reason
+    return f"{', '.join(files)}: {reason}" if files and in_file else reason
+
+
+def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """``{"anchors.sizes": x}``, from --architecture.anchors.sizes, as ``{"anchors": {"sizes": x}}``."""
+    deep: dict[str, Any] = {}
+    for key, value in flat.items():
+        *path, last = key.split(".")
+        place = deep
+        for part in path:
+            inner = place.get(part)
+            place[part] = dict(inner) if isinstance(inner, Mapping) else {}
+            place = place[part]
+        place[last] = value
+    return deep
+
+
+def _names(parser: ArgumentParser) -> set[str]:
+    return {name for action in parser._actions for name in action.option_strings}
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    nearest = difflib.get_close_matches(name, sorted(known), n=1)
+    return f", did you mean {nearest[0]}?" if nearest else "; see --help"
 
 
 def _as_options(
     parser: ArgumentParser, function: Callable[..., Any], words: Sequence[str], positionals: Sequence[str]
 ) -> list[str]:
     """The words with every positional named, every switch given a value and every name known."""
-    known = {name for action in parser._actions for name in action.option_strings}
+    known = _names(parser)
     parameters = inspect.signature(function, eval_str=True).parameters
-    switches = {f"--{name}" for name, parameter in parameters.items() if parameter.annotation is bool}
+    switches = {name for action in parser._actions if _is_switch(action) for name in action.option_strings}
+    files: list[str] = []
     options: list[str] = []
     loose: list[str] = []
     rest = list(words)
@@ -66,25 +107,29 @@ def _as_options(
         name, equals, value = word.partition("=")
         name = "--" + name[2:].replace("-", "_") if name.startswith("--") else name
         _check_known(name, known)
-        if name in ("-h", "--help") or name == "--print_config":
+        if name in ("-h", "--help", "--print_config"):
             options.append(name)
         elif equals:
-            options.append(f"{name}={value}")
+            (files if name == "--config" else options).append(f"{name}={value}")
         elif name in switches and not (rest and rest[0].lower() in ("true", "false")):
             options.append(f"{name}=true")
-        elif rest:
-            options.append(f"{name}={rest.pop(0)}")
+        elif rest and not rest[0].startswith("--"):
+            (files if name == "--config" else options).append(f"{name}={rest.pop(0)}")
         else:
             raise UserError(f"option {name} needs a value")
-    return [*_named(loose, positionals, parameters), *options]
+    # files first: whatever the order, the command line has the last word
+    return [*files, *_named(loose, positionals, parameters), *options]
+
+
+def _is_switch(action: Any) -> bool:
+    return getattr(action, "_typehint", None) is bool or action.type is bool
 
 
 def _check_known(name: str, known: set[str]) -> None:
     # the keys of a dictionary follow its name: --architecture.norm
     if name in known or any(name.startswith(f"{one}.") for one in known):
         return
-    nearest = difflib.get_close_matches(name, known, n=1)
-    raise UserError(f"unknown option {name}" + (f", did you mean {nearest[0]}?" if nearest else "; see --help"))
+    raise UserError(f"unknown option {name}{_nearest(name, known)}")
 
 
 def _named(loose: Sequence[str], positionals: Sequence[str], parameters: Any) -> list[str]:

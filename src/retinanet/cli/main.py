@@ -68,6 +68,8 @@ def _guarded(command: str, words: list[str]) -> int:
     except KeyboardInterrupt:
         print(f"retinanet {command}: interrupted", file=sys.stderr)
         return 130
+    except SystemExit as stop:  # --help, once it is printed
+        return stop.code if isinstance(stop.code, int) else 0
     return 0
 
 

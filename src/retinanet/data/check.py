@@ -96,8 +96,8 @@ def checked_samples(found: Annotations, *, strict: bool = False) -> tuple[list[S
         if columns.relative:
             raw = raw * limits
         shift = np.array([columns.first_pixel, columns.first_pixel, 0, 0])
-        boxes = np.clip(raw - shift, 0, limits).astype(np.float32)
-        faults = _faults(raw, boxes, limits)
+        boxes = np.clip(raw - shift, 0, limits)
+        faults = _faults(raw, boxes.astype(np.float32), limits)  # what training will see
     skipped = [*found.notes]
     for row in np.flatnonzero(faults).tolist():
         skipped.append(f"{columns.where(row)}: {_fault(raw[row], limits[row], faults[row])}")
@@ -221,7 +221,7 @@ def _samples(images: list[ImageEntry], columns: BoxColumns, boxes: np.ndarray, k
     areas = sides[:, 0] * sides[:, 1]
     if columns.areas is not None:
         with np.errstate(all="ignore"):
-            annotated = np.asarray(columns.areas, dtype=np.float64)[keep].astype(np.float32)
+            annotated = np.asarray(columns.areas, dtype=np.float64)[keep]
         areas = np.where(np.isfinite(annotated) & (annotated > 0), annotated, areas)
     ignore = np.zeros(len(keep), bool) if columns.ignore is None else np.asarray(columns.ignore, dtype=bool)[keep]
     labels = np.asarray(columns.labels, dtype=np.int64)[keep]

@@ -134,7 +134,9 @@ def resized(sample: Sample, preprocess: Preprocess) -> Sample:
     image = preprocess.resize(sample.image)
     factor = torch.tensor([image.shape[-1] / sample.image.shape[-1], image.shape[-2] / sample.image.shape[-2]])
     target = sample.target
-    return replace(sample, image=image, target=Target(target.boxes * factor.repeat(2), target.labels, target.ignore))
+    return replace(
+        sample, image=image, target=Target((target.boxes * factor.repeat(2)).float(), target.labels, target.ignore)
+    )
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ from retinanet.model.device import choose_device
 from retinanet.types import Detections, UserError
 from retinanet.weights.checkpoint import Detector, load_detector
 
+RESULTS = ("evaluation.json", "predictions.json")
+
 
 @dataclass(frozen=True)
 class Pass:
@@ -46,6 +48,7 @@ def evaluate(
     workers: int = 0,
     device: str = "auto",
     strict: bool = False,
+    overwrite: bool = False,
 ) -> EvaluationResult:
     """COCO average precision of a model on annotated images.
 
@@ -58,13 +61,18 @@ def evaluate(
         workers: processes that read images; 0 reads in this one.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         strict: refuse the data at the first faulty box instead of leaving faulty boxes out.
+        overwrite: replace the results of an earlier evaluation in output.
 
     Raises:
-        UserError: unusable model or data, or their classes differ.
+        UserError: unusable model or data, an object of a class that the model does not know, or results are there
+            already.
     """
+    if batch_size < 1 or workers < 0:
+        raise UserError(f"expected batch_size >= 1 and workers >= 0, got {batch_size} and {workers}")
+    if output is not None:
+        check_output(Path(output), overwrite=overwrite)
     detector = load_detector(model)
     dataset = load_dataset(data, split, class_names=detector.class_names, strict=strict)
-    check_classes(detector, dataset)
     where = choose_device(device)
     detector.net.to(where)
     result = one_pass(detector, dataset, batch_size=batch_size, workers=workers, device=where)
@@ -72,8 +80,8 @@ def evaluate(
     about = {"model": str(model), "data": str(data), "split": split, "device": str(where)}
     report = EvaluationResult(metrics, result.loss, result.images_per_second, about)
     if output is not None:
-        report.to_json(Path(output) / "evaluation.json")
-        save_coco_results(Path(output) / "predictions.json", dataset.samples, result.detections, dataset.category_ids)
+        report.to_json(Path(output) / RESULTS[0])
+        save_coco_results(Path(output) / RESULTS[1], dataset.samples, result.detections, dataset.category_ids)
     return report
 
 
@@ -128,17 +136,16 @@ def one_pass(
     return Pass([found[index] for index in range(len(dataset))], loss, speed)
 
 
-def check_classes(detector: Detector, dataset: DetectionDataset) -> None:
-    """A model can only be measured on its own classes, in its own order.
+def check_output(folder: Path, *, overwrite: bool) -> None:
+    """Earlier results are replaced only when asked for.
 
     Raises:
-        UserError: they differ.
+        UserError: there are some, or the folder is a file.
     """
-    if detector.class_names != dataset.class_names:
-        raise UserError(
-            f"the model knows {len(detector.class_names)} classes {detector.class_names} and {dataset.name} has "
-            f"{len(dataset.class_names)} {dataset.class_names}. Evaluate on data with the same classes"
-        )
+    if folder.is_file():
+        raise UserError(f"--output {folder} is a file; expected the name of a folder")
+    if not overwrite and any((folder / name).exists() for name in RESULTS):
+        raise UserError(f"{folder} holds results already. Choose another --output or pass --overwrite")
 
 
 def _join(found: dict[int, Detections], sums: torch.Tensor) -> tuple[dict[int, Detections], torch.Tensor]:

@@ -138,8 +138,9 @@ class DetectionLoss:
             raw: what the network said about N images.
             targets: N targets, boxes in pixels of the network's input.
             assignment: from :meth:`assign`, where it is known already.
-            normaliser: divides both sums instead of the positives of this batch. For gradient accumulation: the
-                positives of all micro-batches over all processes.
+            normaliser: divides both sums, instead of this process's share of the positives of all processes. A loop
+                that accumulates gives the positives of all its micro-batches and processes, and multiplies by the
+                number of processes where their gradients are averaged.
 
         Raises:
             UserError: the number of targets is not that of the images, or a label is not below K.
@@ -202,14 +203,14 @@ def _check_labels(labels: Tensor, num_classes: int) -> None:
 
 
 def _divisor(positives: int, normaliser: float | None, device: torch.device) -> Tensor | float:
-    """What to divide the sums of this process by, so that the mean of all processes' gradients is that of the batch.
+    """What to divide the sums of this process by: what is given, or else its share of the positives of all processes.
 
-    Distributed training averages gradients, so each process divides by its share of all positives.
+    Distributed training averages gradients, so with its share each process adds up to the gradient of the batch.
     """
-    distributed = dist.is_available() and dist.is_initialized()
-    processes = dist.get_world_size() if distributed else 1
-    if normaliser is not None or not distributed:
-        return max(positives if normaliser is None else normaliser, 1) / processes
+    if normaliser is not None:
+        return normaliser
+    if not (dist.is_available() and dist.is_initialized()):
+        return max(positives, 1)
     total = torch.tensor(float(positives), device=device)
     dist.all_reduce(total)
-    return total.clamp_(min=1) / processes
+    return total.clamp_(min=1) / dist.get_world_size()

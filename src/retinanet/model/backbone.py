@@ -31,8 +31,8 @@ class Backbone(nn.Module):
             ``"none"``.
         norm: ``"frozen"`` holds the statistics and the affine of every batch norm, ``"batch"`` trains both,
             ``"group"`` puts group norms in their place.
-        frozen_stages: how many stages are not trained. 1 is the stem, 2 the stem and the stage of stride 4 (what the
-            paper's code freezes), and so on.
+        frozen_stages: how many of timm's stages are not trained. Of a ResNet, 1 is the stem, 2 the stem and the stage
+            of stride 4 (what the paper's code freezes), and so on.
 
     Attributes:
         channels: of C3, C4, C5.

@@ -77,11 +77,12 @@ class Heads(nn.Module):
             raise UserError(f"prior is a probability between 0 and 1, got {prior}")
         if norm not in ("none", "group"):
             raise UserError(f"head norm is none or group, got {norm!r}")
-        if channels < 1 or depth < 0 or (norm == "group" and channels % 32):
-            raise UserError(
-                f"towers have 1 channel or more, with group norm a multiple of 32, and 0 hidden convolutions or more; "
-                f"got {channels} channels, head norm {norm}, depth {depth}"
-            )
+        if channels < 1 or depth < 0:
+            raise UserError(f"towers have 1 channel and 0 hidden convolutions or more, got {channels} and {depth}")
+        if norm == "group" and (
+            channels % 32 or channels == 32
+        ):  # the 1x1 map of a single image needs 2 values a group
+            raise UserError(f"head norm group has 32 groups: channels are a multiple of 32 from 64 on, got {channels}")
         self.prior = prior
         self.cls = Tower(channels=channels, outputs=num_anchors * num_classes, depth=depth, norm=norm)
         self.box = Tower(channels=channels, outputs=num_anchors * 4, depth=depth, norm=norm)

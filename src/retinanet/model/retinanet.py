@@ -45,7 +45,9 @@ class RetinaNet(nn.Module):
             raise UserError(f"the anchors lie at strides {self.lattice.strides}, the pyramid's are {fpn.strides}")
         outputs = heads.box.output.out_channels
         if outputs != 4 * self.lattice.num_anchors:
-            raise UserError(f"{self.lattice.num_anchors} anchors per cell need 4 box outputs each, not {outputs} in all")
+            raise UserError(
+                f"{self.lattice.num_anchors} anchors per cell need 4 box outputs each, not {outputs} in all"
+            )
 
     def forward(self, images: Tensor) -> RawOutput:
         """(N, 3, H, W) normalised float images of any size -> :class:`RawOutput`."""

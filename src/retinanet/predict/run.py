@@ -7,7 +7,8 @@ import glob
 import io
 import json
 import os
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from retinanet.plot.draw import draw_detections
 from retinanet.predict.predictor import Predictor
 from retinanet.types import Detections, UserError
 
+LEGIBLE = 600
 CSV_COLUMNS = ("image_path", "xmin", "ymin", "xmax", "ymax", "label", "score")
 
 
@@ -70,20 +72,38 @@ def predict(
     for path in paths:
         image_size(path)  # a file that is no image is refused before anything is written
     predictor = Predictor.load(model, device=device, batch_size=batch_size)
-    names = picture_names(paths)
+    names = picture_names(paths) if pictures else {}
+    home = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    try:
+        with tempfile.TemporaryDirectory(prefix=".predict-", dir=home) as scratch:
+            found = _predict_into(Path(scratch), predictor, paths, names, folder, score)
+            for path in [path for path in Path(scratch).rglob("*") if path.is_file()]:  # all are whole by now
+                target = folder / path.relative_to(scratch)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(path, target)
+    except OSError as error:
+        raise UserError(f"--output {folder} cannot be written ({error}). Choose another folder") from None
+    return found
+
+
+def _predict_into(
+    scratch: Path, predictor: Predictor, paths: Sequence[Path], names: Mapping[Path, str], folder: Path, score: float
+) -> list[Prediction]:
+    """Predict, and write what belongs into ``folder`` below ``scratch``."""
     found: list[Prediction] = []
-    for start in track(range(0, len(paths), batch_size), "predict", transient=True, disable=len(paths) == 1):
-        chunk = [(path, read_image(path)) for path in paths[start : start + batch_size]]
+    size = predictor.batch_size
+    for start in track(range(0, len(paths), size), "predict", transient=True, disable=len(paths) == 1):
+        chunk = [(path, read_image(path)) for path in paths[start : start + size]]
         for (path, pixels), detections in zip(chunk, predictor([pixels for _, pixels in chunk]), strict=True):
             shown = detections.above(score)
             found.append(Prediction(path, (int(pixels.shape[1]), int(pixels.shape[2])), shown))
-            if pictures:
-                target = folder / "pictures" / names[path]
-                target.parent.mkdir(parents=True, exist_ok=True)
-                draw_detections(pixels, shown, score=score).save(target)
-    folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / "detections.json", json.dumps(coco_document(found, predictor.class_names), indent=1) + "\n")
-    _write(folder / "detections.csv", csv_document(found))
+            if path in names:
+                picture = scratch / "pictures" / names[path]
+                picture.parent.mkdir(parents=True, exist_ok=True)
+                draw_detections(pixels, shown, score=score).save(picture)
+    document = coco_document(found, predictor.class_names, folder)
+    (scratch / "detections.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    (scratch / "detections.csv").write_text(csv_document(found), encoding="utf-8")
     return found
 
 
@@ -93,7 +113,7 @@ def find_images(patterns: Sequence[str]) -> list[Path]:
     Raises:
         UserError: one of them names nothing.
     """
-    found: dict[Path, None] = {}
+    found: dict[str, Path] = {}  # by absolute path: one image may be named in two ways
     for pattern in patterns:
         path = Path(pattern)
         if path.is_dir():
@@ -106,10 +126,11 @@ def find_images(patterns: Sequence[str]) -> list[Path]:
             inside = sorted(Path(name) for name in glob.glob(pattern, recursive=True) if Path(name).is_file())
             if not inside:
                 raise UserError(f"no image at {pattern}: expected a file, a folder or a pattern such as 'scans/*.png'")
-        found.update(dict.fromkeys(inside))
+        for one in inside:
+            found.setdefault(os.path.abspath(one), one)
     if not found:
         raise UserError("no image given: expected files, folders or patterns such as 'scans/*.png'")
-    return list(found)
+    return list(found.values())
 
 
 def picture_names(paths: Sequence[Path]) -> dict[Path, str]:
@@ -121,7 +142,9 @@ def picture_names(paths: Sequence[Path]) -> dict[Path, str]:
         relative = path.absolute().relative_to(base)
         name = str(relative.with_suffix(".png"))
         if name in taken:  # a.jpg beside a.png
-            name = str(relative) + ".png"
+            name = f"{relative}.png"
+        while name in taken:
+            name = name.removesuffix(".png") + "_.png"
         taken.add(name)
         names[path] = name
     return names
@@ -139,8 +162,15 @@ def check_output(folder: Path, *, overwrite: bool) -> None:
         raise UserError(f"{folder} holds results already. Choose another --output or pass --overwrite")
 
 
-def coco_document(found: Sequence[Prediction], class_names: Sequence[str]) -> dict[str, object]:
-    """A COCO data set of the detections, each with its score: labelling tools load it, and so does ``evaluate``."""
+def coco_document(found: Sequence[Prediction], class_names: Sequence[str], folder: Path) -> dict[str, object]:
+    """A COCO data set of the detections, each with its score: labelling tools load it, and so does ``evaluate``.
+
+    Args:
+        found: the images and what is in them.
+        class_names: K names.
+        folder: where the document will lie; images are named relative to it.
+    """
+    home = os.path.realpath(folder)
     annotations: list[dict[str, object]] = []
     for number, one in enumerate(found, start=1):
         for row in one.detections.to_coco(number):
@@ -148,7 +178,7 @@ def coco_document(found: Sequence[Prediction], class_names: Sequence[str]) -> di
             annotations.append({"id": len(annotations) + 1, **row, "area": width * height, "iscrowd": 0})
     return {
         "images": [
-            {"id": number, "file_name": str(one.path), "height": one.size[0], "width": one.size[1]}
+            {"id": number, "file_name": os.path.relpath(one.path, home), "height": one.size[0], "width": one.size[1]}
             for number, one in enumerate(found, start=1)
         ],
         "categories": [{"id": number, "name": name} for number, name in enumerate(class_names, start=1)],
@@ -169,9 +199,3 @@ def csv_document(found: Sequence[Prediction]) -> str:
         if not rows:
             writer.writerow([one.path, *[""] * 6])
     return text.getvalue()
-
-
-def _write(path: Path, text: str) -> None:
-    draft = path.with_name(path.name + ".part")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)

@@ -7,6 +7,7 @@ import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from torch import Tensor
@@ -178,12 +179,25 @@ def _like(old: Any, change: Any, where: str) -> Any:
     if dataclasses.is_dataclass(old) and isinstance(change, Mapping):
         return changed(old, change, where)
     if isinstance(old, tuple) and isinstance(change, list | tuple):
+        if not all(isinstance(entry, int | float) for entry in change):
+            raise UserError(f"{where} is {old!r} by default; expected numbers, got {change!r}")
         return tuple(change)
     if isinstance(old, float) and isinstance(change, int) and not isinstance(change, bool):
         return float(change)
     if type(change) is not type(old):
         raise UserError(f"{where} is {old!r} by default; expected {type(old).__name__}, got {change!r}")
     return change
+
+
+def plain(value: Any) -> Any:
+    """Nested dataclasses, tuples and paths as YAML knows them."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return plain(dataclasses.asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, Path):
+        return str(value)
+    return [plain(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def _expect(config: object, part: str, name: str, holds: bool, expected: str) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -110,11 +110,13 @@ def load_detector(folder: str | Path) -> Detector:
         )
         preprocess = _build(Preprocess, config["preprocess"])
         postprocess = _build(Postprocess, config["postprocess"])
-        class_names = tuple(str(name) for name in config["class_names"])
+        class_names = tuple(config["class_names"])
         metrics = dict(config.get("metrics", {}))
-    except (KeyError, TypeError, AttributeError) as error:
+        net = architecture.build(len(class_names))
+    except UserError as error:
+        raise UserError(f"{folder / CONFIG}: {error}") from None
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, ArithmeticError) as error:
         raise UserError(f"{folder / CONFIG} is not a model's configuration: {error!r}") from None
-    net = architecture.build(len(class_names))
     load_tensors(net, folder / TENSORS)
     return Detector(net.eval(), architecture, preprocess, postprocess, class_names, metrics)
 
@@ -145,6 +147,9 @@ def read_config(folder: str | Path) -> dict[str, Any]:
             f"{folder} was written by retinanet {config.get('library_version')} in format {version}; this is "
             f"{__version__}, which reads up to format {FORMAT}. Upgrade the package: pip install -U retinanet"
         )
+    names = config.get("class_names")
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{folder / CONFIG} is not a model's configuration: class_names is not a list of names")
     return config
 
 
@@ -175,10 +180,13 @@ def load_tensors(net: RetinaNet, path: Path) -> None:
 
 
 def _build(kind: type[T], values: Mapping[str, Any], **built: Any) -> T:
-    """A dataclass from JSON: lists become tuples, unknown names are an error."""
-    names = {item.name for item in fields(kind)}  # type: ignore[arg-type]
-    if unknown := values.keys() - names:
+    """A dataclass from JSON: lists become tuples; an unknown name is an error, and so is a value of another type."""
+    defaults = vars(kind())
+    if unknown := values.keys() - defaults.keys():
         raise TypeError(f"{kind.__name__} has no {', '.join(sorted(unknown))}")
-    plain = {key: tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
-             for key, value in values.items() if key not in built}  # fmt: skip
-    return kind(**plain, **built)
+    plain = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()} | built
+    for key, value in plain.items():
+        expected = type(defaults[key])
+        if not isinstance(value, (float, int) if expected is float else expected):
+            raise TypeError(f"{kind.__name__}.{key} is {value!r}, expected {expected.__name__}")
+    return kind(**plain)

@@ -1,0 +1,165 @@
+from fractions import Fraction
+
+import pytest
+import torch
+from torch.nn import functional
+
+from retinanet.images.preprocess import Preprocess
+from retinanet.types import UserError
+
+
+def image(height, width, seed=0):
+    """Smooth enough to look like a photograph, with noise on top."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(1, 3, 5, 6, generator=generator) * 255
+    smooth = functional.interpolate(coarse, size=(height, width), mode="bilinear")[0]
+    return (smooth + torch.randn(3, height, width, generator=generator) * 20).clamp(0, 255).to(torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((480, 640), (800, 1067)),
+        ((375, 500), (800, 1067)),
+        ((426, 640), (800, 1202)),
+        ((640, 360), (1333, 750)),
+        ((612, 612), (800, 800)),
+        ((578, 640), (800, 886)),
+        ((640, 480), (1067, 800)),
+        ((800, 1333), (800, 1333)),
+        ((1, 1), (800, 800)),
+        ((1, 777), (2, 1333)),
+        ((1, 5000), (1, 1333)),
+        ((5000, 1), (1333, 1)),
+    ],
+)
+def test_size_rounds_as_detectron(size, expected):
+    assert Preprocess().size(*size) == expected
+
+
+def test_size_is_the_nearest_whole_number():
+    """Against exact fractions: the short side is exact, or the long side is, where that is the limit."""
+    rule = Preprocess()
+    for height in range(200, 1300, 7):
+        for width in range(200, 3000, 131):
+            scale = min(Fraction(800, min(height, width)), Fraction(1333, max(height, width)))
+            got = rule.size(height, width)
+            assert all(
+                abs(side * scale - out) <= Fraction(1, 2) for side, out in zip((height, width), got, strict=True)
+            )
+            assert min(got) == 800 or max(got) == 1333
+
+
+@pytest.mark.parametrize("size", [(40, 61), (97, 33), (16, 20), (1, 1), (1, 9), (3, 200), (150, 150)])
+def test_resize_is_antialiased_bilinear(size):
+    rule = Preprocess(short=32, long=64)
+    pixels = image(*size)
+    got = rule.resize(pixels)
+    assert got.dtype == torch.uint8 and tuple(got.shape) == (3, *rule.size(*size))
+    expected = functional.interpolate(pixels[None].float(), size=got.shape[1:], mode="bilinear", antialias=True)[0]
+    assert (got.float() - expected).abs().max() <= 1
+
+
+def test_resize_does_not_depend_on_the_memory_layout():
+    rule, pixels = Preprocess(short=32, long=64), image(50, 70)
+    turned = pixels.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    assert not turned.is_contiguous() and torch.equal(rule.resize(pixels), rule.resize(turned))
+    view = pixels[:, ::2, 5:]
+    assert torch.equal(rule.resize(view), rule.resize(view.clone()))
+
+
+def test_an_image_of_the_right_size_is_left_alone():
+    pixels = image(32, 48)
+    assert torch.equal(Preprocess(short=32, long=64).resize(pixels), pixels)
+
+
+def test_pad_and_normalise():
+    rule = Preprocess(short=32, long=64, multiple=32, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
+    images = [image(32, 41, 1), image(40, 32, 2), image(1, 1, 3)]
+    batch, sizes = rule.pad(images)
+    assert batch.dtype == torch.uint8 and tuple(batch.shape) == (3, 3, 64, 64)
+    assert sizes.dtype == torch.int64 and sizes.tolist() == [[32, 41], [40, 32], [1, 1]]
+    kept = batch.clone()
+    pixels = rule.normalise(batch, sizes)
+    assert torch.equal(batch, kept) and pixels.dtype == torch.float32
+    for row, floats, one in zip(batch, pixels, images, strict=True):
+        height, width = one.shape[1:]
+        inside = torch.zeros(64, 64, dtype=torch.bool)
+        inside[:height, :width] = True
+        assert torch.equal(row[:, :height, :width], one) and not row[:, ~inside].any()
+        assert (floats[:, ~inside] == 0).all()  # black is not 0 after normalisation: padding is
+        expected = (one.double() / 255 - torch.tensor(rule.mean).double()[:, None, None]) / torch.tensor(
+            rule.std
+        ).double()[:, None, None]
+        torch.testing.assert_close(floats[:, :height, :width].double(), expected, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize(("multiple", "expected"), [(1, (40, 41)), (32, (64, 64)), (128, (128, 128))])
+def test_multiple(multiple, expected):
+    batch, _ = Preprocess(multiple=multiple).pad([image(32, 41), image(40, 32)])
+    assert tuple(batch.shape[2:]) == expected
+
+
+def test_a_full_size_is_not_padded_further():
+    assert tuple(Preprocess().pad([image(64, 96)])[0].shape[2:]) == (64, 96)
+
+
+def test_an_image_does_not_depend_on_its_neighbours():
+    rule = Preprocess()
+    small, large = image(20, 30, 1), image(90, 60, 2)
+    alone, together = (rule.normalise(*rule.pad(images)) for images in ([small], [small, large]))
+    assert torch.equal(alone[0], together[0, :, :32, :32]) and not together[0, :, 32:].any()
+
+
+def test_normalise_keeps_channels_last():
+    rule = Preprocess()
+    batch, sizes = rule.pad([image(40, 50), image(30, 60)])
+    planes = batch.contiguous()
+    for pixels in (batch, planes.contiguous(memory_format=torch.channels_last)):
+        assert rule.normalise(pixels, sizes).is_contiguous(memory_format=torch.channels_last)
+    assert rule.normalise(planes, sizes).is_contiguous()
+    assert torch.equal(rule.normalise(planes, sizes), rule.normalise(batch, sizes))
+
+
+def test_normalise_leaves_float_pixels_to_their_owner():
+    pixels = image(32, 32)[None].float()
+    kept = pixels.clone()
+    Preprocess().normalise(pixels, torch.tensor([[32, 32]]))
+    assert torch.equal(pixels, kept)
+
+
+def test_boxes_back_undoes_the_resize():
+    generator = torch.Generator().manual_seed(0)
+    rule = Preprocess(short=300, long=500)
+    for height, width in ((480, 640), (97, 131), (1, 1), (1, 777), (2000, 900)):
+        corners = torch.rand(50, 2, 2, generator=generator).sort(dim=1).values
+        boxes = corners.flatten(1) * torch.tensor([width, height, width, height])
+        resized = rule.size(height, width)
+        forward = boxes * torch.tensor([resized[1] / width, resized[0] / height]).repeat(2)
+        back = rule.boxes_back(forward, resized, (height, width))
+        torch.testing.assert_close(back, boxes, rtol=1e-5, atol=1e-4)
+
+
+def test_boxes_back_clips():
+    boxes = torch.tensor([[-10.0, -4.0, 500.0, 300.0], [20.0, 30.0, 40.0, 50.0], [99.0, 60.0, 400.0, 61.0]])
+    assert Preprocess.boxes_back(boxes, (60, 100), (120, 50)).tolist() == [
+        [0, 0, 50, 120],
+        [10, 60, 20, 100],
+        [49.5, 120, 50, 120],
+    ]
+    assert Preprocess.boxes_back(torch.zeros(0, 4), (60, 100), (120, 50)).shape == (0, 4)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"short": 900, "long": 800}, "0 < short <= long, got short 900 and long 800"),
+        ({"short": 0}, "0 < short <= long, got short 0"),
+        ({"multiple": 0}, "multiple of at least 1, got 0"),
+        ({"std": (0.2, 0.0, 0.2)}, "std above 0"),
+        ({"mean": (0.5, 0.5)}, "three numbers each"),
+    ],
+)
+def test_mistakes(options, match):
+    with pytest.raises(UserError, match=match):
+        Preprocess(**options)

@@ -1,0 +1,240 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from retinanet import __version__
+from retinanet.boxes.coding import BoxCoder
+from retinanet.boxes.lattice import AnchorLattice
+from retinanet.images.preprocess import Preprocess
+from retinanet.model.postprocess import Postprocess
+from retinanet.model.presets import Architecture
+from retinanet.types import Batch, Sample, Target, UserError
+from retinanet.weights import checkpoint
+from retinanet.weights.checkpoint import Detector, load_detector, read_config, save_detector
+
+# Nothing here has its default, so that nothing can be lost without a difference.
+ARCHITECTURE = Architecture(
+    backbone="test_resnet",
+    norm="batch",
+    frozen_stages=1,
+    channels=64,
+    depth=1,
+    head_norm="group",
+    p6_from="P5",
+    relu_before_p7=False,
+    prior=0.3,
+    anchors=AnchorLattice(sizes=(16, 32, 64, 128, 256.5), ratios=(0.5, 2.0), scales=(1.0,), offset=0.0, rounded=True),
+    coder=BoxCoder(std=(0.1, 0.1, 0.2, 0.2), clamp=3.0),
+)
+PREPROCESS = Preprocess(short=64, long=96, multiple=64, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+POSTPROCESS = Postprocess(score=0.25, topk=50, nms=0.4, max_detections=20, class_agnostic=True)
+NAMES = ("Ameise", "пчела", "cow 3")
+
+
+@pytest.fixture(scope="module")
+def detector():
+    torch.manual_seed(0)
+    net = ARCHITECTURE.build(3)
+    for module in net.modules():  # statistics and affine that are not those of a new net
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight.data, 0.5, 1.5)
+            torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
+            module.num_batches_tracked.fill_(7)
+    for tower in (net.heads.cls, net.heads.box):
+        torch.nn.init.normal_(tower.output.weight, std=0.5)
+    return Detector(net.eval(), ARCHITECTURE, PREPROCESS, POSTPROCESS, NAMES, {"AP": 0.58, "of": "val"})
+
+
+@pytest.fixture
+def folder(detector, tmp_path):
+    save_detector(tmp_path / "model", detector)
+    return tmp_path / "model"
+
+
+def refused(folder, match):
+    with pytest.raises(UserError, match=match):
+        load_detector(folder)
+
+
+def change_config(folder, **changes):
+    """Rewrite fields of config.json; ``architecture__depth`` is a field of its architecture."""
+    config = json.loads((folder / "config.json").read_text())
+    for name, value in changes.items():
+        *path, last = name.split("__")
+        place = config
+        for key in path:
+            place = place[key]
+        if value is None:
+            del place[last]
+        else:
+            place[last] = value
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@torch.no_grad()
+def test_round_trip(detector, folder):
+    loaded = load_detector(str(folder))
+    assert replace(loaded, net=detector.net) == detector
+    assert hash(loaded.architecture) == hash(detector.architecture)  # tuples have not become lists
+    mine, theirs = detector.net.state_dict(), loaded.net.state_dict()
+    assert mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in mine)
+    assert not any(module.training for module in loaded.net.modules())
+    assert loaded.net.lattice == ARCHITECTURE.anchors and loaded.net.coder == ARCHITECTURE.coder
+    samples = tuple(
+        Sample(Path(), i, size, Target.empty(), torch.zeros(0)) for i, size in enumerate([(128, 128), (30, 48)])
+    )
+    images, sizes = PREPROCESS.pad(
+        [torch.randint(0, 256, (3, *PREPROCESS.size(*sample.size)), dtype=torch.uint8) for sample in samples]
+    )
+    batch = Batch(images, sizes, tuple(sample.target for sample in samples), samples)
+    for one, other in zip(
+        detector.detections(detector.raw(batch), batch), loaded.detections(loaded.raw(batch), batch), strict=True
+    ):
+        assert len(one) and torch.equal(one.boxes, other.boxes) and torch.equal(one.scores, other.scores)
+        assert torch.equal(one.labels, other.labels) and one.class_names == other.class_names == NAMES
+
+
+@torch.no_grad()
+def test_detections_are_in_original_pixels(detector):
+    """The same pixels said to come from an image of twice and thrice the sides: boxes grow along."""
+    images, sizes = PREPROCESS.pad([torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8)])
+    found = []
+    for size in ((64, 96), (128, 288)):
+        sample = Sample(Path(), 1, size, Target.empty(), torch.zeros(0))
+        batch = Batch(images, sizes, (sample.target,), (sample,))
+        found.append(detector.detections(detector.raw(batch), batch)[0])
+    assert len(found[0])
+    torch.testing.assert_close(found[1].boxes, found[0].boxes * torch.tensor([3.0, 2, 3, 2]))
+
+
+def test_files_are_plain(detector, folder):
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    tensors = load_file(folder / "model.safetensors")
+    state = detector.net.state_dict()
+    assert tensors.keys() == state.keys() and all(torch.equal(tensors[key], state[key]) for key in state)
+    config = json.loads((folder / "config.json").read_bytes())
+    assert config["format"] == 1 and config["library_version"] == __version__
+    assert config["class_names"] == list(NAMES) and config["metrics"] == {"AP": 0.58, "of": "val"}
+    assert config["architecture"]["anchors"]["sizes"] == [16, 32, 64, 128, 256.5]
+    assert read_config(folder) == config
+
+
+def test_other_weights_in_place_of_the_nets(detector, tmp_path):
+    """As a moving average of the weights is saved; in any memory layout."""
+    average = {key: value + 1 for key, value in detector.net.state_dict().items()}
+    average["fpn.output.p3.weight"] = average["fpn.output.p3.weight"].contiguous(memory_format=torch.channels_last)
+    save_detector(tmp_path, detector, average)
+    loaded = load_detector(tmp_path).net.state_dict()
+    assert all(torch.equal(loaded[key], value) for key, value in average.items())
+
+
+def test_a_failed_save_leaves_the_old_model(detector, folder, monkeypatch):
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def full(tensors, path, metadata):
+        Path(path).write_bytes(b"half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(OSError, match="no space"):
+        save_detector(folder, replace(detector, metrics={}))
+    assert all((folder / name).read_bytes() == content for name, content in before.items())
+    monkeypatch.undo()
+    save_detector(folder, replace(detector, metrics={"AP": 0.6}))
+    assert load_detector(folder).metrics == {"AP": 0.6} and len(list(folder.iterdir())) == 2
+
+
+def test_no_model(tmp_path):
+    refused(tmp_path / "nowhere", r"no model in .*nowhere: expected a folder with config\.json and model\.safetensors")
+    refused(tmp_path, "no model in")
+
+
+def test_a_pickle(tmp_path):
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "model.pt")
+    refused(tmp_path / "model.pt", r"model\.pt is a file; a model is a folder.*Pickled checkpoints.*are not read")
+
+
+def test_a_pickle_in_the_folder(folder):
+    torch.save({"weight": torch.zeros(1)}, folder / "model.safetensors")
+    refused(folder, r"model\.safetensors is damaged or not a safetensors file")
+
+
+@pytest.mark.parametrize("kept", [0, 5, 0.3, 0.999])
+def test_truncated_weights(folder, kept):
+    path = folder / "model.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[: int(kept if kept >= 1 else len(content) * kept)])
+    refused(folder, r"model\.safetensors is damaged or not a safetensors file \(.*Copy it again")
+
+
+def test_no_weights(folder):
+    (folder / "model.safetensors").unlink()
+    refused(folder, r"the model has no weights: .*model\.safetensors is missing")
+
+
+def test_other_tensors(folder):
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+
+    def with_tensors(changed, match):
+        save_file(changed, path)
+        refused(folder, r"model\.safetensors does not fit its config\.json, " + match)
+
+    key = "fpn.output.p3.bias"
+    with_tensors({k: v for k, v in tensors.items() if k != key}, rf"1 tensors are wrong: {key}: missing")
+    with_tensors(tensors | {"spare": torch.zeros(2)}, "1 tensors are wrong: spare: not part of the model")
+    with_tensors(tensors | {key: torch.zeros(5)}, rf"1 tensors are wrong: {key}: shape \(5,\), expected \(64,\)")
+    with_tensors({"spare": torch.zeros(2)}, rf"{len(tensors) + 1} tensors are wrong: ")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"format": 1,', b"\xff\xfe{}", b"not json"])
+def test_broken_json(folder, content):
+    (folder / "config.json").write_bytes(content)
+    refused(folder, r"config\.json is not valid JSON")
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "{}", '{"format": "1"}', '{"format": null}', '{"model_type": "detr"}'])
+def test_json_of_something_else(folder, content):
+    (folder / "config.json").write_text(content)
+    refused(folder, r"config\.json is not a model's configuration: it has no format version")
+
+
+def test_a_newer_format(folder):
+    change_config(folder, format=2, library_version="7.8.9")
+    refused(folder, r"written by retinanet 7\.8\.9 in format 2; this is .* reads up to format 1\. Upgrade the package")
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"architecture__dilation": 2}, "Architecture has no dilation"),
+        ({"architecture__anchors__angles": [0]}, "AnchorLattice has no angles"),
+        ({"preprocess__gamma": 2}, "Preprocess has no gamma"),
+        ({"postprocess__soft": True}, "Postprocess has no soft"),
+        ({"preprocess": None}, "KeyError.*preprocess"),
+        ({"architecture": None}, "KeyError.*architecture"),
+        ({"architecture__coder": [1, 2]}, "is not a model's configuration"),
+        ({"architecture__channels": "many"}, "Architecture.channels is 'many', expected int"),
+        ({"architecture__anchors__sizes": 32}, "AnchorLattice.sizes is 32, expected tuple"),
+        ({"postprocess__score": "high"}, "Postprocess.score is 'high', expected float"),
+        ({"preprocess__short": 0}, "0 < short <= long, got short 0"),
+        ({"architecture__backbone": "resnet5O"}, "unknown trunk 'resnet5O'"),
+        ({"architecture__p6_from": "C6"}, "p6_from is C5 or P5, got 'C6'"),
+        ({"architecture__norm": "frosty"}, "norm is frozen, batch or group, got 'frosty'"),
+        ({"class_names": None}, "class_names is not a list of names"),
+        ({"class_names": "cell"}, "class_names is not a list of names"),
+        ({"class_names": []}, "class_names is not a list of names"),
+    ],
+)
+def test_other_configurations(folder, changes, match):
+    change_config(folder, **changes)
+    refused(folder, rf"config\.json.*{match}")
+
+
+def test_another_number_of_classes(folder):
+    change_config(folder, class_names=["one", "two"])
+    refused(folder, r"2 tensors are wrong: heads\.cls\.output\.bias: shape \(6,\), expected \(4,\)")
