@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from retinanet.train import precision
 from retinanet.train.config import RunConfig
 from retinanet.train.precision import build_fabric, cpu_computes_bf16
 from retinanet.types import UserError
@@ -15,7 +16,7 @@ def test_the_precision_asked_for(asked, made):
 
 def test_auto_is_bf16_where_the_hardware_has_it(monkeypatch):
     for able, made in ((True, "bf16-mixed"), (False, "32-true")):
-        monkeypatch.setattr("retinanet.train.precision.cpu_computes_bf16", lambda able=able: able)
+        monkeypatch.setattr(precision, "cpu_computes_bf16", lambda able=able: able)
         assert build_fabric(RunConfig(accelerator="cpu"))._precision.precision == made
 
 

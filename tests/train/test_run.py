@@ -171,7 +171,7 @@ def test_other_classes_are_refused_unless_asked_for(other_classes, tiny, trained
             torch.testing.assert_close(after[key], before[key], rtol=0, atol=1e-7)
 
 
-def test_the_same_classes_in_another_order_keep_those_of_the_model(data_copy, tiny, trained, tmp_path):
+def test_the_same_classes_in_another_order_keep_those_of_the_model(data, data_copy, tiny, trained, tmp_path):
     for file in (data_copy / "annotations").iterdir():
         content = json.loads(file.read_text())
         content["categories"] = [{"id": 3, "name": "square"}, {"id": 7, "name": "disc"}]
@@ -182,8 +182,8 @@ def test_the_same_classes_in_another_order_keep_those_of_the_model(data_copy, ti
     train(str(data_copy), str(tmp_path / "next"), **folder_options(tiny, trained))
     assert load_detector(tmp_path / "next").class_names == ("disc", "square")
     one, two = (start.load_sets(str(path), None, None, strict=True, model=str(trained)) for path in (data_copy, data))
-    data_copy_again = [sample.target.labels.tolist() for sample in one[0].samples]
-    assert data_copy_again == [sample.target.labels.tolist() for sample in two[0].samples]
+    labels = [[sample.target.labels.tolist() for sample in sets[0].samples] for sets in (one, two)]
+    assert labels[0] == labels[1]
 
 
 def test_an_architecture_for_a_model_folder_is_refused(data, tiny, trained, tmp_path):

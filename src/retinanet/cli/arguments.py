@@ -18,7 +18,8 @@ def parse(function: Callable[..., Any], words: Sequence[str], *, positionals: Se
     """The arguments for ``function``, from a command line and the configuration files that it names.
 
     Words without a dash are the positionals, in order; the last one takes all that are left where its type is a list.
-    Options may be written with dashes or underscores; a switch needs no value.
+    Options may be written with dashes or underscores, and without their group where only one group has them; a switch
+    needs no value.
 
     Args:
         function: its signature and docstring make the options.
@@ -106,7 +107,7 @@ def _as_options(
             continue
         name, equals, value = word.partition("=")
         name = "--" + name[2:].replace("-", "_") if name.startswith("--") else name
-        _check_known(name, known)
+        name = _in_full(name, known)
         if name in ("-h", "--help", "--print_config"):
             options.append(name)
         elif equals:
@@ -125,10 +126,16 @@ def _is_switch(action: Any) -> bool:
     return getattr(action, "_typehint", None) is bool or action.type is bool
 
 
-def _check_known(name: str, known: set[str]) -> None:
+def _in_full(name: str, known: set[str]) -> str:
+    """The option with its group: --devices is --run.devices, as long as no other group has devices."""
     # the keys of a dictionary follow its name: --architecture.norm
     if name in known or any(name.startswith(f"{one}.") for one in known):
-        return
+        return name
+    grouped = [one for one in known if one.endswith(f".{name[2:]}")] if name.startswith("--") else []
+    if len(grouped) == 1:
+        return grouped[0]
+    if grouped:
+        raise UserError(f"option {name} could be {' or '.join(sorted(grouped))}: write one of them")
     raise UserError(f"unknown option {name}{_nearest(name, known)}")
 
 

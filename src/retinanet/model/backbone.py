@@ -123,6 +123,9 @@ def _create(name: str, *, pretrained: bool) -> nn.Module:
         raise UserError(f"trunk {name} does not yield features at strides 8, 16 and 32 ({error})") from None
     if getattr(draft, "output_fmt", "NCHW") != "NCHW":
         raise UserError(f"trunk {name} yields {draft.output_fmt.value} features; choose one whose features are NCHW")
+    hub = logging.getLogger("huggingface_hub")
+    level = hub.level
+    hub.setLevel(logging.CRITICAL)  # it tells every retry; one message, ours, says all
     try:
         return timm.create_model(name, features_only=True, out_indices=indices, pretrained=pretrained)
     except Exception as error:
@@ -132,6 +135,8 @@ def _create(name: str, *, pretrained: bool) -> nn.Module:
             f"the ImageNet weights of {name} could not be downloaded ({type(error).__name__}: {error}). Without "
             "a network, pass --weights FILE.safetensors (timm's parameter names), or --weights none for random weights"
         ) from None
+    finally:
+        hub.setLevel(level)
 
 
 def _draft(name: str) -> Any:

@@ -21,14 +21,17 @@ class Tower(nn.Module):
         channels: of the features and of every hidden map.
         outputs: output channels.
         depth: hidden convolutions; 4 in the paper.
-        norm: ``"group"`` puts group norm of 32 groups after each hidden convolution, which then has no bias.
+        norm: ``"group"`` puts group norm of 32 groups, or the most that divide the channels, after each hidden
+            convolution, which then has no bias.
     """
 
     def __init__(self, *, channels: int, outputs: int, depth: int = 4, norm: HeadNorm = "none") -> None:
         super().__init__()
         bare = norm == "none"
         self.conv = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1, bias=bare) for _ in range(depth))
-        self.norm = nn.ModuleList(nn.Identity() if bare else nn.GroupNorm(32, channels) for _ in range(depth))
+        self.norm = nn.ModuleList(
+            nn.Identity() if bare else nn.GroupNorm(_groups(channels), channels) for _ in range(depth)
+        )
         self.output = nn.Conv2d(channels, outputs, 3, padding=1)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -57,7 +60,7 @@ class Heads(nn.Module):
             100,000 negatives of an image start with a loss near zero instead of swamping the first steps.
 
     Raises:
-        UserError: no class, channels that do not suit the norm, a prior that is no probability.
+        UserError: no class, no channel, another norm, a prior that is no probability.
     """
 
     def __init__(
@@ -79,10 +82,6 @@ class Heads(nn.Module):
             raise UserError(f"head norm is none or group, got {norm!r}")
         if channels < 1 or depth < 0:
             raise UserError(f"towers have 1 channel and 0 hidden convolutions or more, got {channels} and {depth}")
-        if norm == "group" and (
-            channels % 32 or channels == 32
-        ):  # the 1x1 map of a single image needs 2 values a group
-            raise UserError(f"head norm group has 32 groups: channels are a multiple of 32 from 64 on, got {channels}")
         self.prior = prior
         self.cls = Tower(channels=channels, outputs=num_anchors * num_classes, depth=depth, norm=norm)
         self.box = Tower(channels=channels, outputs=num_anchors * 4, depth=depth, norm=norm)
@@ -92,3 +91,8 @@ class Heads(nn.Module):
     def forward(self, pyramid: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """L maps -> L logits (N, A*K, H_l, W_l) and L deltas (N, A*4, H_l, W_l)."""
         return [self.cls(level) for level in pyramid], [self.box(level) for level in pyramid]
+
+
+def _groups(channels: int) -> int:
+    # Two channels in a group at least: the 1x1 map of a single image has no more values to normalise.
+    return max((groups for groups in (2, 4, 8, 16, 32) if channels % groups == 0 and groups < channels), default=1)

@@ -1,0 +1,241 @@
+"""``predict``: which images, which files, and nothing half done."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from retinanet.data.dataset import load_dataset
+from retinanet.predict import run as predict_run
+from retinanet.predict.predictor import Predictor
+from retinanet.predict.run import (
+    CSV_COLUMNS,
+    Prediction,
+    coco_document,
+    csv_document,
+    find_images,
+    picture_names,
+    predict,
+)
+from retinanet.types import Detections, UserError
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Files in folders, under names that invite mistakes."""
+    root = tmp_path / "pictures"
+    for name in ("b.png", "a.JPG", "deep/er/c.tif", "deep/d.webp", "v1.0/e.bmp", "[x]*.png", "notes.txt"):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".txt":
+            path.write_text("no image")
+        else:
+            Image.new("RGB", (20, 10)).save(path)
+    return root
+
+
+def names(paths, root):
+    return [str(path.relative_to(root)) for path in paths]
+
+
+def test_a_folder_is_searched_with_its_subfolders(pictures):
+    found = find_images([str(pictures)])
+    assert names(found, pictures) == ["[x]*.png", "a.JPG", "b.png", "deep/d.webp", "deep/er/c.tif", "v1.0/e.bmp"]
+
+
+def test_patterns(pictures):
+    assert names(find_images([f"{pictures}/?.png"]), pictures) == ["b.png"]
+    assert names(find_images([f"{pictures}/**/*.tif"]), pictures) == ["deep/er/c.tif"]
+    assert names(find_images([f"{pictures}/[[]x]*.png"]), pictures) == ["[x]*.png"]
+
+
+def test_a_file_is_itself_whatever_its_name(pictures):
+    assert names(find_images([f"{pictures}/[x]*.png"]), pictures) == ["[x]*.png"]
+
+
+def test_each_image_once_in_the_order_given(pictures, monkeypatch):
+    monkeypatch.chdir(pictures)
+    given = ["deep/d.webp", "./b.png", "b.png", str(pictures / "b.png"), "deep/../b.png", "deep", "*.png"]
+    assert [path.name for path in find_images(given)] == ["d.webp", "b.png", "c.tif", "[x]*.png"]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("none.png", "no image at none.png: expected a file, a folder or a pattern"),
+        ("*.gif", r"no image at \*.gif"),
+        ("empty", "no image in the folder empty: looked for .jpg"),
+    ],
+)
+def test_what_names_no_image_is_told(tmp_path, monkeypatch, given, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    Image.new("RGB", (2, 2)).save("good.png")
+    with pytest.raises(UserError, match=words):
+        find_images(["good.png", given])
+    with pytest.raises(UserError, match="no image given"):
+        find_images([])
+
+
+def test_pictures_get_different_names():
+    given = [
+        Path(name) for name in ("p/a.jpg", "p/a.png.jpg", "p/a.png", "p/q/a.jpg", "p/q/b.tif", "p/a.tif", "p/a_.tif")
+    ]
+    found = picture_names(given)
+    assert list(found) == given and len(set(found.values())) == len(given)
+    assert found[given[0]] == "a.png" and found[given[3]] == str(Path("q/a.png"))
+    assert all(name.endswith(".png") and ".." not in name for name in found.values())
+
+
+@pytest.fixture(scope="module")
+def predicted(trained, data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("predicted") / "out"
+    found = predict(str(trained), [str(data / "test")], output=str(folder), score=0.001, batch_size=2, device="cpu")
+    return found, folder
+
+
+def test_detections_are_those_of_the_predictor(predicted, trained, data):
+    found, _ = predicted
+    paths = sorted((data / "test").glob("*.png"))
+    assert [one.path for one in found] == paths and {one.size for one in found} == {(64, 80)}
+    predictor = Predictor.load(trained, device="cpu", batch_size=2)
+    for one, wanted in zip(found, predictor(paths), strict=True):
+        kept = wanted.above(0.001)
+        assert len(kept) > 0 and torch.equal(one.detections.boxes, kept.boxes)
+        assert torch.equal(one.detections.scores, kept.scores)
+
+
+def test_the_json_is_a_data_set(predicted):
+    found, folder = predicted
+    dataset = load_dataset(folder / "detections.json", strict=True)
+    assert dataset.class_names == ("disc", "square") and len(dataset) == 3
+    for sample, one in zip(dataset.samples, found, strict=True):
+        assert sample.path.resolve() == one.path.resolve() and sample.size == one.size
+        torch.testing.assert_close(sample.target.boxes, one.detections.boxes, rtol=0, atol=1e-3)
+        assert torch.equal(sample.target.labels, one.detections.labels)
+    scores = [row["score"] for row in json.loads((folder / "detections.json").read_text())["annotations"]]
+    assert scores == pytest.approx([score for one in found for score in one.detections.scores.tolist()])
+
+
+def test_the_csv_has_a_row_per_detection(predicted):
+    found, folder = predicted
+    with (folder / "detections.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert tuple(rows[0]) == CSV_COLUMNS
+    wanted = [(one, row) for one in found for row in one.detections.to_dicts()]
+    assert len(rows) == len(wanted)
+    for row, (one, detection) in zip(rows, wanted, strict=True):
+        assert row["image_path"] == str(one.path) and row["label"] == detection["name"]
+        assert [float(row[side]) for side in CSV_COLUMNS[1:5]] == pytest.approx(detection["box"], abs=0.006)
+        assert float(row["score"]) == pytest.approx(detection["score"], abs=6e-5)
+
+
+def test_the_pictures_show_the_boxes(predicted):
+    found, folder = predicted
+    drawn = sorted((folder / "pictures").iterdir())
+    assert [path.name for path in drawn] == [f"{one.path.stem}.png" for one in found]
+    for path, one in zip(drawn, found, strict=True):
+        picture = Image.open(path)
+        assert picture.mode == "RGB" and picture.size[0] >= 80
+        assert picture.tobytes() != Image.open(one.path).convert("RGB").resize(picture.size).tobytes()
+
+
+def test_nothing_else_is_left(predicted):
+    _, folder = predicted
+    assert sorted(path.name for path in folder.iterdir()) == ["detections.csv", "detections.json", "pictures"]
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def two():
+    box = torch.tensor([[1.0, 2.0, 3.5, 5.0]])
+    some = Detections(box, torch.tensor([0.75]), torch.tensor([1]), ("a", "b"))
+    none = Detections(box[:0], torch.zeros(0), torch.zeros(0, dtype=torch.int64), ("a", "b"))
+    return [Prediction(Path("x/one, two.png"), (10, 20), none), Prediction(Path("x/y.png"), (30, 40), some)]
+
+
+def test_an_image_without_detections_has_a_row_and_an_entry(tmp_path, monkeypatch):
+    assert csv_document(two()).splitlines()[1:] == ['"x/one, two.png",,,,,,', "x/y.png,1.00,2.00,3.50,5.00,b,0.7500"]
+    monkeypatch.chdir(tmp_path)
+    document = coco_document(two(), ("a", "b"), Path("out"))
+    assert [image["file_name"] for image in document["images"]] == ["../x/one, two.png", "../x/y.png"]
+    assert document["annotations"] == [
+        {"id": 1, "image_id": 2, "category_id": 2, "bbox": [1, 2, 2.5, 3], "score": 0.75, "area": 7.5, "iscrowd": 0}
+    ]
+    (tmp_path / "x").mkdir()
+    for one in two():
+        Image.new("RGB", one.size[::-1]).save(one.path)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "d.csv").write_text(csv_document(two()).replace("x/", "../x/"))
+    (tmp_path / "out" / "d.json").write_text(json.dumps(document))
+    for name in ("d.csv", "d.json"):
+        dataset = load_dataset(tmp_path / "out" / name, class_names=("a", "b"), strict=True)
+        assert [len(sample.target) for sample in dataset.samples] == [0, 1]
+
+
+def test_without_pictures(trained, data, tmp_path):
+    image = str(data / "test" / "test_0.png")
+    predict(str(trained), [image], output=str(tmp_path), pictures=False, device="cpu", score=1.0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["detections.csv", "detections.json"]
+    assert json.loads((tmp_path / "detections.json").read_text())["annotations"] == []
+
+
+def test_results_are_not_overwritten_unasked(trained, data, tmp_path):
+    image, mine = str(data / "test" / "test_0.png"), tmp_path / "pictures" / "mine.txt"
+    mine.parent.mkdir()
+    for content in ("detections.json", "detections.csv"):
+        (tmp_path / content).write_text("earlier")
+        with pytest.raises(UserError, match=r"holds results already.*--overwrite"):
+            predict(str(trained), [image], output=str(tmp_path), device="cpu")
+        assert (tmp_path / content).read_text() == "earlier"
+        (tmp_path / content).unlink()
+    mine.write_text("kept")
+    (tmp_path / "detections.json").write_text("earlier")
+    predict(str(trained), [image], output=str(tmp_path), device="cpu", overwrite=True)
+    assert json.loads((tmp_path / "detections.json").read_text())["images"] and mine.read_text() == "kept"
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_an_image_that_breaks_off_leaves_everything_as_it_was(trained, data, tmp_path, before):
+    """Its header is whole, so it is noticed only after others have been predicted."""
+    scans, out = Path(shutil.copytree(data / "test", tmp_path / "scans")), tmp_path / "out"
+    last = scans / "test_2.png"
+    last.write_bytes(last.read_bytes()[:-2000])
+    if before:
+        out.mkdir()
+        (out / "detections.csv").write_text("earlier")
+    with pytest.raises(UserError, match=r"test_2\.png: the image is truncated"):
+        predict(str(trained), [str(scans)], output=str(out), device="cpu", batch_size=1, overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == (["out", "scans"] if before else ["scans"])
+    if before:
+        assert [path.name for path in out.iterdir()] == ["detections.csv"]
+        assert (out / "detections.csv").read_text() == "earlier"
+
+
+def test_a_file_that_is_no_image_is_refused_before_the_model_is_loaded(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(predict_run, "Predictor", None)
+    (tmp_path / "text.png").write_text("hello")
+    with pytest.raises(UserError, match=r"text\.png: is not an image"):
+        predict("none", [str(data / "test"), str(tmp_path / "text.png")], output=str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"score": 1.5}, "--score is between 0 and 1, got 1.5"),
+        ({"batch_size": 0}, "batch_size is at least 1"),
+        ({"device": "abacus"}, "abacus"),
+        ({"output": "file"}, "--output file is a file"),
+        ({"output": "file/out"}, "--output file/out cannot be written"),
+    ],
+)
+def test_mistakes_are_told_and_nothing_is_written(trained, data, tmp_path, monkeypatch, options, words):
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("mine")
+    with pytest.raises(UserError, match=words):
+        predict(str(trained), [str(data / "test" / "test_0.png")], **{"output": "out", "device": "cpu", **options})
+    assert [path.name for path in tmp_path.iterdir()] == ["file"] and Path("file").read_text() == "mine"

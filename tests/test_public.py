@@ -1,0 +1,55 @@
+"""What ``import retinanet`` offers, and what it costs."""
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+import retinanet
+
+
+def test_every_public_name_is_there_and_is_the_real_one():
+    assert set(retinanet.__all__) == set(retinanet._HOME)
+    for name in retinanet.__all__:
+        home = importlib.import_module(f"retinanet.{retinanet._HOME[name]}")
+        assert getattr(retinanet, name) is getattr(home, name)
+        assert getattr(retinanet, name).__doc__
+
+
+def test_functions_and_modules_of_one_name_do_not_shadow_each_other():
+    """``retinanet.train`` and ``retinanet.evaluate`` are functions although there are packages of these names."""
+    code = (
+        "import retinanet.train.config, retinanet.evaluate.coco, retinanet.predict.run\n"
+        "import retinanet\n"
+        "assert callable(retinanet.train) and callable(retinanet.evaluate) and callable(retinanet.predict)\n"
+        "from retinanet import Predictor, evaluate, predict, train\n"
+        "assert callable(train) and callable(evaluate) and callable(predict)\n"
+        "from retinanet.train.config import RunConfig\n"
+        "from retinanet.evaluate.run import one_pass\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=1200, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_unknown_name():
+    with pytest.raises(AttributeError, match="module 'retinanet' has no attribute 'trian'"):
+        retinanet.trian  # noqa: B018
+    with pytest.raises(ImportError):
+        from retinanet import trian  # noqa: F401
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    code = (
+        "import sys, retinanet\n"
+        "assert retinanet.__version__\n"
+        "sys.exit(str({'torch', 'timm', 'numpy', 'PIL'} & set(sys.modules)) if 'torch' in sys.modules else 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_version_is_the_one_of_the_distribution():
+    from importlib.metadata import version
+
+    assert retinanet.__version__ == version("retinanet")
