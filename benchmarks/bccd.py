@@ -68,7 +68,7 @@ def main() -> None:
         folder = options.output / f"seed{seed}"
         if not (folder / "curves.png").exists():
             train_seed(options.data, options.trunk, folder, seed)
-        reports.append(evaluate(folder / "last", options.data, split="test", output=folder / "test"))
+        reports.append(evaluate(folder / "last", options.data, split="test", output=folder / "test", overwrite=True))
     print(f"{'seed':<6}{'AP':>8}{'AP50':>8}{'AP75':>8}" + "".join(f"{c.name:>12}" for c in reports[0].metrics.classes))
     rows = [(m.ap, m.ap50, m.ap75, *(c.ap for c in m.classes)) for m in (report.metrics for report in reports)]
     means = [statistics.mean(column) for column in zip(*rows, strict=True)]

@@ -109,7 +109,16 @@ def test_nested_options():
     assert told("a", "b", "--knobs.rate", "null")["knobs"].rate is None
 
 
+def test_options_without_their_group():
+    assert told("a", "b", "--rate", "0.5", "--wild")["knobs"] == Knobs(rate=0.5, wild=True)
+
+
 def test_keys_of_a_mapping():
+    assert told("a", "b", "--make.prior", "1e-3", "--make.name", "x y", "--make.flag=true")["make"] == {
+        "prior": 1e-3,
+        "name": "x y",
+        "flag": True,
+    }
     found = told("a", "b", "--make.norm", "batch", "--make.anchors.sizes", "[1, 2]", "--make.anchors.ratios=[1.5]")
     assert found["make"] == {"norm": "batch", "anchors": {"sizes": [1, 2], "ratios": [1.5]}}
     assert told("a", "b", "--make", '{"depth": 2}')["make"] == {"depth": 2}

@@ -115,7 +115,7 @@ def test_the_json_is_a_data_set(predicted):
     assert dataset.class_names == ("disc", "square") and len(dataset) == 3
     for sample, one in zip(dataset.samples, found, strict=True):
         assert sample.path.resolve() == one.path.resolve() and sample.size == one.size
-        torch.testing.assert_close(sample.target.boxes, one.detections.boxes, rtol=0, atol=1e-3)
+        torch.testing.assert_close(sample.target.boxes.float(), one.detections.boxes, rtol=0, atol=1e-3)
         assert torch.equal(sample.target.labels, one.detections.labels)
     scores = [row["score"] for row in json.loads((folder / "detections.json").read_text())["annotations"]]
     assert scores == pytest.approx([score for one in found for score in one.detections.scores.tolist()])

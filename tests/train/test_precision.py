@@ -42,7 +42,6 @@ def test_two_processes_when_asked_for():
         RunConfig(accelerator="cpu", devices="0"),
         RunConfig(accelerator="cpu", devices="-3"),
         RunConfig(accelerator="cpu", devices="many"),
-        RunConfig(accelerator="cpu", precision="16"),
         pytest.param(
             RunConfig(accelerator="cuda", devices="1"),
             marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here"),
@@ -52,3 +51,8 @@ def test_two_processes_when_asked_for():
 def test_what_is_not_here_is_refused(run):
     with pytest.raises(UserError, match=f"cannot train on accelerator {run.accelerator}, devices {run.devices}"):
         build_fabric(run)
+
+
+def test_fp16_needs_an_accelerator():
+    with pytest.raises(UserError, match="precision 16 needs an accelerator; on a CPU choose bf16 or 32"):
+        build_fabric(RunConfig(accelerator="cpu", precision="16"))

@@ -7,8 +7,10 @@ import inspect
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
+import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from retinanet.types import UserError
@@ -38,6 +40,8 @@ def parse(function: Callable[..., Any], words: Sequence[str], *, positionals: Se
     summary = (inspect.getdoc(function) or "").split("\n")[0]
     parser.description = summary
     options = _as_options(parser, function, words, positionals)
+    keys = [option for option in options if _mapping_of(option, parser)]
+    options = [option for option in options if option not in keys]
     try:
         arguments = parser.parse_args(options)
     except UserError:
@@ -45,10 +49,10 @@ def parse(function: Callable[..., Any], words: Sequence[str], *, positionals: Se
     except Exception as error:
         raise UserError(_explained(" ".join(str(error).split()), parser, options)) from None
     arguments.pop("config", None)
-    for name, value in vars(arguments).items():
-        if isinstance(value, dict):
-            arguments[name] = _nested(value)
-    return parser.instantiate_classes(arguments)
+    for option in keys:
+        mapping = _mapping_of(option, parser)
+        arguments[mapping] = _with_key(arguments[mapping] or {}, option.removeprefix(f"--{mapping}."))
+    return parser.instantiate(arguments)
 
 
 def _explained(reason: str, parser: ArgumentParser, options: Sequence[str]) -> str:
@@ -62,22 +66,33 @@ def _explained(reason: str, parser: ArgumentParser, options: Sequence[str]) -> s
     if unknown:
         name = ".".join(part for part in unknown.groups() if part)
         reason = f"unknown option {name}{_nearest(f'--{name}', _names(parser)).replace('--', '')}"
-    in_file = bool(unknown) or "config" in reason
-    return f"{', '.join(files)}: {reason}" if files and in_file else reason
+    given = [word.partition("=")[0] for word in options]
+    if files and not reason.startswith(("missing:", *(f"{name}:" for name in given))):
+        return f"{', '.join(files)}: {reason.removeprefix('--')}"
+    return reason
 
 
-def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """``{"anchors.sizes": x}``, from --architecture.anchors.sizes, as ``{"anchors": {"sizes": x}}``."""
-    deep: dict[str, Any] = {}
-    for key, value in flat.items():
-        *path, last = key.split(".")
-        place = deep
-        for part in path:
-            inner = place.get(part)
-            place[part] = dict(inner) if isinstance(inner, Mapping) else {}
-            place = place[part]
-        place[last] = value
-    return deep
+def _mapping_of(option: str, parser: ArgumentParser) -> str:
+    """The mapping that an option sets a key of: ``architecture`` for --architecture.norm, "" for other options."""
+    name = option.partition("=")[0]
+    mappings = [action.dest for action in parser._actions if "dict" in str(getattr(action, "_typehint", ""))]
+    return next((mapping for mapping in mappings if name.startswith(f"--{mapping}.")), "")
+
+
+def _with_key(mapping: Mapping[str, Any], option: str) -> dict[str, Any]:
+    """The mapping with one key, ``anchors.sizes=[1, 2]``, set."""
+    path, _, text = option.partition("=")
+    key, _, rest = path.partition(".")
+    if rest:
+        inner = mapping.get(key)
+        return {**mapping, key: _with_key(inner if isinstance(inner, Mapping) else {}, f"{rest}={text}")}
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    with suppress(ValueError):  # 1e-3 is a text to YAML 1.1
+        value = float(value) if isinstance(value, str) else value
+    return {**mapping, key: value}
 
 
 def _names(parser: ArgumentParser) -> set[str]:
@@ -107,7 +122,7 @@ def _as_options(
             continue
         name, equals, value = word.partition("=")
         name = "--" + name[2:].replace("-", "_") if name.startswith("--") else name
-        name = _in_full(name, known)
+        name = name if _mapping_of(name, parser) else _in_full(name, known)
         if name in ("-h", "--help", "--print_config"):
             options.append(name)
         elif equals:
@@ -128,8 +143,7 @@ def _is_switch(action: Any) -> bool:
 
 def _in_full(name: str, known: set[str]) -> str:
     """The option with its group: --devices is --run.devices, as long as no other group has devices."""
-    # the keys of a dictionary follow its name: --architecture.norm
-    if name in known or any(name.startswith(f"{one}.") for one in known):
+    if name in known:
         return name
     grouped = [one for one in known if one.endswith(f".{name[2:]}")] if name.startswith("--") else []
     if len(grouped) == 1:

@@ -95,7 +95,7 @@ def to_pixels(image: Any) -> Tensor:
     if hasattr(image, "convert"):  # a picture of Pillow
         image = np.asarray(image.convert("RGB"))
     if isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[2] == 3:
-        image = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+        image = torch.from_numpy(np.array(image, order="C")).permute(2, 0, 1)  # a copy: pictures may be read only
     if not isinstance(image, Tensor) or image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
         kind = f"{type(image).__name__} of shape {tuple(getattr(image, 'shape', ()))} and {getattr(image, 'dtype', '')}"
         raise UserError(

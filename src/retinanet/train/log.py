@@ -122,7 +122,10 @@ def read_log(path: Path) -> list[dict[str, str]]:
     if not path.is_file():
         return []
     with path.open(newline="") as file:
-        return [row for row in csv.DictReader(file) if None not in row.values() and row["step"].isdigit()]
+        reader = csv.DictReader(file)
+        if tuple(reader.fieldnames or ()) != COLUMNS:
+            return []
+        return [row for row in reader if None not in row.values() and row["step"].isdigit()]
 
 
 def _text(value: Any) -> str:

@@ -26,6 +26,8 @@ def build_fabric(run: RunConfig) -> Fabric:
     bf16 = torch.cuda.is_bf16_supported() if gpu and torch.cuda.is_available() else cpu_computes_bf16() and not gpu
     auto: Literal["bf16", "32"] = "bf16" if bf16 else "32"
     wanted = auto if run.precision == "auto" else run.precision
+    if wanted == "16" and not gpu:
+        raise UserError("precision 16 needs an accelerator; on a CPU choose bf16 or 32")
     precision = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[wanted]
     try:
         return Fabric(accelerator=run.accelerator, devices=devices, num_nodes=run.nodes, precision=cast(Any, precision))
