@@ -129,6 +129,7 @@ STAGES = {
     ],
     # Stages whose last module is an activation or a pooling, without parameters; the first has stride 1.
     "vgg11_bn": [("features_0", "features_1"), ("features_4", "features_5")],
+    "ghostnet_050": [("conv_stem",)],  # a stage that is a single module
 }
 
 
@@ -138,6 +139,7 @@ STAGES = {
         *(("resnet18", count) for count in (0, 1, 2, 5)),
         *(("tf_efficientnet_lite0", count) for count in (0, 1, 2, 4)),
         ("vgg11_bn", 2),
+        ("ghostnet_050", 1),
     ],
 )
 def test_frozen_stages_are_exactly_the_first(name, count):
