@@ -18,7 +18,7 @@ HOMES = {  # heavy library -> the only files or rooms that import it
     "lightning_fabric": ("train/",),
     "safetensors": ("weights/", "model/backbone.py"),
     "defusedxml": ("data/",),
-    "yaml": ("data/", "train/"),
+    "yaml": ("cli/", "data/", "train/"),
     "torchvision": ("boxes/", "data/"),
 }
 NAMELESS = {"utils", "util", "misc", "common", "helpers", "helper"}

@@ -209,7 +209,7 @@ def test_faulty_boxes_in_an_evaluation(refused, trained, data_copy):
 
 def missing(path):
     path.unlink()
-    return "1 of 3 images are missing"
+    return "images are missing"
 
 
 def truncated(path):
@@ -243,20 +243,20 @@ def huge(path):
 def test_images_to_train_on(train_refused, data_copy, spoil, split):
     image = data_copy / split / f"{split}_2.png"
     words = spoil(image)
-    has(train_refused(data_copy), image, words)
+    has(train_refused(data_copy), image.name, words)
 
 
 @pytest.mark.parametrize("spoil", [missing, truncated, not_an_image, of_another_size, huge])
 def test_images_to_evaluate_on(refused, trained, data_copy, spoil):
     image = data_copy / "test" / "test_2.png"
     words = spoil(image)
-    has(refused("evaluate", trained, data_copy, "--output", "out", "--batch-size", "1"), image, words)
+    has(refused("evaluate", trained, data_copy, "--output", "out", "--batch-size", "1"), image.name, words)
 
 
-@pytest.mark.parametrize("workers", ["0", "1"])
-def test_images_read_by_another_process(refused, trained, data_copy, workers):
+def test_images_read_by_another_process(refused, trained, data_copy):
     image = data_copy / "test" / "test_2.png"
-    has(refused("evaluate", trained, data_copy, "--workers", workers), image, truncated(image))
+    words = truncated(image)
+    has(refused("evaluate", trained, data_copy, "--workers", "1"), image, words)
 
 
 @pytest.mark.parametrize("spoil", [truncated, not_an_image, huge])

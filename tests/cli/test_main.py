@@ -68,7 +68,7 @@ def test_the_road_from_images_to_boxes(data, tiny_words, tmp_path, monkeypatch, 
     out = capsys.readouterr().out
     found = json.loads((tmp_path / "out" / "detections.json").read_text())
     assert f"{len(found['annotations'])} objects in 6 images" in out and len(found["annotations"]) > 0
-    assert len(list((tmp_path / "out" / "pictures").iterdir())) == 6
+    assert len(list((tmp_path / "out" / "pictures").rglob("*.png"))) == 6
 
 
 def test_interruptions_are_130(data, tiny_words, tmp_path, monkeypatch, capfd):

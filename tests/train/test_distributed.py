@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from retinanet.cli.main import main
 from retinanet.train.log import read_log
 from retinanet.weights.checkpoint import load_detector, save_detector
 
@@ -106,9 +107,8 @@ def test_a_run_on_two_processes_is_the_run_on_one(data, tiny_words, tmp_path):
         "--run.save-every",
         "1",
     ]
-    common = ["-m", "retinanet.cli.main", "train", data, *words]
-    run([*common, "--output", tmp_path / "one"])
-    run([*common, "--output", tmp_path / "two", "--run.devices", "2"])
+    assert main(["train", str(data), *words, "--output", str(tmp_path / "one")]) == 0
+    run(["-m", "retinanet.cli.main", "train", data, *words, "--output", tmp_path / "two", "--devices", "2"])
     one, two = (read_log(tmp_path / name / "log.csv") for name in ("one", "two"))
     assert [row["step"] for row in two] == [row["step"] for row in one] == ["1", "2", "3", "3"]
     for row, other in zip(one, two, strict=True):

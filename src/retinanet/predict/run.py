@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.console import Console
 from rich.progress import track
 
 from retinanet.images.io import IMAGE_SUFFIXES, image_size, read_image
@@ -91,8 +92,9 @@ def _predict_into(
 ) -> list[Prediction]:
     """Predict, and write what belongs into ``folder`` below ``scratch``."""
     found: list[Prediction] = []
-    size = predictor.batch_size
-    for start in track(range(0, len(paths), size), "predict", transient=True, disable=len(paths) == 1):
+    size, console = predictor.batch_size, Console(stderr=True)
+    quiet = len(paths) == 1 or not console.is_terminal
+    for start in track(range(0, len(paths), size), "predict", console=console, transient=True, disable=quiet):
         chunk = [(path, read_image(path)) for path in paths[start : start + size]]
         for (path, pixels), detections in zip(chunk, predictor([pixels for _, pixels in chunk]), strict=True):
             shown = detections.above(score)

@@ -16,7 +16,7 @@ from rich.progress import track
 from retinanet.data.dataset import DetectionDataset, training_datasets
 from retinanet.images.preprocess import Preprocess
 from retinanet.model.postprocess import Postprocess
-from retinanet.model.presets import Architecture, preset
+from retinanet.model.presets import PRESETS, Architecture, preset
 from retinanet.train.config import ImageConfig, changed, plain
 from retinanet.train.resume import STATE
 from retinanet.types import UserError
@@ -51,14 +51,11 @@ def check_images(*datasets: DetectionDataset) -> None:
         return len(one[0][one[1]].target)
 
     images = [(dataset, index) for dataset in datasets for index in range(len(dataset))]
+    console = Console(stderr=True)
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        for _ in track(
-            pool.map(read, images),
-            "reading every image once",
-            len(images),
-            console=Console(stderr=True),
-            transient=True,
-        ):
+        sizes = pool.map(read, images)
+        quiet = not console.is_terminal
+        for _ in track(sizes, "reading every image once", len(images), console=console, transient=True, disable=quiet):
             pass
 
 
@@ -81,6 +78,8 @@ def build_detector(
         if changes:
             raise UserError(f"{model} has its architecture already; leave out --architecture ({', '.join(changes)})")
         return _from_folder(model, dataset, sides, postprocess, new_classes)
+    if model not in PRESETS and Path(model).exists():
+        read_config(model)  # which says what is wrong with it
     base = preset(model)
     if "norm" not in changes and weights == "none":
         base = replace(base, norm="batch")
