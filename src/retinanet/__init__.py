@@ -9,18 +9,27 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from retinanet.data.dataset import load_dataset
+    from retinanet.data.transforms import Augment
     from retinanet.evaluate.run import evaluate
+    from retinanet.model.postprocess import Postprocess
     from retinanet.model.retinanet import RetinaNet
     from retinanet.predict.predictor import Predictor
     from retinanet.predict.run import predict
+    from retinanet.train.config import ImageConfig, LossConfig, OptimConfig, RunConfig
     from retinanet.train.run import train
     from retinanet.types import Detections, UserError
 
 __version__ = "0.1.0"
 __all__ = [
+    "Augment",
     "Detections",
+    "ImageConfig",
+    "LossConfig",
+    "OptimConfig",
+    "Postprocess",
     "Predictor",
     "RetinaNet",
+    "RunConfig",
     "UserError",
     "evaluate",
     "load_dataset",
@@ -29,9 +38,15 @@ __all__ = [
 ]
 
 _HOME = {
+    "Augment": "data.transforms",
     "Detections": "types",
+    "ImageConfig": "train.config",
+    "LossConfig": "train.config",
+    "OptimConfig": "train.config",
+    "Postprocess": "model.postprocess",
     "Predictor": "predict.predictor",
     "RetinaNet": "model.retinanet",
+    "RunConfig": "train.config",
     "UserError": "types",
     "evaluate": "evaluate.run",
     "load_dataset": "data.dataset",

@@ -44,15 +44,15 @@ def parse(function: Callable[..., Any], words: Sequence[str], *, positionals: Se
     options = [option for option in options if option not in keys]
     try:
         arguments = parser.parse_args(options)
+        arguments.pop("config", None)
+        for option in keys:
+            mapping = _mapping_of(option, parser)
+            arguments[mapping] = _with_key(arguments[mapping] or {}, option.removeprefix(f"--{mapping}."))
+        return parser.instantiate(arguments)
     except UserError:
         raise
     except Exception as error:
         raise UserError(_explained(" ".join(str(error).split()), parser, options)) from None
-    arguments.pop("config", None)
-    for option in keys:
-        mapping = _mapping_of(option, parser)
-        arguments[mapping] = _with_key(arguments[mapping] or {}, option.removeprefix(f"--{mapping}."))
-    return parser.instantiate(arguments)
 
 
 def _explained(reason: str, parser: ArgumentParser, options: Sequence[str]) -> str:

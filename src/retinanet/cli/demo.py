@@ -46,7 +46,7 @@ def demo(output: str = "runs/demo", *, epochs: int = 6, seed: int = 0) -> float:
     began = time.perf_counter()
     folder = Path(output)
     if (folder / "config.yaml").exists():
-        raise UserError(f"{folder} already holds a run. Choose another --output")
+        raise UserError(f"{folder} already holds a run. Remove it or choose another --output")
     data = render_scenes(folder / "data", seed=seed)
     _tell(began, f"scenes rendered, a COCO data set: {data}")
     train(

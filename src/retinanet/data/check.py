@@ -102,7 +102,7 @@ def checked_samples(found: Annotations, *, strict: bool = False) -> tuple[list[S
     for row in np.flatnonzero(faults).tolist():
         skipped.append(f"{columns.where(row)}: {_fault(raw[row], limits[row], faults[row])}")
     if skipped and strict:
-        raise UserError(f"{skipped[0]}. Mend it, or load without strict to leave it out ({len(skipped)} in all).")
+        raise UserError(f"{skipped[0]}. Mend it, or leave out strict and it is left out ({len(skipped)} in all).")
     keep = np.flatnonzero(faults == 0)
     keep = keep[np.argsort(owners[keep], kind="stable")]
     return _samples(images, columns, boxes[keep], keep), tuple(skipped)

@@ -6,6 +6,7 @@ workers nor an interruption changes what the model sees.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -109,7 +110,9 @@ class TrainingViews(Dataset[Sample | UserError]):
             image, target = self.augment(sample.image, sample.target)
             scale = self.augment.draw_scale()
         rule = replace(
-            self.preprocess, short=round(self.preprocess.short * scale), long=round(self.preprocess.long * scale)
+            self.preprocess,
+            short=max(1, round(self.preprocess.short * scale)),
+            long=max(1, round(self.preprocess.long * scale)),
         )
         return resized(replace(sample, image=image, target=target), rule)
 
@@ -197,9 +200,20 @@ def evaluation_batches(
 
 def _load(views: Dataset[Sample | UserError], collate: Collate, workers: int, **how: Any) -> Iterator[Batch]:
     loader = DataLoader(
-        views, collate_fn=collate, num_workers=workers, pin_memory=torch.cuda.is_available() and workers > 0, **how
+        views,
+        collate_fn=collate,
+        num_workers=workers,
+        worker_init_fn=_leave_signals_to_the_parent,
+        pin_memory=torch.cuda.is_available() and workers > 0,
+        **how,
     )
     for batch in loader:
         if isinstance(batch, UserError):
             raise batch
         yield batch
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """A signal to the whole group stops the parent after its step; until then it needs its workers."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

@@ -69,11 +69,11 @@ def predict(
         raise UserError(f"--score is between 0 and 1, got {score}")
     paths = find_images(images)
     folder = Path(output)
-    check_output(folder, overwrite=overwrite)
+    names = picture_names(paths) if pictures else {}
+    check_output(folder, names, overwrite=overwrite)
     for path in paths:
         image_size(path)  # a file that is no image is refused before anything is written
     predictor = Predictor.load(model, device=device, batch_size=batch_size)
-    names = picture_names(paths) if pictures else {}
     home = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
     try:
         with tempfile.TemporaryDirectory(prefix=".predict-", dir=home) as scratch:
@@ -102,10 +102,11 @@ def _predict_into(
             if path in names:
                 picture = scratch / "pictures" / names[path]
                 picture.parent.mkdir(parents=True, exist_ok=True)
-                draw_detections(pixels, shown, score=score).save(picture)
+                zoom = max(1, LEGIBLE // min(pixels.shape[1:]))  # enlarged until the labels can be read
+                draw_detections(pixels, shown, score=score, zoom=zoom).save(picture)
     document = coco_document(found, predictor.class_names, folder)
     (scratch / "detections.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    (scratch / "detections.csv").write_text(csv_document(found), encoding="utf-8")
+    (scratch / "detections.csv").write_text(csv_document(found), encoding="utf-8", errors="surrogateescape")
     return found
 
 
@@ -137,11 +138,12 @@ def find_images(patterns: Sequence[str]) -> list[Path]:
 
 def picture_names(paths: Sequence[Path]) -> dict[Path, str]:
     """A file name for the picture of each image, different for all of them."""
-    base = os.path.commonpath([path.absolute().parent for path in paths])
+    places = [Path(os.path.abspath(path)) for path in paths]  # without "..", which would lead out of the output
+    base = os.path.commonpath([place.parent for place in places])
     names: dict[Path, str] = {}
     taken: set[str] = set()
-    for path in paths:
-        relative = path.absolute().relative_to(base)
+    for path, place in zip(paths, places, strict=True):
+        relative = place.relative_to(base)
         name = str(relative.with_suffix(".png"))
         if name in taken:  # a.jpg beside a.png
             name = f"{relative}.png"
@@ -152,15 +154,20 @@ def picture_names(paths: Sequence[Path]) -> dict[Path, str]:
     return names
 
 
-def check_output(folder: Path, *, overwrite: bool) -> None:
-    """Earlier results are replaced only when asked for.
+def check_output(folder: Path, names: Mapping[Path, str], *, overwrite: bool) -> None:
+    """Earlier results are replaced only when asked for, and an image that is read never.
 
     Raises:
-        UserError: there are some, or the folder is a file.
+        UserError: there are some, a picture would replace an image, or the folder is a file.
     """
     if folder.is_file():
         raise UserError(f"--output {folder} is a file; expected the name of a folder")
-    if not overwrite and any((folder / name).exists() for name in ("detections.json", "detections.csv")):
+    pictures = [folder / "pictures" / name for name in names.values()]
+    read = {os.path.realpath(path) for path in names}
+    if replaced := [picture for picture in pictures if os.path.realpath(picture) in read]:
+        raise UserError(f"the picture {replaced[0]} would replace an image that is to be read. Choose another --output")
+    results = [folder / "detections.json", folder / "detections.csv", *pictures]
+    if not overwrite and any(result.exists() for result in results):
         raise UserError(f"{folder} holds results already. Choose another --output or pass --overwrite")
 
 

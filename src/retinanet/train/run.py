@@ -95,8 +95,10 @@ def train(
         UserError: a mistake in the data or the options; nothing has been written then.
     """
     config = {key: value for key, value in locals().items() if key != "resume"}
-    if epochs < 1 or batch_size < 1 or seed < 0:
-        raise UserError(f"expected epochs and batch_size >= 1 and seed >= 0, got {epochs}, {batch_size} and {seed}")
+    if epochs < 1 or batch_size < 1 or not 0 <= seed < 2**32:
+        raise UserError(
+            f"expected epochs and batch_size >= 1 and 0 <= seed < 2**32, got {epochs}, {batch_size} and {seed}"
+        )
     folder = Path(output)
     first = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
     if first:  # the others may find what this one makes
@@ -112,8 +114,9 @@ def train(
     progress = load_state(folder, training.parts()) if resume else Progress()
     if fabric.is_global_zero:
         describe(training, model)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(yaml.safe_dump(plain(config), sort_keys=False), encoding="utf-8")
+        if not resume:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "config.yaml").write_text(yaml.safe_dump(plain(config), sort_keys=False), encoding="utf-8")
     log = RunLog(folder, total=training.sampler.stop, start=progress.step, enabled=fabric.is_global_zero)
     progress = fit(training, progress, log)
     if fabric.is_global_zero:

@@ -26,7 +26,7 @@ def lr_factor(step: int, total: int, *, warmup: int, schedule: Literal["cosine",
 
 
 def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> float:
-    """Set every group to its peak times ``factor``; returns the rate of the heads, the highest."""
+    """Set every group to its peak times ``factor``; returns the highest rate."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * factor
     return max(group["lr"] for group in optimizer.param_groups)

@@ -22,6 +22,9 @@ from retinanet.train.resume import STATE
 from retinanet.types import UserError
 from retinanet.weights.checkpoint import CONFIG, Detector, load_detector, read_config
 
+# what may differ when a run goes on: where it is computed, not what
+FREE = {f"run.{key}" for key in ("accelerator", "devices", "nodes", "workers", "save_every")} | {"optim.accumulate"}
+
 
 def load_sets(
     data: str, train_split: str | None, val_split: str | None, *, strict: bool, model: str
@@ -138,10 +141,18 @@ def check_output(folder: Path, config: Mapping[str, Any], *, resume: bool) -> No
         before = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{folder / 'config.yaml'} is damaged: {' '.join(str(error).split())}") from None
-    now = plain(config)
-    differing = [key for key in now if not isinstance(before, dict) or before.get(key) != now[key]]
+    then, now = _flat(before if isinstance(before, dict) else {}), _flat(plain(config))
+    differing = [f"{key} {then.get(key)} -> {now[key]}" for key in now if key not in FREE and then.get(key) != now[key]]
     if differing:
         raise UserError(
             f"{folder} was started with other options ({', '.join(differing)}). Go on with the same: "
             f"retinanet train --config {folder}/config.yaml --resume"
         )
+
+
+def _flat(options: Mapping[str, Any], group: str = "") -> dict[str, Any]:
+    """Nested options under dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in options.items():
+        flat.update(_flat(value, f"{group}{key}.") if isinstance(value, Mapping) else {f"{group}{key}": value})
+    return flat
