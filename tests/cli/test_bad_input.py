@@ -340,6 +340,12 @@ def test_unusable_checkpoints(refused, trained, data, tmp_path, spoil):
     assert not (tmp_path / "exploded").exists()
 
 
+def test_pickled_trunk_weights(train_refused, data, tmp_path):
+    torch.save({"conv1.weight": Bomb()}, tmp_path / "trunk.pth")
+    has(train_refused(data, "--weights", "trunk.pth"), "trunk.pth is not a readable safetensors file")
+    assert not (tmp_path / "exploded").exists()
+
+
 def test_a_damaged_training_state(refused, trained, tiny_words, data, tmp_path):
     run = Path(shutil.copytree(trained, tmp_path / "run"))
     config = (run / "config.yaml").read_text().replace(str(trained), "run")

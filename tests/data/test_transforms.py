@@ -100,6 +100,19 @@ def test_degenerate_boxes_are_dropped():
     assert found.labels.tolist() == [0, 4] and found.ignore.tolist() == [True, False]
     _, found = Augment(hflip=0, min_side=4)(image, target)
     assert found.labels.tolist() == [0]
+    _, found = Augment(hflip=0, min_side=0)(image, target)
+    assert found.labels.tolist() == [0, 1, 3, 4]
+
+
+def test_what_a_crop_cuts_off_is_dropped_even_without_a_least_side():
+    image, target = painted(40, 40, (0, 0, 10, 10), (30, 30, 40, 40))
+    augment, counts = Augment(hflip=0, iou_crop=1, min_side=0), set()
+    for seed in range(40):
+        torch.manual_seed(seed)
+        _, found = augment(image, target)
+        assert (found.boxes[:, 2:] > found.boxes[:, :2]).all()
+        counts.add(len(found))
+    assert counts == {1, 2}
 
 
 def test_switched_off_is_the_identity():

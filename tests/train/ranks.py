@@ -1,10 +1,11 @@
 """Started by test_distributed.py as a script: one step and one evaluation, on as many processes as it is told.
 
-Usage: ranks.py DEVICES DATA CHECKPOINT OUTPUT. Rank 0 writes the losses, the whole gradient and the detections.
+Usage: ranks.py DEVICES DATA MODEL FOLDER. Rank 0 writes losses, the whole gradient and detections to FOLDER/result.pt.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 from itertools import islice
 from pathlib import Path
@@ -20,20 +21,22 @@ from retinanet.train.config import LossConfig, OptimConfig, RunConfig
 from retinanet.train.precision import build_fabric
 from retinanet.train.ranks import on_any
 from retinanet.train.run import assemble
+from retinanet.train.stop import stop_if_not_finite
+from retinanet.types import UserError
 from retinanet.weights.checkpoint import load_detector
 
 
-def measure(devices: str, data: str, model: str, accumulate: int = 1) -> dict[str, object]:
+def measure(devices: str, data: str, model: str, folder: str) -> dict[str, object]:
     """What one step and one evaluation give, on every rank."""
     config = {
-        "optim": OptimConfig(optimizer="sgd", clip=0.0, ema=0.0, accumulate=accumulate),
+        "optim": OptimConfig(optimizer="sgd", clip=0.0, ema=0.0),
         "run": RunConfig(accelerator="cpu", devices=devices, precision="32", workers=0),
         "batch_size": 4,
         "epochs": 1,
         "seed": 0,
         "loss": LossConfig(),
         "augment": Augment(),
-        "output": str(Path(model)),
+        "output": folder,
         "model": model,
     }
     fabric = build_fabric(config["run"])
@@ -49,6 +52,12 @@ def measure(devices: str, data: str, model: str, accumulate: int = 1) -> dict[st
         {name: p.grad.clone() for name, p in detector.net.named_parameters() if p.requires_grad}
     )
     losses, norm = loop.train_step(training, parts, 0)
+    loss = math.nan if fabric.global_rank == fabric.world_size - 1 else 1.0
+    try:
+        stop_if_not_finite(fabric, {"box loss": loss}, parts, Path(folder), 7)
+        stopped = "not at all"
+    except UserError as error:
+        stopped = str(error)
     found = one_pass(detector, training.val_set, device=fabric.device, batch_size=2)
     return {
         "rank": fabric.global_rank,
@@ -61,12 +70,13 @@ def measure(devices: str, data: str, model: str, accumulate: int = 1) -> dict[st
         "gradient": gradient,
         "val_loss": dict(found.loss),
         "detections": [[one.boxes, one.scores, one.labels] for one in found.detections],
+        "stopped": stopped,
         "any": [on_any(fabric, fabric.global_rank == fabric.world_size - 1), on_any(fabric, False)],
     }
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    result = measure(*sys.argv[1:4])
+    result = measure(*sys.argv[1:])
     if result["rank"] == 0:
-        torch.save(result, sys.argv[4])
+        torch.save(result, Path(sys.argv[4], "result.pt"))

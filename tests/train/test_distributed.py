@@ -41,7 +41,7 @@ def frozen(trained, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def alone(data, frozen):
+def alone(data, frozen, tmp_path_factory):
     spec = importlib.util.spec_from_file_location("ranks", SCRIPT)
     ranks = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(ranks)
@@ -49,16 +49,17 @@ def alone(data, frozen):
 
     update = loop._update
     try:
-        yield ranks.measure("1", str(data), str(frozen))
+        return ranks.measure("1", str(data), str(frozen), str(tmp_path_factory.mktemp("alone")))
     finally:
         loop._update = update
 
 
 @pytest.fixture(scope="module")
 def together(data, frozen, tmp_path_factory):
-    file = tmp_path_factory.mktemp("ranks") / "two.pt"
-    run([SCRIPT, "2", data, frozen, file])
-    return torch.load(file, weights_only=True)
+    folder = tmp_path_factory.mktemp("together")
+    run([SCRIPT, "2", data, frozen, folder])
+    assert (folder / "nonfinite_batch_1_0.pt").is_file()
+    return torch.load(folder / "result.pt", weights_only=True)
 
 
 def test_two_processes_share_the_batch(alone, together):
@@ -92,6 +93,11 @@ def test_the_evaluation_is_the_same(alone, together):
 
 def test_what_one_process_knows_all_know(alone, together):
     assert alone["any"] == together["any"] == [True, False]
+
+
+def test_a_fault_of_one_process_stops_all(alone, together):
+    assert "the box loss is nan at step 8" in alone["stopped"] and "train/train_" in alone["stopped"]
+    assert together["stopped"] == ("the loss of another process is not finite at step 8; its message names the images")
 
 
 def test_a_run_on_two_processes_is_the_run_on_one(data, tiny_words, tmp_path):

@@ -105,13 +105,41 @@ def test_nothing_to_resume(data, tiny, tmp_path):
 def test_a_run_goes_on_only_as_it_began(data, tiny, trained, tmp_path):
     folder = Path(shutil.copytree(trained, tmp_path / "run"))
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    with pytest.raises(UserError, match=r"other options \(output, epochs, optim\).*--config"):
+    words = (
+        r"other options \(output .* -> .*, epochs 2 -> 3, optim\.lr None -> 1\.0\)\. Go on with the same: .*--config"
+    )
+    with pytest.raises(UserError, match=words):
         train(str(data), str(folder), resume=True, **tiny(epochs=3, optim={"lr": 1.0}))
     (folder / "config.yaml").write_text("a: [")
     with pytest.raises(UserError, match=r"config\.yaml is damaged"):
         train(str(data), str(folder), resume=True, **tiny())
     (folder / "config.yaml").write_bytes(before[folder / "config.yaml"])
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_an_option_left_out_is_another_option(data, tiny, tmp_path, at_step):
+    at_step(1, lambda: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(Interrupted):
+        train(str(data), str(tmp_path), **tiny())
+    without = tiny()
+    without["architecture"] = {key: value for key, value in without["architecture"].items() if key != "anchors"}
+    with pytest.raises(UserError, match=r"other options \(architecture\.anchors\.sizes \[8, .*128\] -> None\)"):
+        train(str(data), str(tmp_path), resume=True, **without)
+    without["architecture"] = None
+    with pytest.raises(UserError, match=r"architecture\.backbone resnet10t -> None"):
+        train(str(data), str(tmp_path), resume=True, **without)
+
+
+def test_a_run_may_go_on_elsewhere(data, tiny, trained, tmp_path, at_step):
+    """With other workers and saves: what is computed stays the same, and so does the configuration of the run."""
+    at_step(1, lambda: signal.raise_signal(signal.SIGINT))
+    folder = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        train(str(data), str(folder), **tiny())
+    before = (folder / "config.yaml").read_bytes()
+    train(str(data), str(folder), resume=True, **tiny(run={"workers": 1, "save_every": 1}))
+    assert_same_run(folder, trained)
+    assert (folder / "config.yaml").read_bytes() == before
 
 
 def test_a_finished_run_is_not_overwritten(data, tiny, trained):

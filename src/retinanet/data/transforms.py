@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -52,18 +52,16 @@ class Augment:
         """
         height, width = image.shape[-2:]
         boxes = tv_tensors.BoundingBoxes(target.boxes, format="XYXY", canvas_size=(height, width))
-        rows = torch.arange(len(target))
-        view = {"image": tv_tensors.Image(image), "boxes": boxes, "labels": rows}
+        view = {"image": tv_tensors.Image(image), "boxes": boxes}
         for transform in self._pipeline():
             view = transform(view)
-        croppable = len(view["labels"]) and min(height, width) >= 4  # 0.3 of a side is a pixel or more
+        croppable = len(target) and min(height, width) >= 4  # 0.3 of a side is a pixel or more
         if self.iou_crop and croppable and torch.rand(()) < self.iou_crop:
-            view = _iou_crop(view)
-        sides = view["boxes"][:, 2:] - view["boxes"][:, :2]
-        keep = (sides >= self.min_side).all(dim=1)
-        target = target.select(view["labels"][keep])
-        boxes = view["boxes"][keep].as_subclass(Tensor).float()
-        return view["image"].as_subclass(Tensor), Target(boxes, target.labels, target.ignore)
+            view = v2.RandomIoUCrop()(view)  # the boxes whose centre it cuts off become (0, 0, 0, 0)
+        boxes = view["boxes"].as_subclass(Tensor).float()
+        sides = boxes[:, 2:] - boxes[:, :2]
+        keep = ((sides >= self.min_side) & (sides > 0)).all(dim=1)
+        return view["image"].as_subclass(Tensor), replace(target, boxes=boxes).select(keep)
 
     def draw_scale(self) -> float:
         """A factor on the size of the training image."""
@@ -84,8 +82,3 @@ class Augment:
 def _photometric() -> v2.Transform:
     # Not RandomPhotometricDistort, which also swaps the colour channels: where classes differ in colour, that lies.
     return v2.ColorJitter(brightness=(0.875, 1.125), contrast=(0.5, 1.5), saturation=(0.5, 1.5), hue=(-0.05, 0.05))
-
-
-def _iou_crop(view: dict[str, Tensor]) -> dict[str, Tensor]:
-    cropped = v2.RandomIoUCrop()(view)
-    return v2.SanitizeBoundingBoxes(min_size=1)(cropped)  # the crop marks boxes outside as degenerate

@@ -142,7 +142,8 @@ def check_output(folder: Path, config: Mapping[str, Any], *, resume: bool) -> No
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{folder / 'config.yaml'} is damaged: {' '.join(str(error).split())}") from None
     then, now = _flat(before if isinstance(before, dict) else {}), _flat(plain(config))
-    differing = [f"{key} {then.get(key)} -> {now[key]}" for key in now if key not in FREE and then.get(key) != now[key]]
+    names = [name for name in {**now, **then} if name not in FREE and then.get(name) != now.get(name)]
+    differing = [f"{name} {then.get(name)} -> {now.get(name)}" for name in names]
     if differing:
         raise UserError(
             f"{folder} was started with other options ({', '.join(differing)}). Go on with the same: "
