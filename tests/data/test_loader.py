@@ -138,9 +138,12 @@ def test_boxes_follow_the_resize(dataset):
 
 
 def test_scale_jitter_moves_both_limits(dataset):
-    views = TrainingViews(dataset, RULE, Augment(hflip=0, scale_jitter=(0.5, 0.5)), seed=0)
-    for i in range(7):
-        assert tuple(views[0, i].image.shape[1:]) == Preprocess(short=16, long=32).size(*dataset.samples[i].size)
+    rule = Preprocess(short=32, long=36)  # both limits bind: the images are up to 1.25 times as long as short
+    for jitter, expected in ((0.5, Preprocess(short=16, long=18)), (0.001, Preprocess(short=1, long=1))):
+        views = TrainingViews(dataset, rule, Augment(hflip=0, scale_jitter=(jitter, jitter)), seed=0)
+        sizes = [tuple(views[0, i].image.shape[1:]) for i in range(7)]
+        assert sizes == [expected.size(*sample.size) for sample in dataset.samples]
+        assert jitter < 0.5 or {min(size) for size in sizes} == {14, 15, 16}
 
 
 def test_workers_and_restarts_change_nothing(dataset):

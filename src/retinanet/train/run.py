@@ -97,7 +97,7 @@ def train(
     config = {key: value for key, value in locals().items() if key != "resume"}
     if epochs < 1 or batch_size < 1 or not 0 <= seed < 2**32:
         raise UserError(
-            f"expected epochs and batch_size >= 1 and 0 <= seed < 2**32, got {epochs}, {batch_size} and {seed}"
+            f"expected epochs and batch_size >= 1 and seed >= 0 (below 2**32), got {epochs}, {batch_size} and {seed}"
         )
     folder = Path(output)
     first = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
