@@ -239,3 +239,28 @@ def test_mistakes_are_told_and_nothing_is_written(trained, data, tmp_path, monke
     with pytest.raises(UserError, match=words):
         predict(str(trained), [str(data / "test" / "test_0.png")], **{"output": "out", "device": "cpu", **options})
     assert [path.name for path in tmp_path.iterdir()] == ["file"] and Path("file").read_text() == "mine"
+
+
+def test_dots_in_a_path_do_not_lead_out_of_the_output(tmp_path):
+    paths = [tmp_path / "in" / "a" / "1.png", tmp_path / "in" / "a" / ".." / ".." / "other" / "1.png"]
+    assert picture_names(paths) == {paths[0]: "in/a/1.png", paths[1]: "other/1.png"}
+
+
+def test_an_image_that_is_read_is_never_replaced(tmp_path):
+    path = tmp_path / "out" / "pictures" / "1.png"
+    path.parent.mkdir(parents=True)
+    Image.new("RGB", (20, 10), "red").save(path)
+    before = path.read_bytes()
+    with pytest.raises(UserError, match="would replace an image"):
+        predict("no model is needed", [str(path)], output=str(tmp_path / "out"), overwrite=True)
+    assert path.read_bytes() == before
+
+
+def test_pictures_of_others_are_kept_unless_asked_for(tmp_path):
+    Image.new("RGB", (20, 10)).save(tmp_path / "1.png")
+    other = tmp_path / "out" / "pictures" / "1.png"
+    other.parent.mkdir(parents=True)
+    other.write_bytes(b"mine")
+    with pytest.raises(UserError, match="--overwrite"):
+        predict("no model is needed", [str(tmp_path / "1.png")], output=str(tmp_path / "out"))
+    assert other.read_bytes() == b"mine"
