@@ -159,7 +159,6 @@ def assembled(data, tiny, tmp_path):
             config["architecture"],
             config["image"],
             config["postprocess"],
-            False,
         )
         (tmp_path / "run").mkdir(exist_ok=True)
         return assemble(build_fabric(config["run"]), detector, train_set, val_set, config)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from retinanet.train.config import ImageConfig, LossConfig, OptimConfig, RunConfig
     from retinanet.train.run import train
     from retinanet.types import Detections, UserError
+    from retinanet.weights.convert import convert
 
 __version__ = "0.1.0"
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "RetinaNet",
     "RunConfig",
     "UserError",
+    "convert",
     "evaluate",
     "load_dataset",
     "predict",
@@ -48,6 +50,7 @@ _HOME = {
     "RetinaNet": "model.retinanet",
     "RunConfig": "train.config",
     "UserError": "types",
+    "convert": "weights.convert",
     "evaluate": "evaluate.run",
     "load_dataset": "data.dataset",
     "predict": "predict.run",

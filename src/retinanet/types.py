@@ -81,7 +81,7 @@ class Sample:
         size: (height, width) in pixels after EXIF orientation.
         target: boxes in pixels of the original image.
         areas: (M,) float64, the annotated areas (COCO splits small, medium and large by them).
-        image: (3, H, W) uint8 RGB, or None until it is read.
+        image: (3, H, W) uint8 RGB as read, or what resizing made of it; None until it is read.
     """
 
     path: Path
@@ -97,7 +97,7 @@ class Batch:
     """Images as the model takes them, and what is known about them.
 
     Attributes:
-        images: (N, 3, H, W) uint8 RGB, padded at the right and the bottom.
+        images: (N, 3, H, W) uint8 RGB, padded at the right and the bottom; float32 where resizing has normalised them.
         sizes: (N, 2) int64, height and width of the unpadded content.
         targets: N targets, boxes in pixels of ``images``.
         samples: the N samples they were made from, without pixels.

@@ -70,6 +70,25 @@ def test_clamp_bounds_growth_only():
     torch.testing.assert_close(shrunk, expected, atol=1e-5, rtol=0)
 
 
+def test_clamp_below_bounds_shrinking_too():
+    """Against mmdetection's rule in float64: dw and dh between -log(1000 / 16) and log(1000 / 16), after the std."""
+    anchors = random_boxes(300, 10)
+    deltas = torch.randn(300, 4, generator=torch.Generator().manual_seed(11)) * 5
+    for coder in (BoxCoder(clamp_below=True), BoxCoder(std=(0.1, 0.1, 0.5, 0.5), clamp_below=True)):
+        scaled = deltas.double() * torch.tensor(coder.std).double()
+        low, high = anchors.double().split(2, dim=1)
+        centre = (low + high) / 2 + scaled[:, :2] * (high - low)
+        growth = scaled[:, 2:]
+        assert (growth < -coder.clamp).any() and (growth > coder.clamp).any()
+        half = (high - low) / 2 * growth.clamp(-math.log(1000 / 16), math.log(1000 / 16)).exp()
+        expected = torch.cat([centre - half, centre + half], dim=1)
+        got = coder.decode(deltas, anchors)
+        torch.testing.assert_close(got.double(), expected, atol=2e-3, rtol=1e-5)
+        within = (growth >= -coder.clamp).all(dim=1)
+        without = BoxCoder(std=coder.std).decode(deltas, anchors)
+        assert torch.equal(got[within], without[within]) and not torch.equal(got, without)
+
+
 def test_clamp_acts_after_std():
     coder, anchor = BoxCoder(std=(0.1, 0.1, 0.2, 0.2)), torch.tensor([[0.0, 0, 16, 16]])
     below = coder.decode(torch.tensor([[0.0, 0, 10, 10]]), anchor)  # 10 * 0.2 is below the clamp

@@ -43,9 +43,10 @@ def dense(matcher: Matcher, lattice: AnchorLattice, grids: Grids, target: Target
         state[best >= matcher.foreground] = POSITIVE
         for row, overlaps in zip(rows, iou, strict=True):
             if matcher.forced != "off" and overlaps.max() > 0:
-                state[overlaps == overlaps.max()] = POSITIVE
+                theirs = (overlaps == overlaps.max()) & (best >= matcher.forced_iou)
+                state[theirs] = POSITIVE
                 if matcher.forced == "reassign":
-                    box[overlaps == overlaps.max()] = row
+                    box[theirs] = row
     areas = (anchors[:, 2] - anchors[:, 0]) * (anchors[:, 3] - anchors[:, 1])
     for region in target.boxes[target.ignore]:
         sides = (torch.minimum(anchors[:, 2:], region[2:]) - torch.maximum(anchors[:, :2], region[:2])).clamp(min=0)
@@ -97,7 +98,9 @@ def random_lattice(choose: random.Random) -> AnchorLattice:
         ratios=choose.choice(((0.5, 1, 2), (1,), (0.01, 100), (0.1, 0.3, 1, 3, 9), (1, 1))),
         scales=choose.choice(((1, 2 ** (1 / 3), 2 ** (2 / 3)), (1,), (0.3, 1))),
         offset=choose.choice((0, 0.5, 0.5, 0.3, -1.0)),
-        rounded=choose.random() < 0.3,
+        rounding=choose.choice(("none", "none", "corners", "cell")),
+        inclusive=choose.random() < 0.3,
+        floor_strides=choose.random() < 0.4,
     )
 
 
@@ -128,13 +131,14 @@ def random_layout(seed: int) -> tuple[Matcher, AnchorLattice, Grids, Target]:
     foreground, background = choose.choice(((0.5, 0.4), (0.5, 0.4), (0.5, 0.5), (0.7, 0.3), (1.0, 0.01), (0.05, 0.01)))
     forced = choose.choice(("argmax", "argmax", "reassign", "off"))
     lattice, size = random_lattice(choose), choose.choice(((64, 64), (33, 97), (1, 1), (120, 30), (80, 80)))
-    grids = lattice.grids(*size)
+    grids, lattice = lattice.grids(*size), lattice.over(*size)
     if choose.random() < 0.2:
         grids = tuple((choose.randint(0, 9), choose.randint(0, 9)) for _ in grids)
     boxes = random_boxes(choose, size, every_anchor(lattice, grids))
     crowded = choose.choice((0, 0, 0.3))
     target = make_target(boxes, [choose.random() < crowded for _ in boxes])
-    return Matcher(foreground=foreground, background=background, forced=forced), lattice, grids, target
+    forced_iou = 0 if forced == "reassign" else choose.choice((0, 0, 0.2, 0.45, 0.9))
+    return Matcher(foreground, background, forced, forced_iou), lattice, grids, target
 
 
 @pytest.mark.parametrize("block", range(10))
@@ -150,14 +154,17 @@ def test_equals_the_dense_rule_on_random_layouts(block):
 
 @pytest.mark.parametrize("forced", ["argmax", "reassign", "off"])
 def test_equals_the_dense_rule_on_a_crowded_image(forced):
-    """A real lattice and so many boxes that they come in several portions."""
+    """Real lattices and so many boxes that they come in several portions."""
     generator = torch.Generator().manual_seed(0)
     centre = torch.rand(800, 2, generator=generator) * 160
     half = 2 ** (torch.rand(800, 2, generator=generator) * 6) / 2
     target = make_target(torch.cat([centre - half, centre + half], dim=1), [i % 97 == 0 for i in range(800)])
-    lattice, matcher = AnchorLattice(), Matcher(forced=forced)
-    grids = lattice.grids(160, 160)
-    assert equal(matcher(lattice, grids, target), dense(matcher, lattice, grids, target))
+    matcher = Matcher(forced=forced)
+    floored = AnchorLattice(offset=0, rounding="corners", floor_strides=True).over(160, 224)
+    assert floored.steps[3:] == ((53, 56), (80, 112))
+    for lattice in (AnchorLattice(), floored, AnchorLattice(rounding="cell", inclusive=True)):
+        grids = lattice.grids(160, 224)
+        assert equal(matcher(lattice, grids, target), dense(matcher, lattice, grids, target))
 
 
 # Golden counts -------------------------------------------------------------------------------------------------------
@@ -181,7 +188,7 @@ GOLDEN_BOXES = [
         (AnchorLattice(offset=0.5), "off", 124, 230, None),
         (AnchorLattice(offset=0.5), "argmax", 130, 230, [30, 4, 41, 2, 32, 21]),
         (AnchorLattice(offset=0.5), "reassign", 130, 230, [30, 4, 41, 2, 31, 22]),
-        (AnchorLattice(offset=0, rounded=True), "argmax", 111, 224, [31, 9, 20, 2, 29, 20]),
+        (AnchorLattice(offset=0, rounding="corners"), "argmax", 111, 224, [31, 9, 20, 2, 29, 20]),
     ],
 )
 def test_golden_counts(lattice, forced, positives, ignored, per_box):
@@ -194,9 +201,45 @@ def test_golden_counts(lattice, forced, positives, ignored, per_box):
         assert counts == per_box
 
 
-def test_equals_torchvisions_matcher():
-    lattice = AnchorLattice(offset=0, rounded=True)
-    grids, target = lattice.grids(640, 640), make_target(GOLDEN_BOXES)
+@pytest.mark.parametrize(
+    ("forced_iou", "positives", "ignored"),
+    [(0, 107, 239), (0.1, 107, 239), (0.15, 102, 239), (0.4, 100, 239), (1, 100, 239)],
+)
+def test_golden_counts_of_detectrons_forced_match(forced_iou, positives, ignored):
+    """The best IoUs of the boxes B and D are 0.1172 and 0.1953, with five and two anchors; 0.4 is Detectron's."""
+    lattice, target = AnchorLattice(offset=0), make_target(GOLDEN_BOXES)
+    match = Matcher(forced_iou=forced_iou)(lattice, lattice.grids(640, 640), target)
+    assert (len(match.positive), len(match.ignored)) == (positives, ignored)
+    if forced_iou >= 0.4:
+        assert equal(match, Matcher(forced="off")(lattice, lattice.grids(640, 640), target))
+
+
+def test_a_forced_anchor_below_forced_iou_is_what_its_iou_says():
+    """IoU 0.45, 0.3 and 0.1 with the anchors 0, 2 and 8, each the best that its box has."""
+    boxes = [[0, 0, 32, 14.4], [64, 0, 96, 9.6], [0, 64, 32, 67.2]]
+    for forced_iou, positive, ignored in (
+        (0, [0, 2, 8], []),
+        (0.2, [0, 2], []),
+        (0.4, [0], []),  # in the band between the thresholds, and positive nevertheless
+        (0.48, [], [0]),
+    ):
+        match = Matcher(forced_iou=forced_iou)(ONE, GRID, make_target(boxes))
+        assert (match.positive.tolist(), match.ignored.tolist()) == (positive, ignored), forced_iou
+
+
+def test_forced_iou_asks_for_the_best_box_of_an_anchor():
+    """A tiny box forces anchor 0, which overlaps another box by 10/54; that one has a better anchor of its own."""
+    target = make_target([[0, 0, 3, 3], [0, 22, 32, 54]])
+    match = Matcher(forced_iou=0.18)(ONE, GRID, target)
+    assert (match.positive.tolist(), match.box.tolist()) == ([0, 4], [1, 1])
+    match = Matcher(forced_iou=0.19)(ONE, GRID, target)
+    assert (match.positive.tolist(), match.box.tolist(), match.ignored.tolist()) == ([4], [1], [])
+
+
+@pytest.mark.parametrize("size", [(640, 640), (800, 1088)])
+def test_equals_torchvisions_matcher(size):
+    lattice = AnchorLattice(offset=0, rounding="corners", floor_strides=True).over(*size)
+    grids, target = lattice.grids(*size), make_target([*GOLDEN_BOXES, (640, 320, 1088, 800), (330, 10, 800, 700)])
     theirs = TorchvisionMatcher(0.5, 0.4, allow_low_quality_matches=True)(
         box_iou(target.boxes, every_anchor(lattice, grids))
     )
@@ -277,6 +320,8 @@ def test_an_image_without_boxes_is_all_negative():
         ({"foreground": 0.3}, "0 < background <= foreground <= 1"),
         ({"background": 0}, "got background 0 and foreground 0.5"),
         ({"foreground": 1.5}, "foreground 1.5"),
+        ({"forced_iou": -0.1}, "forced_iou is an IoU between 0 and 1, got -0.1"),
+        ({"forced_iou": 1.01}, "forced_iou is an IoU between 0 and 1, got 1.01"),
         ({"forced": "best"}, "'argmax', 'reassign' or 'off', got 'best'"),
     ],
 )

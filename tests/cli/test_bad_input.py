@@ -310,7 +310,7 @@ def from_the_future(folder):
 
 def pickled(folder):
     torch.save({"weights": Bomb()}, folder / "model.pth")
-    return folder / "model.pth", "can run code when they are opened"
+    return folder / "model.pth", "retinanet convert"
 
 
 def pickled_inside(folder):
@@ -357,13 +357,23 @@ def test_a_damaged_training_state(refused, trained, tiny_words, data, tmp_path):
     assert not (tmp_path / "exploded").exists()
 
 
-# A class count that differs from the checkpoint's
+# A model that does not go with the data or the options
+
+
+def test_options_that_a_model_folder_cannot_have(refused, trained, data):
+    words = ["train", data, "--model", trained, "--output", "out", "--run.workers", "0", "--run.accelerator", "cpu"]
+    has(
+        refused(*words, "--weights", "trunk.safetensors"), "--weights trunk.safetensors", trained, "Leave out --weights"
+    )
+    message = refused(*words, "--architecture.backbone", "resnet18")
+    has(message, "--architecture.backbone resnet18", f"{trained} has the trunk resnet10t", "train from a preset")
+    has(refused(*words, "--architecture.stride_in_1x1", "true"), "trained with False", "Leave it out")
+    has(refused(*words, "--architecture.chanels", "8"), "architecture.chanels", "did you mean 'channels'")
+    has(refused(*words, "--new_classes"), "unknown option --new_classes")
 
 
 def test_other_classes(refused, trained, tmp_path):
     coco(tmp_path / "set", [GOOD], images=3)
-    words = ["train", "set", "--model", trained, "--output", "out", "--run.workers", "0", "--run.accelerator", "cpu"]
-    has(refused(*words), "knows 2 classes", "has 1", "--new_classes")
     has(refused("evaluate", trained, "set"), "boxes.json, annotation 5", "'cell' is not among disc, square")
 
 

@@ -50,6 +50,7 @@ def test_the_help_of_every_command(capsys, command):
         "train": ["--data", "--output", "--optim.lr", "peak learning rate", "--resume", "--run.devices", "--config"],
         "evaluate": ["--split", "--output", "--batch_size", "images per forward pass"],
         "predict": ["--score", "--overwrite", "files, folders"],
+        "convert": ["--source", "--to", "--class_names", "torchvision:NAME"],
     }
     assert all(option in out for option in options[command]), out
 
@@ -95,7 +96,7 @@ def test_an_interruption_before_the_first_step(data, tmp_path, monkeypatch, capf
     def interrupted(*_args, **_options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(evaluate_run, "load_detector", interrupted)
+    monkeypatch.setattr(evaluate_run, "load_pretrained", interrupted)
     assert main(["evaluate", "model", str(data)]) == 130
     assert capfd.readouterr().err == "retinanet evaluate: interrupted\n"
 
@@ -104,7 +105,7 @@ def test_our_own_mistakes_keep_their_traceback(data, monkeypatch):
     def broken(*_args, **_options):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(evaluate_run, "load_detector", broken)
+    monkeypatch.setattr(evaluate_run, "load_pretrained", broken)
     with pytest.raises(RuntimeError, match="a bug"):
         main(["evaluate", "model", str(data)])
 

@@ -1,10 +1,12 @@
 from fractions import Fraction
 
+import numpy
 import pytest
 import torch
 from torch.nn import functional
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from retinanet.images.preprocess import Preprocess
+from retinanet.images.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from retinanet.types import UserError
 
 
@@ -150,14 +152,121 @@ def test_boxes_back_clips():
     assert Preprocess.boxes_back(torch.zeros(0, 4), (60, 100), (120, 50)).shape == (0, 4)
 
 
+# What older code bases do -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((480, 640), (800, 1066)),
+        ((375, 500), (800, 1066)),
+        ((426, 640), (800, 1201)),
+        ((640, 360), (1333, 749)),
+        ((612, 612), (800, 800)),
+        ((578, 640), (799, 885)),
+        ((1, 5000), (1, 1333)),
+    ],
+)
+def test_floored_sizes_as_torchvision_and_odtk_have_them(size, expected):
+    assert Preprocess(rounding="floor").size(*size) == expected
+
+
+def test_some_short_sides_are_floored_to_799():
+    """Against torch's own arithmetic, which torchvision leaves the size to."""
+    rule = Preprocess(rounding="floor")
+    short = [side for side in range(200, 1300) if rule.size(side, side)[0] == 799]
+    assert len(short) == 46 and {289, 305, 322, 334, 335, 539, 578, 607, 610, 644, 653} < set(short)
+    for side in {*short, *range(200, 1300, 25)}:
+        square = torch.empty(1, 1, side, side, device="meta")
+        theirs = functional.interpolate(square, scale_factor=800 / side, mode="bilinear", recompute_scale_factor=True)
+        assert rule.size(side, side) == tuple(theirs.shape[2:])
+        assert Preprocess().size(side, side) == (800, 800)
+
+
+def interleaved(pixels):
+    """The same image with the three bytes of a pixel side by side, as decoders lay them out."""
+    return pixels.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+
+
+@pytest.mark.parametrize("sizes", [[(48, 64), (97, 61)], [(200, 90), (64, 64)], [(50, 120), (50, 50)]])
+@pytest.mark.parametrize("layout", [torch.Tensor.contiguous, interleaved])
+def test_normalised_resampling_is_torchvisions_bit_for_bit(sizes, layout):
+    images = [layout(image(*size, seed)) for seed, size in enumerate(sizes)]
+    transform = GeneralizedRCNNTransform(50, 80, list(IMAGENET_MEAN), list(IMAGENET_STD)).eval()
+    theirs, _ = transform([(pixels / 255).contiguous() for pixels in images])
+    rule = Preprocess(short=50, long=80, rounding="floor", resampling="normalised")
+    batch, content = rule.pad([rule.resize(pixels) for pixels in images])
+    assert batch.dtype == torch.float32 and batch.is_contiguous(memory_format=torch.channels_last)
+    assert content.tolist() == [list(size) for size in theirs.image_sizes]
+    assert len({tuple(size) for size in content.tolist()}) == 2
+    assert torch.equal(batch, theirs.tensors)
+    assert torch.equal(rule.normalise(batch, content), theirs.tensors), "they are not normalised twice"
+
+
+@pytest.mark.parametrize("size", [(40, 61), (97, 33), (16, 20), (1, 9), (3, 200), (150, 150)])
+def test_plain_resampling_is_bilinear_without_a_filter(size):
+    rule, pixels = Preprocess(short=32, long=64, resampling="plain"), image(*size)
+    got = rule.resize(pixels)
+    assert got.dtype == torch.uint8 and tuple(got.shape) == (3, *rule.size(*size))
+    expected = functional.interpolate(pixels[None].float(), size=got.shape[1:], mode="bilinear")[0]
+    assert (got.float() - expected).abs().max() <= 1
+    assert torch.equal(rule.resize(interleaved(pixels)), got)
+    if min(size) > 64:  # a filter smooths the noise away
+        assert (Preprocess(short=32, long=64).resize(pixels).float() - expected).abs().max() > 10
+    same = image(32, 48)
+    assert torch.equal(rule.resize(same), same)
+
+
+COLOURS = [
+    Preprocess(),
+    Preprocess(divisor=1, mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375)),
+    Preprocess(divisor=1, mean=(103.53, 116.28, 123.675), std=(1, 1, 1), channels="BGR"),
+    Preprocess(divisor=255, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3), channels="BGR", margin=1),
+]
+
+
+@pytest.mark.parametrize("rule", COLOURS, ids=["torchvision", "mmdetection", "detectron2", "mixed"])
+def test_colours_bit_for_bit(rule):
+    """As each source computes it, in float32: divide, subtract, divide; a division by one changes nothing."""
+    images = [image(32, 41, 1), image(40, 32, 2)]
+    batch, sizes = rule.pad(images)
+    kept, planes = batch.clone(), batch.contiguous()
+    pixels = rule.normalise(batch, sizes)
+    assert pixels.dtype == torch.float32 and torch.equal(batch, kept)
+    assert pixels.is_contiguous(memory_format=torch.channels_last)
+    assert rule.normalise(planes, sizes).is_contiguous() and torch.equal(rule.normalise(planes, sizes), pixels)
+    for floats, one in zip(pixels.numpy(), images, strict=True):
+        height, width = one.shape[1:]
+        source = one.numpy().astype(numpy.float32)[:: -1 if rule.channels == "BGR" else 1]
+        mean, std = (numpy.array(value, dtype=numpy.float32)[:, None, None] for value in (rule.mean, rule.std))
+        expected = (source / numpy.float32(rule.divisor) - mean) / std
+        assert numpy.array_equal(floats[:, :height, :width], expected)
+        assert not floats[:, height:].any() and not floats[:, :, width:].any()
+
+
+def test_margin_pads_sizes_that_fit_already():
+    rule = Preprocess(margin=1)
+    for side in range(1, 130):
+        padded = tuple(rule.pad([torch.zeros(3, side, 64, dtype=torch.uint8)])[0].shape[2:])
+        assert padded == (side + 32 - side % 32, 96)  # as yhenon's code has it
+    batch, sizes = rule.pad([image(32, 20), image(17, 32)])
+    assert tuple(batch.shape[2:]) == (64, 64) and sizes.tolist() == [[32, 20], [17, 32]]
+    assert tuple(Preprocess(margin=0).pad([image(32, 20)])[0].shape[2:]) == (32, 32)
+
+
 @pytest.mark.parametrize(
     ("options", "match"),
     [
         ({"short": 900, "long": 800}, "0 < short <= long, got short 900 and long 800"),
         ({"short": 0}, "0 < short <= long, got short 0"),
         ({"multiple": 0}, "multiple of at least 1, got 0"),
-        ({"std": (0.2, 0.0, 0.2)}, "std above 0"),
+        ({"std": (0.2, 0.0, 0.2)}, "std and divisor above 0; got .*0.0, 0.2.* and 255.0"),
+        ({"divisor": 0.0}, "std and divisor above 0; got .* and 0.0"),
         ({"mean": (0.5, 0.5)}, "three numbers each"),
+        ({"margin": -1}, "margin of images is at least 0, got -1"),
+        ({"channels": "GBR"}, "channels of images is RGB or BGR, got 'GBR'"),
+        ({"rounding": "up"}, "rounding of images is nearest or floor, got 'up'"),
+        ({"resampling": "bicubic"}, "resampling of images is antialiased or plain or normalised, got 'bicubic'"),
     ],
 )
 def test_mistakes(options, match):

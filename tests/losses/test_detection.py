@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.distributed as dist
+from torchvision.models.detection import RetinaNet as TorchvisionRetinaNet
 from torchvision.ops import generalized_box_iou_loss
 from torchvision.ops import sigmoid_focal_loss as torchvision_focal_loss
 
+from retinanet.boxes.coding import BoxCoder
+from retinanet.boxes.lattice import AnchorLattice
 from retinanet.boxes.matching import Matcher
-from retinanet.losses.box import GIoU
+from retinanet.losses.box import L1, GIoU, SmoothL1
 from retinanet.losses.detection import DetectionLoss
 from retinanet.losses.focal import FocalLoss
 from retinanet.losses.ohem import OHEM
@@ -200,6 +204,109 @@ def test_processes_without_any_object_divide_by_one(make_raw, criterion, monkeyp
     assert criterion(raw, [target()]).total.item() == pytest.approx(4 * alone)
 
 
+THREE = [TARGETS[0], target(), TARGETS[1]]
+
+
+@pytest.mark.parametrize(("kind", "box"), [("l1", L1()), ("giou", GIoU())])
+@pytest.mark.parametrize("seed", range(3))
+def test_each_image_by_its_own_positives_is_torchvisions_loss(make_raw, kind, box, seed):
+    lattice = AnchorLattice(offset=0, rounding="corners", floor_strides=True).over(160, 224)
+    raw = make_raw(images=3, dtype=torch.float32, seed=seed, lattice=lattice, grids=lattice.grids(160, 224))
+    targets = [target((9, 20, 70, 61, 3), (100, 30, 130, 150, 0), (5, 5, 13, 9, 1)), target(), TARGETS[1]]
+    logits, deltas = plain(raw)
+    trunk = torch.nn.Identity()
+    trunk.out_channels = 8
+    theirs = TorchvisionRetinaNet(trunk, num_classes=raw.num_classes)
+    theirs.head.regression_head._loss_type = kind
+    anchors = lattice.boxes(torch.arange(lattice.count(raw.grids)), raw.grids)
+    expected = theirs.compute_loss(
+        [{"boxes": one.boxes, "labels": one.labels} for one in targets],
+        {"cls_logits": logits, "bbox_regression": deltas},
+        [anchors] * 3,
+    )
+    losses = DetectionLoss(box=box, normaliser="image")(raw, targets)
+    assert losses.positives > 10
+    assert losses.classification.item() == pytest.approx(expected["classification"].item(), rel=1e-6)
+    assert losses.box.item() == pytest.approx(expected["bbox_regression"].item(), rel=1e-6)
+    leaves = [*raw.logits, *raw.deltas]
+    gradients = torch.autograd.grad(expected["classification"] + expected["bbox_regression"], leaves)
+    torch.testing.assert_close(torch.autograd.grad(losses.total, leaves), gradients, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("classification", [FocalLoss(), OHEM()], ids=repr)
+def test_each_image_by_its_own_positives_is_the_mean_of_the_images(make_raw, layout, classification):
+    raw, criterion = make_raw(images=3, layout=layout), DetectionLoss(classification=classification, box_weight=2)
+    alone = [criterion(image(raw, i), THREE[i : i + 1]) for i in range(3)]
+    losses = replace(criterion, normaliser="image")(raw, THREE)
+    assert losses.positives == sum(one.positives for one in alone)
+    assert losses.classification.item() == pytest.approx(sum(one.classification.item() for one in alone) / 3, rel=1e-6)
+    assert losses.box.item() == pytest.approx(sum(one.box.item() for one in alone) / 3, rel=1e-6)
+    assert losses.total.item() != pytest.approx(criterion(raw, THREE).total.item(), rel=1e-2)
+    leaves = [*raw.logits, *raw.deltas]
+    expected = torch.autograd.grad(sum(one.total for one in alone) / 3, leaves)
+    torch.testing.assert_close(torch.autograd.grad(losses.total, leaves), expected, rtol=1e-5, atol=1e-9)
+
+
+def test_count_is_what_a_batch_adds_to_the_normaliser(make_raw, criterion):
+    raw = make_raw(images=3)
+    assignment = criterion.assign(raw.lattice, raw.grids, THREE)
+    assert criterion.count(assignment, 3) == assignment.num_positives > 3
+    assert DetectionLoss(normaliser="image").count(assignment, 3) == 3
+
+
+def test_the_assignment_of_an_image_is_its_match(make_raw, criterion):
+    raw = make_raw(images=3)
+    targets = [TARGETS[0], target((1, 1, 30, 28, 2), (0, 0, 48, 24, 0, True)), target()]
+    whole = criterion.assign(raw.lattice, raw.grids, targets)
+    for number, one in enumerate(targets):
+        part, expected = whole.of_image(number), criterion.assign(raw.lattice, raw.grids, [one])
+        for name in ("index", "labels", "boxes", "ignored"):
+            assert torch.equal(getattr(part, name), getattr(expected, name)), name
+        assert part.positives_per_level == expected.positives_per_level
+        assert part.ignored_per_level == expected.ignored_per_level
+
+
+def test_processes_share_the_number_of_images(make_raw, monkeypatch):
+    """One process with two images, one with one: the mean of their gradients is that of the batch of three."""
+    raw, criterion = make_raw(images=3), DetectionLoss(normaliser="image")
+    leaves = [*raw.logits, *raw.deltas]
+    expected = torch.autograd.grad(criterion(raw, THREE).total, leaves)
+    first = replace(raw, **{name: tuple(x[:2] for x in getattr(raw, name)) for name in ("logits", "deltas")})
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    totals = []
+    for part, targets, elsewhere in ((first, THREE[:2], 1), (image(raw, 2), THREE[2:], 2)):
+        monkeypatch.setattr(dist, "all_reduce", lambda tensor, elsewhere=elsewhere: tensor.add_(elsewhere))
+        totals.append(criterion(part, targets).total)
+    torch.testing.assert_close(torch.autograd.grad(sum(totals) / 2, leaves), expected, rtol=1e-6, atol=1e-12)
+
+
+def test_a_quarter_of_the_box_loss_is_yhenons(make_raw):
+    """Its code takes the mean over positives and their four coordinates, image by image, of deltas in units of std."""
+    std = (0.1, 0.1, 0.2, 0.2)
+    raw = replace(make_raw(images=3), coder=BoxCoder(std=std))
+    _, deltas = plain(raw)
+    every = raw.lattice.boxes(torch.arange(raw.lattice.count(raw.grids)), raw.grids).double()
+    expected = []
+    for said, one in zip(deltas, THREE, strict=True):
+        match = Matcher(forced="off")(raw.lattice, raw.grids, one)
+        if not len(match.positive):
+            expected.append(0 * said.sum())
+            continue
+        anchors, boxes = every[match.positive], one.boxes[match.box].double()
+        sides, wanted_sides = anchors[:, 2:] - anchors[:, :2], boxes[:, 2:] - boxes[:, :2]
+        shift = (boxes[:, :2] + wanted_sides / 2 - anchors[:, :2] - sides / 2) / sides
+        wanted = torch.cat([shift, (wanted_sides / sides).log()], dim=1) / torch.tensor(std).double()
+        gap = (wanted - said[match.positive]).abs()
+        expected.append(torch.where(gap <= 1 / 9, 0.5 * 9 * gap**2, gap - 0.5 / 9).mean())
+    assert sum(float(one) > 0 for one in expected) == 2
+    criterion = DetectionLoss(matcher=Matcher(forced="off"), box=SmoothL1(1 / 9), box_weight=0.25, normaliser="image")
+    losses = criterion(raw, THREE)
+    assert losses.box.item() == pytest.approx(torch.stack(expected).mean().item(), rel=1e-5)
+    gradients = torch.autograd.grad(torch.stack(expected).mean(), raw.deltas)
+    torch.testing.assert_close(torch.autograd.grad(losses.box, raw.deltas), gradients, rtol=1e-4, atol=1e-8)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision_outputs(make_raw, criterion, dtype):
     raw = make_raw(dtype=dtype)
@@ -232,3 +339,8 @@ def test_targets_must_fit_the_images(make_raw, criterion):
 def test_box_weight_outside_is_refused(weight):
     with pytest.raises(UserError, match="box_weight"):
         DetectionLoss(box_weight=weight)
+
+
+def test_an_unknown_normaliser_is_refused():
+    with pytest.raises(UserError, match="normaliser is batch or image, got 'level'"):
+        DetectionLoss(normaliser="level")

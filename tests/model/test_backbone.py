@@ -1,9 +1,11 @@
 import copy
+from functools import partial
 from pathlib import Path
 
 import pytest
 import timm
 import torch
+import torchvision
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
@@ -198,6 +200,57 @@ def test_local_weights_give_timms_features(name, tmp_path):
     whole = randomised(tmp_path / "whole.safetensors", name).eval()
     net = Backbone(name=name, weights=str(tmp_path / "whole.safetensors"), norm="batch").eval()
     assert_same_features(net, whole)
+
+
+@torch.no_grad()
+def assert_bit_equal(net, theirs):
+    """C3, C4, C5 against torchvision's ResNet, which has the same parameters by the same names."""
+    torch.manual_seed(0)
+    for norm in batch_norms(theirs):
+        for tensor in (norm.weight, norm.running_var):
+            nn.init.uniform_(tensor, 0.5, 2.0)
+        for tensor in (norm.bias, norm.running_mean):
+            nn.init.normal_(tensor)
+    state = theirs.state_dict()
+    net.body.load_state_dict({key: value for key, value in state.items() if not key.startswith("fc.")})
+    theirs.eval()
+    images = torch.randn(1, 3, 65, 96)
+    features, expected = theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(images)))), []
+    for layer in (theirs.layer1, theirs.layer2, theirs.layer3, theirs.layer4):
+        features = layer(features)
+        expected.append(features)
+    for mine, feature in zip(net.eval()(images), expected[1:], strict=True):
+        assert torch.equal(mine, feature)
+
+
+def test_stride_in_1x1_is_torchvisions_resnet_with_its_strides_moved():
+    theirs = torchvision.models.resnet50()
+    for layer in (theirs.layer2, theirs.layer3, theirs.layer4):
+        layer[0].conv1.stride, layer[0].conv2.stride = (2, 2), (1, 1)
+    assert_bit_equal(Backbone(name="resnet50", stride_in_1x1=True), theirs)
+    with torch.device("meta"):
+        usual = Backbone(name="resnet50")
+    assert [usual.body.layer2[0].conv1.stride, usual.body.layer2[0].conv2.stride] == [(1, 1), (2, 2)]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet34", "test_efficientnet"])
+def test_stride_in_1x1_is_refused_for_basic_blocks(name):
+    with torch.device("meta"), pytest.raises(UserError, match=rf"resnet50 and deeper\), not for {name}"):
+        Backbone(name=name, stride_in_1x1=True)
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-3])
+def test_norm_eps_is_torchvisions(eps):
+    norm = partial(nn.BatchNorm2d, eps=eps)
+    assert_bit_equal(Backbone(name="resnet18", norm_eps=eps), torchvision.models.resnet18(norm_layer=norm))
+
+
+def test_norm_eps_reaches_every_norm_of_either_kind():
+    for norm, kind in (("frozen", _BatchNorm), ("batch", _BatchNorm), ("group", nn.GroupNorm)):
+        for eps, expected in ((None, 1e-5), (0.25, 0.25)):
+            with torch.device("meta"):
+                net = Backbone(name=TINY, norm=norm, norm_eps=eps)
+            assert {module.eps for module in net.modules() if isinstance(module, kind)} == {expected}
 
 
 @pytest.mark.skipif(not LITE.is_file(), reason="../shared/weights is not there")

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torchvision.models.detection import RetinaNet as TorchvisionRetinaNet
 
 from retinanet.boxes.coding import BoxCoder
 from retinanet.boxes.lattice import AnchorLattice
@@ -31,7 +32,7 @@ def raw_output(seed, images=3, spread=2.0, dtype=torch.float32, steps=None):
 def overlap(a, b):
     width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     common = max(width, 0) * max(height, 0)
-    return common / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - common)
+    return common and common / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - common)
 
 
 def dense_level(logits, deltas, level):
@@ -52,9 +53,17 @@ def dense_level(logits, deltas, level):
     return found
 
 
+def shown(rows, size, rule):
+    """Boxes cut off at the edges of the content; those of which nothing is left are dropped, or not."""
+    height, width = size
+    cut = [
+        (logit, label, [max(0, min(box[i], (width, height)[i % 2])) for i in range(4)]) for logit, label, box in rows
+    ]
+    return [row for row in cut if rule.keep_empty or (row[2][2] > row[2][0] and row[2][3] > row[2][1])]
+
+
 def dense(raw, image, size, rule):
     """(score, label, box) of the detections of an image."""
-    height, width = size
     threshold = math.log(rule.score / (1 - rule.score)) if rule.score else -math.inf
     candidates = []
     for level in range(len(raw.logits)):
@@ -62,16 +71,21 @@ def dense(raw, image, size, rule):
                  if row[0] > threshold]  # fmt: skip
         chosen = sorted(range(len(found)), key=lambda i, found=found: (-found[i][0], i))[: rule.topk]
         candidates += [found[i] for i in sorted(chosen)]
-    clipped = [
-        (logit, label, [max(0, min(box[i], (width, height)[i % 2])) for i in range(4)])
-        for logit, label, box in candidates
-    ]
-    clipped = [row for row in clipped if row[2][2] > row[2][0] and row[2][3] > row[2][1]]
+    if rule.clip == "before":
+        candidates = shown(candidates, size, rule)
+    elif rule.clip == "half":
+        candidates = [
+            (logit, label, [max(0, x1), max(0, y1), min(96, x2), min(64, y2)])
+            for logit, label, (x1, y1, x2, y2) in candidates
+        ]
     kept = []
-    for logit, label, box in sorted(clipped, key=lambda row: -row[0]):
+    for logit, label, box in sorted(candidates, key=lambda row: -row[0]):
         if all(overlap(box, other) <= rule.nms for _, k, other in kept if rule.class_agnostic or k == label):
             kept.append((logit, label, box))
-    return [(1 / (1 + math.exp(-logit)), label, box) for logit, label, box in kept[: rule.max_detections]]
+    kept = kept[: rule.max_detections]
+    if rule.clip != "before":
+        kept = shown(kept, size, rule)
+    return [(1 / (1 + math.exp(-logit)), label, box) for logit, label, box in kept]
 
 
 def assert_equals_dense(raw, rule, sizes=SIZES):
@@ -102,6 +116,85 @@ def assert_equals_dense(raw, rule, sizes=SIZES):
 def test_equals_the_dense_way(rule, seed):
     found = assert_equals_dense(raw_output(seed), rule)
     assert any(len(one) for one in found)
+
+
+def far_out(seed):
+    """Boxes partly and wholly outside their image, beyond each of its edges."""
+    raw = raw_output(seed)
+    return RawOutput(raw.logits, tuple(level * 2 for level in raw.deltas), LATTICE, raw.coder)
+
+
+@pytest.mark.parametrize("clip", ["before", "after", "half"])
+@pytest.mark.parametrize("keep_empty", [False, True])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_clipping_equals_the_dense_way(clip, keep_empty, seed):
+    raw = far_out(seed)
+    for options in ({}, {"topk": 40, "class_agnostic": True, "nms": 0.3}, {"max_detections": 15, "score": 0.3}):
+        rule = Postprocess(clip=clip, keep_empty=keep_empty, **options)
+        found = assert_equals_dense(raw, rule)
+        empty = [int((one.boxes[:, 2:] <= one.boxes[:, :2]).any(dim=1).sum()) for one in found]
+        assert all(empty) if keep_empty else not any(empty)
+        if clip != "before" and "max_detections" in options:  # those that are dropped have taken a place
+            assert [len(one) for one in found] == [15] * 3 if keep_empty else min(map(len, found)) < 15
+        for one, (height, width) in zip(found, SIZES.tolist(), strict=True):
+            limit = torch.tensor([width, height, width, height])
+            assert (one.boxes >= 0).all() and (one.boxes <= limit).all()
+
+
+class Verbatim:
+    """A coder whose deltas are the boxes."""
+
+    def decode(self, deltas, anchors):
+        return deltas
+
+
+@pytest.mark.parametrize(
+    ("width", "box", "other", "kept"),
+    [
+        (50, (30, 0, 50, 20), (30, 0, 90, 20), {"before": 1, "after": 2, "half": 2}),  # beyond the content
+        (96, (80, 0, 96, 20), (80, 0, 140, 20), {"before": 1, "after": 2, "half": 1}),  # beyond the padding
+        (96, (0, 0, 20, 20), (-40, 0, 20, 20), {"before": 1, "after": 2, "half": 1}),  # beyond the left edge
+        (96, (0, 0, 20, 20), (0, -40, 20, 20), {"before": 1, "after": 2, "half": 1}),  # beyond the top
+        (96, (0, 0, 20, 20), (100, 0, 140, 20), {"before": 1, "after": 1, "half": 1}),  # nothing is left of one
+    ],
+)
+def test_what_lies_outside_counts_for_suppression_or_not(width, box, other, kept):
+    """Two boxes of one class that overlap by more than a half inside the image, and by a third in all."""
+    logits, deltas = torch.full((1, A * K, 8, 12), -9.0), torch.zeros(1, A * 4, 8, 12)
+    logits[0, 0, 0, 0], logits[0, 0, 0, 1] = 2.0, 1.0
+    deltas[0, :4, 0, 0], deltas[0, :4, 0, 1] = torch.tensor(box), torch.tensor(other)
+    raw = RawOutput((logits,), (deltas,), LATTICE, Verbatim())
+    inside = [[max(0, x1), max(0, y1), min(width, x2), min(64, y2)] for x1, y1, x2, y2 in (box, other)]
+    for clip, count in kept.items():
+        (found,) = Postprocess(clip=clip)(raw, torch.tensor([[64, width]]), NAMES)
+        assert found.boxes.tolist() == inside[:count], clip
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_keep_empty_is_torchvisions_postprocessing(seed):
+    lattice = AnchorLattice(offset=0, rounding="corners", floor_strides=True).over(96, 160)
+    generator, grids = torch.Generator().manual_seed(seed), lattice.grids(96, 160)
+    logits = tuple(torch.randn(2, 9 * K, *grid, generator=generator) * 2 - 3 for grid in grids)
+    deltas = tuple(torch.randn(2, 9 * 4, *grid, generator=generator) for grid in grids)
+    raw, sizes = RawOutput(logits, deltas, lattice, BoxCoder()), torch.tensor([[96, 160], [41, 66]])
+
+    trunk = torch.nn.Identity()
+    trunk.out_channels = 8
+    theirs = TorchvisionRetinaNet(trunk, num_classes=K, topk_candidates=200)
+    rows = [
+        [level.unflatten(1, (9, size)).permute(0, 3, 4, 1, 2).flatten(1, 3) for level in levels]
+        for levels, size in ((logits, K), (deltas, 4))
+    ]
+    every = lattice.boxes(torch.arange(lattice.count(grids)), grids).split([9 * h * w for h, w in grids])
+    outputs = {"cls_logits": rows[0], "bbox_regression": rows[1]}
+    expected = theirs.postprocess_detections(outputs, [list(every)] * 2, [tuple(size) for size in sizes.tolist()])
+
+    found = Postprocess(topk=200, max_detections=300, keep_empty=True)(raw, sizes, NAMES)
+    for one, other in zip(found, expected, strict=True):
+        assert one.labels.tolist() == other["labels"].tolist()
+        torch.testing.assert_close(one.scores, other["scores"], rtol=0, atol=1e-6)
+        torch.testing.assert_close(one.boxes, other["boxes"], rtol=0, atol=1e-3)
+    assert (found[1].boxes[:, 2:] <= found[1].boxes[:, :2]).any() and len(found[0]) > 100
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -210,6 +303,7 @@ def test_boxes_end_at_the_content():
         ({"score": math.nan}, "score threshold"),
         ({"nms": 0.0}, "NMS threshold is an IoU above 0 and at most 1, got 0.0"),
         ({"nms": 1.1}, "NMS threshold"),
+        ({"clip": "never"}, "clip is before, after or half, got 'never'"),
         ({"topk": 0}, "topk and max_detections are at least 1, got 0 and 100"),
         ({"max_detections": 0}, "topk and max_detections are at least 1, got 1000 and 0"),
     ],

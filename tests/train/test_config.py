@@ -7,8 +7,9 @@ from retinanet.losses.box import L1, GIoU, SmoothL1
 from retinanet.losses.focal import FocalLoss
 from retinanet.losses.ohem import OHEM
 from retinanet.model.presets import Architecture
-from retinanet.train.config import ImageConfig, LossConfig, OptimConfig, RunConfig, changed, plain
+from retinanet.train.config import ImageConfig, LossConfig, OptimConfig, RunConfig, plain
 from retinanet.types import UserError
+from retinanet.weights.changes import changed
 
 
 def test_changed_replaces_nested_fields_and_leaves_the_rest():

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import signal
 from dataclasses import replace
 
 import pytest
@@ -16,7 +17,7 @@ from retinanet.train import run as train_run
 from retinanet.train import start
 from retinanet.train.log import read_log
 from retinanet.train.run import train
-from retinanet.types import UserError
+from retinanet.types import Interrupted, UserError
 from retinanet.weights.checkpoint import load_detector
 
 
@@ -126,7 +127,7 @@ def other_classes(data_copy):
 
 def folder_options(tiny, trained, **changes):
     options = tiny(model=str(trained), epochs=1, **changes)
-    del options["architecture"]
+    del options["architecture"], options["weights"]
     return options
 
 
@@ -138,7 +139,8 @@ def test_going_on_from_a_model_folder(data, tiny, trained, tmp_path, capfd):
         if "running" not in key and "tracked" not in key:
             torch.testing.assert_close(after[key], before[key], rtol=0, atol=1e-7, msg=key)
     told = capfd.readouterr().err
-    assert "starts anew" not in told and "warning" not in told
+    assert f"weights from {trained}:\n  kept all {len(before)} tensors\n" in told
+    assert "  new: " not in told and "left out" not in told and "warning" not in told
     assert load_detector(tmp_path / "next").metrics["epoch"] == 1
 
 
@@ -152,23 +154,64 @@ def test_the_size_of_the_images_is_the_model_folders_unless_given(data, tiny, tr
         assert (preprocess.short, preprocess.long) == size
 
 
-def test_other_classes_are_refused_unless_asked_for(other_classes, tiny, trained, tmp_path, capfd):
-    options = folder_options(tiny, trained, optim={"lr": 1e-12, "optimizer": "sgd", "ema": 0.0})
-    with pytest.raises(UserError, match=r"knows 2 classes .*disc.*square.* has 3 .*ring.*--new_classes"):
-        train(str(other_classes), str(tmp_path / "next"), **options)
-    assert not (tmp_path / "next").exists()
-    train(str(other_classes), str(tmp_path / "next"), new_classes=True, **options)
-    told = capfd.readouterr().err
-    assert f"the class layer starts anew: {trained} knew the classes disc, square" in told
+STILL = {"lr": 1e-12, "optimizer": "sgd", "ema": 0.0}  # a run that hardly learns ends where it began
+
+
+def test_other_classes_get_a_new_class_layer_and_keep_the_rest(other_classes, tiny, trained, tmp_path, capfd):
+    options = folder_options(tiny, trained, optim=STILL)
+    train(str(other_classes), str(tmp_path / "next"), **options)
+    before, told = weights(trained), capfd.readouterr().err
+    lines = [
+        f"kept {len(before) - 2} of {len(before)} tensors",
+        "new: heads.cls.output.weight (18 -> 27 rows) and .bias, because the classes differ: "
+        "the model knew disc, square, the data has ring, disc, square",
+    ]
+    assert f"weights from {trained}:\n  {lines[0]}\n  {lines[1]}\n" in told
     detector = load_detector(tmp_path / "next")
     assert detector.class_names == ("ring", "disc", "square")
-    before, after = weights(trained), detector.net.state_dict()
-    assert after["heads.cls.output.bias"].shape == (27,) and before["heads.cls.output.bias"].shape == (18,)
+    after = detector.net.state_dict()
     prior = torch.sigmoid(after["heads.cls.output.bias"])
     torch.testing.assert_close(prior, torch.full((27,), 0.01), rtol=0, atol=1e-6)
-    for key in ("heads.cls.conv.0.weight", "heads.box.output.weight", "fpn.lateral.0.weight"):
-        if key in before:
-            torch.testing.assert_close(after[key], before[key], rtol=0, atol=1e-7)
+    for key in after.keys() - {"heads.cls.output.weight", "heads.cls.output.bias"}:
+        if "running" not in key and "tracked" not in key:
+            torch.testing.assert_close(after[key], before[key], rtol=0, atol=1e-7, msg=key)
+    file = (tmp_path / "next" / "transfer.txt").read_text().splitlines()
+    assert file[:4] == [f"weights from {trained}", *lines, ""]
+    assert sorted(line.split()[1].rstrip(":") for line in file[4:]) == sorted(before)
+    assert [line.split()[:2] for line in file[4:] if not line.startswith("kept")] == [
+        ["changed", "heads.cls.output.weight:"],
+        ["changed", "heads.cls.output.bias:"],
+    ]
+
+
+def test_a_fine_tuned_run_is_repeated_by_its_configuration_and_goes_on(
+    other_classes, tiny, trained, tmp_path, monkeypatch, capfd
+):
+    changes = {"architecture": {"anchors": {"sizes": [12, 24, 48, 96, 192]}, "norm": "group"}}
+    options = {**folder_options(tiny, trained), "epochs": 2, **changes}
+    train(str(other_classes), str(tmp_path / "whole"), **options)
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--config", "whole/config.yaml", "--output", "again"]) == 0
+    assert same(weights("again"), weights("whole")) and same(weights("again/last"), weights("whole/last"))
+    assert load_detector("again").architecture.anchors.sizes == (12, 24, 48, 96, 192)
+
+    original, steps = train_run.RunLog.step, []
+
+    def interrupted(log, row):
+        original(log, row)
+        if row["step"] == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(train_run.RunLog, "step", interrupted)
+    with pytest.raises(Interrupted):
+        train(str(other_classes), "part", **options)
+    told = (tmp_path / "part" / "transfer.txt").read_text()
+    capfd.readouterr()
+    monkeypatch.setattr(train_run.RunLog, "step", lambda log, row: (steps.append(row["step"]), original(log, row)))
+    assert main(["train", "--config", "part/config.yaml", "--resume"]) == 0
+    assert steps == [4] and "weights from" not in capfd.readouterr().err
+    assert same(weights("part/last"), weights("whole/last"))
+    assert (tmp_path / "part" / "transfer.txt").read_text() == told
 
 
 def test_the_same_classes_in_another_order_keep_those_of_the_model(data, data_copy, tiny, trained, tmp_path):
@@ -181,14 +224,24 @@ def test_the_same_classes_in_another_order_keep_those_of_the_model(data, data_co
     assert load_dataset(data_copy, "train").class_names == ("square", "disc")
     train(str(data_copy), str(tmp_path / "next"), **folder_options(tiny, trained))
     assert load_detector(tmp_path / "next").class_names == ("disc", "square")
-    one, two = (start.load_sets(str(path), None, None, strict=True, model=str(trained)) for path in (data_copy, data))
+    one, two = (start.load_sets(str(path), None, None, strict=True, origin=trained) for path in (data_copy, data))
     labels = [[sample.target.labels.tolist() for sample in sets[0].samples] for sets in (one, two)]
     assert labels[0] == labels[1]
 
 
-def test_an_architecture_for_a_model_folder_is_refused(data, tiny, trained, tmp_path):
-    with pytest.raises(UserError, match=r"has its architecture already.*backbone"):
+def test_weights_of_a_trunk_and_a_model_folder_are_refused(data, tiny, trained, tmp_path):
+    with pytest.raises(UserError, match=r"--weights none: .* has all its weights already\. Leave out --weights"):
         train(str(data), str(tmp_path / "next"), **tiny(model=str(trained)))
+    assert not (tmp_path / "next").exists()
+
+
+def test_the_first_loss_is_checked_for_new_models_only(data, tiny, trained, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(train_run, "fit", lambda training, progress, log: seen.append(training.untrained) or progress)
+    monkeypatch.setattr(train_run, "save_figure", lambda *_: None)
+    train(str(data), str(tmp_path / "new"), **tiny())
+    train(str(data), str(tmp_path / "next"), **folder_options(tiny, trained))
+    assert seen == [True, False] and not (tmp_path / "new" / "transfer.txt").exists()
 
 
 @pytest.mark.parametrize(
@@ -286,7 +339,6 @@ def test_norms_are_trained_without_pretrained_weights_and_frozen_with_them(data,
             options["architecture"],
             options["image"],
             options["postprocess"],
-            False,
         )
         assert detector.architecture.norm == norm
         asked = {**options["architecture"], "norm": "group"}
@@ -297,7 +349,6 @@ def test_norms_are_trained_without_pretrained_weights_and_frozen_with_them(data,
             asked,
             options["image"],
             options["postprocess"],
-            False,
         )
         assert built.architecture.norm == "group"
 

@@ -27,7 +27,9 @@ ARCHITECTURE = Architecture(
     p6_from="P5",
     relu_before_p7=False,
     prior=0.3,
-    anchors=AnchorLattice(sizes=(16, 32, 64, 128, 256.5), ratios=(0.5, 2.0), scales=(1.0,), offset=0.0, rounded=True),
+    anchors=AnchorLattice(
+        sizes=(16, 32, 64, 128, 256.5), ratios=(0.5, 2.0), scales=(1.0,), offset=0.0, rounding="corners"
+    ),
     coder=BoxCoder(std=(0.1, 0.1, 0.2, 0.2), clamp=3.0),
 )
 PREPROCESS = Preprocess(short=64, long=96, multiple=64, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
@@ -117,7 +119,7 @@ def test_files_are_plain(detector, folder):
     state = detector.net.state_dict()
     assert tensors.keys() == state.keys() and all(torch.equal(tensors[key], state[key]) for key in state)
     config = json.loads((folder / "config.json").read_bytes())
-    assert config["format"] == 1 and config["library_version"] == __version__
+    assert config["format"] == 2 and config["library_version"] == __version__
     assert config["class_names"] == list(NAMES) and config["metrics"] == {"AP": 0.58, "of": "val"}
     assert config["architecture"]["anchors"]["sizes"] == [16, 32, 64, 128, 256.5]
     assert read_config(folder) == config
@@ -155,7 +157,7 @@ def test_no_model(tmp_path):
 
 def test_a_pickle(tmp_path):
     torch.save({"weight": torch.zeros(1)}, tmp_path / "model.pt")
-    refused(tmp_path / "model.pt", r"model\.pt is a file; a model is a folder.*Pickled checkpoints.*are not read")
+    refused(tmp_path / "model.pt", r"model\.pt is a file; a model is a folder.*: retinanet convert .*model\.pt FOLDER")
 
 
 def test_a_pickle_in_the_folder(folder):
@@ -204,8 +206,8 @@ def test_json_of_something_else(folder, content):
 
 
 def test_a_newer_format(folder):
-    change_config(folder, format=2, library_version="7.8.9")
-    refused(folder, r"written by retinanet 7\.8\.9 in format 2; this is .* reads up to format 1\. Upgrade the package")
+    change_config(folder, format=3, library_version="7.8.9")
+    refused(folder, r"written by retinanet 7\.8\.9 in format 3; this is .* reads up to format 2\. Upgrade the package")
 
 
 @pytest.mark.parametrize(

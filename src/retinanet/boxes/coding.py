@@ -16,10 +16,12 @@ class BoxCoder:
     Args:
         std: what a delta is divided by in training; 1 in the paper, (0.1, 0.1, 0.2, 0.2) in the R-CNN lineage.
         clamp: upper limit of dw and dh, so that no early prediction overflows; log(1000 / 16) everywhere in the field.
+        clamp_below: ``-clamp`` is the lower limit too, as in mmdetection.
     """
 
     std: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
     clamp: float = math.log(1000 / 16)
+    clamp_below: bool = False
 
     def encode(self, boxes: Tensor, anchors: Tensor) -> Tensor:
         """Boxes (n, 4) xyxy, seen from anchors (n, 4) xyxy -> deltas (n, 4) float32."""
@@ -38,5 +40,6 @@ class BoxCoder:
         deltas = deltas * deltas.new_tensor(self.std)
         anchor_sides = anchors[:, 2:] - anchors[:, :2]
         centre = anchors[:, :2] + 0.5 * anchor_sides + deltas[:, :2] * anchor_sides
-        half = 0.5 * anchor_sides * torch.exp(deltas[:, 2:].clamp(max=self.clamp))
+        growth = deltas[:, 2:].clamp(min=-self.clamp if self.clamp_below else None, max=self.clamp)
+        half = 0.5 * anchor_sides * torch.exp(growth)
         return torch.cat([centre - half, centre + half], dim=1)

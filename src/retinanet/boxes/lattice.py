@@ -7,8 +7,9 @@ needs it, so no (A, 4) tensor over an image exists outside the tests.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -31,7 +32,15 @@ class AnchorLattice:
         ratios: height / width; the area stays that of the square.
         scales: factors on ``sizes``.
         offset: where in its cell an anchor is centred: 0.5 is the middle, 0 the top left corner.
-        rounded: template corners rounded to whole pixels, as torchvision does.
+        rounding: ``corners`` cuts sides * scales to whole pixels and rounds the corners of the templates, as
+            torchvision does; ``cell`` rounds the sides of a template as large as a cell before it is scaled up, as
+            Detectron does.
+        inclusive: the right and bottom edges name pixels that belong to the anchor, so that every side is a pixel
+            longer than sizes, ratios and scales say, as in odtk.
+        floor_strides: centres lie ``side of the input // side of the grid`` apart, not ``strides``, as in torchvision.
+            Where the input is no multiple of the coarsest stride, the anchors of P6 and P7 drift by up to 84 pixels,
+            and with them the detections of an image depend on how its batch was padded. For torchvision's weights only.
+        spacing: pixels (down, across) between the centres of each level, where :meth:`over` has settled them.
     """
 
     strides: tuple[int, ...] = (8, 16, 32, 64, 128)
@@ -39,7 +48,10 @@ class AnchorLattice:
     ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
     scales: tuple[float, ...] = (2 ** (0 / 3), 2 ** (1 / 3), 2 ** (2 / 3))
     offset: float = 0.5
-    rounded: bool = False
+    rounding: Literal["none", "corners", "cell"] = "none"
+    inclusive: bool = False
+    floor_strides: bool = False
+    spacing: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         for field in ("strides", "sizes", "ratios", "scales"):
@@ -52,6 +64,8 @@ class AnchorLattice:
                 f"anchors need one size per level: {len(self.strides)} strides {self.strides}, "
                 f"but {len(self.sizes)} sizes {self.sizes}"
             )
+        if self.rounding not in ("none", "corners", "cell"):
+            raise UserError(f"rounding of anchors is none, corners or cell, got {self.rounding!r}")
 
     @property
     def num_anchors(self) -> int:
@@ -66,6 +80,19 @@ class AnchorLattice:
     def grids(self, height: int, width: int) -> tuple[tuple[int, int], ...]:
         """The L grids (H_l, W_l) over an input of this size: every halving rounds up."""
         return tuple((-(-height // stride), -(-width // stride)) for stride in self.strides)
+
+    def over(self, height: int, width: int) -> AnchorLattice:
+        """The lattice over an input of this size: itself, unless its ``floor_strides`` have to be settled."""
+        if not self.floor_strides:
+            return self
+        spacing = tuple((height // rows, width // columns) for rows, columns in self.grids(height, width))
+        return replace(self, floor_strides=False, spacing=spacing)
+
+    @property
+    def steps(self) -> tuple[tuple[int, int], ...]:
+        """Pixels (down, across) between the centres of each level."""
+        assert not self.floor_strides, "how far apart they lie depends on the input: ask over(height, width)"
+        return self.spacing or tuple((stride, stride) for stride in self.strides)
 
     def count(self, grids: Grids) -> int:
         """How many anchors lie over these grids."""
@@ -90,8 +117,8 @@ class AnchorLattice:
     def boxes_at(self, level: Tensor, y: Tensor, x: Tensor, a: Tensor) -> Tensor:
         """The anchors at lattice points: four (n,) int64 tensors -> (n, 4) float32 xyxy."""
         # index_select, here and below, because it is several times faster than indexing and the matcher asks for many.
-        stride = torch.tensor(self.strides, dtype=torch.float32, device=level.device).index_select(0, level)
-        centre = torch.stack([x, y], dim=1).float().add_(self.offset) * stride[:, None]
+        step = torch.tensor(self.steps, dtype=torch.float32, device=level.device).flip(1).index_select(0, level)
+        centre = torch.stack([x, y], dim=1).float().add_(self.offset) * step
         template = self.templates(level.device).flatten(0, 1).index_select(0, level * self.num_anchors + a)
         return torch.cat([centre, centre], dim=1).add_(template)
 
@@ -125,11 +152,16 @@ def _templates(lattice: AnchorLattice, device: str) -> Tensor:
     sizes = torch.tensor(lattice.sizes, dtype=torch.float64)[:, None, None]
     ratios = torch.tensor(lattice.ratios, dtype=torch.float64)[None, :, None]
     scales = torch.tensor(lattice.scales, dtype=torch.float64)[None, None, :]
-    side = sizes * scales
-    if lattice.rounded:
-        side = side.floor()
-    half_width, half_height = (side / ratios.sqrt()).flatten(1) / 2, (side * ratios.sqrt()).flatten(1) / 2
-    corners = torch.stack([-half_width, -half_height, half_width, half_height], dim=-1)
-    if lattice.rounded:
+    if lattice.rounding == "cell":
+        cell = torch.tensor(lattice.strides, dtype=torch.float64)[:, None, None]
+        width = (cell / ratios.sqrt()).round()
+        half_width, half_height = (side * sizes / cell * scales / 2 for side in (width, (width * ratios).round()))
+    else:
+        side = (sizes * scales).floor() if lattice.rounding == "corners" else sizes * scales
+        half_width, half_height = side / ratios.sqrt() / 2, side * ratios.sqrt() / 2
+    corners = torch.stack([-half_width, -half_height, half_width, half_height], dim=-1).flatten(1, 2)  # (L, A, 4)
+    if lattice.rounding == "corners":
         corners = corners.round()
+    if lattice.inclusive:
+        corners[..., 2:] += 1
     return corners.float().to(device)

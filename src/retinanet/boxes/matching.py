@@ -86,11 +86,13 @@ class Matcher:
             ``"argmax"``: they become positive, each for its own best box, as in detectron2 and torchvision.
             ``"reassign"``: they become positive for the box that forces them, the last one if several do, as in
             mmdetection. ``"off"``: nothing, as in the text of the paper.
+        forced_iou: a forced anchor that overlaps no box by this IoU stays negative; 0.4 with ``"argmax"`` is Detectron.
     """
 
     foreground: float = 0.5
     background: float = 0.4
     forced: Literal["argmax", "reassign", "off"] = "argmax"
+    forced_iou: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 < self.background <= self.foreground <= 1:
@@ -100,6 +102,8 @@ class Matcher:
             )
         if self.forced not in ("argmax", "reassign", "off"):
             raise UserError(f"matching: forced must be 'argmax', 'reassign' or 'off', got {self.forced!r}")
+        if not 0 <= self.forced_iou <= 1:
+            raise UserError(f"matching: forced_iou is an IoU between 0 and 1, got {self.forced_iou}")
 
     def __call__(self, lattice: AnchorLattice, grids: Grids, target: Target) -> Match:
         """Matches the anchors over one image.
@@ -132,10 +136,11 @@ class Matcher:
         is_forced = torch.isin(best.anchor, forced.anchor)
         if self.forced == "reassign":
             best.box[is_forced] = _last_box(forced)
-        positive = is_forced | (best.iou >= self.foreground)
+        positive = (is_forced & (best.iou >= self.forced_iou)) | (best.iou >= self.foreground)
         covered = _covered(reach, regions)
         covered = covered[~torch.isin(covered, best.anchor[positive])]
-        ignored = torch.cat([best.anchor[~positive], covered]).unique()
+        between = ~positive & (best.iou >= self.background)
+        ignored = torch.cat([best.anchor[between], covered]).unique()
         return Match(best.anchor[positive], rows[best.box[positive]], ignored)
 
 

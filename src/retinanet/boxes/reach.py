@@ -66,7 +66,8 @@ class Reach:
         corners = lattice.templates(device).flatten(0, 1)  # (T, 4)
         self.left_top, self.right_bottom = corners[:, :2], corners[:, 2:]
         self.level = torch.arange(lattice.num_levels, device=device).repeat_interleave(lattice.num_anchors)  # (T,)
-        self.stride = torch.tensor(lattice.strides, dtype=torch.float32, device=device)[self.level, None]  # (T, 1)
+        steps = torch.tensor(lattice.steps, dtype=torch.float32, device=device).flip(1)  # (L, 2), across and down
+        self.stride = steps[self.level]  # (T, 2)
         self.size = torch.tensor([(columns, rows) for rows, columns in grids], device=device)[self.level]  # (T, 2)
         sides = self.right_bottom - self.left_top
         extent = (self.size * self.stride).max() + sides.max() + abs(lattice.offset) * self.stride.max()

@@ -14,6 +14,7 @@ COMMANDS = {
     "train": "learn from annotated images",
     "evaluate": "measure average precision on annotated images",
     "predict": "find objects in images",
+    "convert": "make a model of somebody's RetinaNet weights, or write one for torchvision",
 }
 
 

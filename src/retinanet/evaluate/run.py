@@ -18,7 +18,8 @@ from retinanet.evaluate.report import EvaluationResult, save_coco_results
 from retinanet.losses.detection import DetectionLoss
 from retinanet.model.device import choose_device
 from retinanet.types import Detections, UserError
-from retinanet.weights.checkpoint import Detector, load_detector
+from retinanet.weights.checkpoint import Detector
+from retinanet.weights.pretrained import load_pretrained
 
 RESULTS = ("evaluation.json", "predictions.json")
 
@@ -53,7 +54,7 @@ def evaluate(
     """COCO average precision of a model on annotated images.
 
     Args:
-        model: model folder, as train writes it.
+        model: model folder, torchvision/NAME or a hub repository.
         data: annotated images in COCO, VOC, YOLO or CSV form.
         split: which part of the data.
         output: folder for ``evaluation.json`` and ``predictions.json`` (COCO results); by default nothing is written.
@@ -71,7 +72,7 @@ def evaluate(
         raise UserError(f"expected batch_size >= 1 and workers >= 0, got {batch_size} and {workers}")
     if output is not None:
         check_output(Path(output), overwrite=overwrite)
-    detector = load_detector(model)
+    detector = load_pretrained(model)
     dataset = load_dataset(data, split, class_names=detector.class_names, strict=strict)
     where = choose_device(device)
     detector.net.to(where)

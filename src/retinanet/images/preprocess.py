@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -25,54 +26,84 @@ class Preprocess:
     An image is scaled until its short side is ``short``, or less where the long side would pass ``long`` (Lin et al.,
     section 5; the long limit is Detectron's).
 
+    The defaults are ours; the other values are what older code bases did, so that their weights see what they were
+    trained on.
+
     Args:
         short: pixels of the short side.
         long: most pixels of the long side.
         multiple: height and width of a batch are padded to a multiple of this.
-        mean: RGB mean, of pixel values in [0, 1].
-        std: RGB standard deviation, likewise.
+        margin: pixels that padding adds at least; 1 for weights of yhenon's code, which pads a size that fits already.
+        mean: of the pixels after ``divisor``, in the order of ``channels``.
+        std: standard deviation, likewise.
+        divisor: pixel values are divided by it first: 255 brings them to [0, 1], 1 leaves them in [0, 255].
+        channels: the order in which the network takes them.
+        rounding: of the resized sides.
+        resampling: ``antialiased`` and ``plain`` resize bytes bilinearly, with or without a filter where an image
+            shrinks (as Pillow and as OpenCV do); ``normalised`` normalises first and resizes floats without a filter,
+            as torchvision does, and batches are float32 then.
     """
 
     short: int = 800
     long: int = 1333
     multiple: int = 32
+    margin: int = 0
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    divisor: float = 255.0
+    channels: Literal["RGB", "BGR"] = "RGB"
+    rounding: Literal["nearest", "floor"] = "nearest"
+    resampling: Literal["antialiased", "plain", "normalised"] = "antialiased"
 
     def __post_init__(self) -> None:
         if not 0 < self.short <= self.long:
             raise UserError(f"image sides must satisfy 0 < short <= long, got short {self.short} and long {self.long}")
         if self.multiple < 1:
             raise UserError(f"images are padded to a multiple of at least 1, got {self.multiple}")
-        if len(self.mean) != 3 or len(self.std) != 3 or not all(value > 0 for value in self.std):
-            raise UserError(f"mean and std are three numbers each, std above 0; got {self.mean} and {self.std}")
+        if self.margin < 0:
+            raise UserError(f"the margin of images is at least 0, got {self.margin}")
+        if len(self.mean) != 3 or len(self.std) != 3 or not all(value > 0 for value in (*self.std, self.divisor)):
+            raise UserError(
+                "mean and std are three numbers each, std and divisor above 0; "
+                f"got {self.mean}, {self.std} and {self.divisor}"
+            )
+        for name, choices in (
+            ("channels", ("RGB", "BGR")),
+            ("rounding", ("nearest", "floor")),
+            ("resampling", ("antialiased", "plain", "normalised")),
+        ):
+            if getattr(self, name) not in choices:
+                raise UserError(f"{name} of images is {' or '.join(choices)}, got {getattr(self, name)!r}")
 
     def size(self, height: int, width: int) -> tuple[int, int]:
         """The (height, width) that an image of this size is resized to, at least one pixel each."""
         scale = min(self.short / min(height, width), self.long / max(height, width))
-        return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+        half = 0.5 if self.rounding == "nearest" else 0.0
+        return max(1, int(height * scale + half)), max(1, int(width * scale + half))
 
     def resize(self, image: Tensor) -> Tensor:
-        """Antialiased bilinear resize, (3, H, W) uint8 -> (3, H', W') uint8."""
+        """Bilinear resize, (3, H, W) uint8 -> (3, H', W') uint8, or float32 where ``resampling`` is ``normalised``."""
         size = self.size(image.shape[-2], image.shape[-1])
+        if self.resampling == "normalised":
+            return functional.interpolate(self._normalised(image[None]), size=size, mode="bilinear")[0]
         if size == tuple(image.shape[-2:]):
             return image
         # Pixels of three bytes side by side take torch's vectorised path: three times the speed of planes.
         pixels = image[None].contiguous(memory_format=torch.channels_last)
-        return functional.interpolate(pixels, size=size, mode="bilinear", antialias=True)[0]
+        return functional.interpolate(pixels, size=size, mode="bilinear", antialias=self.resampling == "antialiased")[0]
 
     def pad(self, images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Collate resized images at the top left of one batch.
 
         Args:
-            images: N tensors (3, h, w) uint8.
+            images: N tensors (3, h, w), as :meth:`resize` makes them.
 
         Returns:
-            (N, 3, H, W) uint8, zero where no image is, and (N, 2) int64 sizes (h, w) of the content.
+            (N, 3, H, W) of the same type, zero where no image is, and (N, 2) int64 sizes (h, w) of the content.
         """
         sizes = torch.tensor([image.shape[-2:] for image in images], dtype=torch.int64)
-        height, width = (-(-int(side) // self.multiple) * self.multiple for side in sizes.amax(dim=0))
-        batch = torch.zeros((len(images), 3, height, width), dtype=torch.uint8).contiguous(
+        height, width = (-(-int(side + self.margin) // self.multiple) * self.multiple for side in sizes.amax(dim=0))
+        batch = torch.zeros((len(images), 3, height, width), dtype=images[0].dtype).contiguous(
             memory_format=torch.channels_last
         )
         for row, image in zip(batch, images, strict=True):
@@ -80,14 +111,21 @@ class Preprocess:
         return batch, sizes
 
     def normalise(self, images: Tensor, sizes: Tensor) -> Tensor:
-        """(N, 3, H, W) uint8 and the sizes of their content -> float32 of the same shape; padding is exactly 0."""
-        mean = torch.tensor(self.mean, device=images.device)[:, None, None] * 255
-        std = torch.tensor(self.std, device=images.device)[:, None, None] * 255
-        pixels = images.to(torch.float32, copy=True).sub_(mean).div_(std)
+        """(N, 3, H, W) from :meth:`pad` and the sizes of its content -> float32, same shape; padding is exactly 0."""
+        if images.is_floating_point():  # resizing has normalised them
+            return images
+        pixels = self._normalised(images)
         for row, (height, width) in zip(pixels, sizes.tolist(), strict=True):
             row[:, height:] = 0
             row[:, :, width:] = 0
         return pixels
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) uint8 RGB -> float32, the operations in the order in which every code base has them."""
+        mean = torch.tensor(self.mean, device=images.device)[:, None, None]
+        std = torch.tensor(self.std, device=images.device)[:, None, None]
+        ordered = images.flip(1) if self.channels == "BGR" else images
+        return torch.empty_like(images, dtype=torch.float32).copy_(ordered).div_(self.divisor).sub_(mean).div_(std)
 
     @staticmethod
     def boxes_back(boxes: Tensor, resized: tuple[int, int], original: tuple[int, int]) -> Tensor:

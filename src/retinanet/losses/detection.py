@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -54,6 +55,15 @@ class Assignment:
         """For each level the index (G_l, 4) of its ignored anchors."""
         return self.ignored.split(list(self.ignored_per_level))
 
+    def of_image(self, image: int) -> Assignment:
+        """The assignment of one image, as the only one of its batch."""
+        mine, left = self.index[:, 0] == image, self.ignored[:, 0] == image
+        per_level = [int(part.sum()) for part in mine.split(list(self.positives_per_level))]
+        left_per_level = [int(part.sum()) for part in left.split(list(self.ignored_per_level))]
+        index, ignored = self.index[mine].clone(), self.ignored[left].clone()
+        index[:, 0], ignored[:, 0] = 0, 0
+        return Assignment(index, self.labels[mine], self.boxes[mine], ignored, tuple(per_level), tuple(left_per_level))
+
     def to(self, device: torch.device | str) -> Assignment:
         """The same on another device."""
         index, labels, boxes, ignored = (t.to(device) for t in (self.index, self.labels, self.boxes, self.ignored))
@@ -87,6 +97,8 @@ class DetectionLoss:
     The paper divides by the number of positive anchors "of an image" and leaves open what a batch does. Here both sums
     are divided once, by the positives of the whole batch over all processes, at least 1. So an object counts the
     same in a crowded image as in a sparse one, and the loss does not depend on how a batch is spread over devices.
+    torchvision and yhenon's code divide the sums of each image by its own positives instead, and take the mean over
+    images; detectron2 divides by a moving average of the positives, which a loop can pass as ``normaliser``.
 
     Args:
         matcher: which anchors answer for which box.
@@ -94,14 +106,18 @@ class DetectionLoss:
             :class:`~retinanet.losses.ohem.OHEM`.
         box: ``(deltas, anchors, boxes, coder) -> scalar``, the sum over the positives: see :mod:`retinanet.losses.box`.
         box_weight: factor on the box loss, at least 0.
+        normaliser: whose positives divide the sums: of the whole ``batch`` or of each ``image``.
     """
 
     matcher: Callable[[AnchorLattice, Grids, Target], Match] = field(default_factory=Matcher)
     classification: Callable[[RawOutput, Assignment], Tensor] = field(default_factory=FocalLoss)
     box: Callable[[Tensor, Tensor, Tensor, BoxCoder], Tensor] = field(default_factory=SmoothL1)
     box_weight: float = 1.0
+    normaliser: Literal["batch", "image"] = "batch"
 
     def __post_init__(self) -> None:
+        if self.normaliser not in ("batch", "image"):
+            raise UserError(f"normaliser is batch or image, got {self.normaliser!r}")
         if not 0 <= self.box_weight < math.inf:
             raise UserError(f"box_weight must be a number of at least 0, got {self.box_weight}")
 
@@ -138,8 +154,8 @@ class DetectionLoss:
             raw: what the network said about N images.
             targets: N targets, boxes in pixels of the network's input.
             assignment: from :meth:`assign`, where it is known already.
-            normaliser: divides both sums, instead of this process's share of the positives of all processes. A loop
-                that accumulates gives the positives of all its micro-batches and processes, and multiplies by the
+            normaliser: divides both sums, instead of this process's share of :meth:`count` over all processes. A loop
+                that accumulates gives the sum of it over all its micro-batches and processes, and multiplies by the
                 number of processes where their gradients are averaged.
 
         Raises:
@@ -152,12 +168,21 @@ class DetectionLoss:
             assignment = self.assign(raw.lattice, raw.grids, targets)
         _check_labels(assignment.labels, raw.num_classes)
         assignment = assignment.to(raw.logits[0].device)
-        divisor = _divisor(assignment.num_positives, normaliser, raw.logits[0].device)
+        divisor = _divisor(self.count(assignment, images), normaliser, raw.logits[0].device)
+        if self.normaliser == "batch":
+            parts = [(raw, assignment, 1)]
+        else:
+            ones = [(_image(raw, image), assignment.of_image(image)) for image in range(images)]
+            parts = [(*one, max(one[1].num_positives, 1)) for one in ones]
         return Losses(
-            classification=self.classification(raw, assignment) / divisor,
-            box=self.box_weight * self._box_sum(raw, assignment) / divisor,
+            classification=_sum(self.classification(one, part) / share for one, part, share in parts) / divisor,
+            box=self.box_weight * _sum(self._box_sum(one, part) / share for one, part, share in parts) / divisor,
             positives=assignment.num_positives,
         )
+
+    def count(self, assignment: Assignment, images: int) -> int:
+        """What a batch adds to the normaliser: its positives, or the images themselves where each has its own."""
+        return assignment.num_positives if self.normaliser == "batch" else images
 
     def _box_sum(self, raw: RawOutput, assignment: Assignment) -> Tensor:
         """The box loss over the positives; only their deltas are read."""
@@ -202,15 +227,25 @@ def _check_labels(labels: Tensor, num_classes: int) -> None:
         )
 
 
-def _divisor(positives: int, normaliser: float | None, device: torch.device) -> Tensor | float:
-    """What to divide the sums of this process by: what is given, or else its share of the positives of all processes.
+def _image(raw: RawOutput, image: int) -> RawOutput:
+    """The output for one image, as a batch of one."""
+    logits, deltas = (tuple(level[image : image + 1] for level in levels) for levels in (raw.logits, raw.deltas))
+    return replace(raw, logits=logits, deltas=deltas)
+
+
+def _sum(terms: Iterable[Tensor]) -> Tensor:
+    return torch.stack(list(terms)).sum()
+
+
+def _divisor(count: int, normaliser: float | None, device: torch.device) -> Tensor | float:
+    """What to divide the sums of this process by: what is given, or else its share of the count of all processes.
 
     Distributed training averages gradients, so with its share each process adds up to the gradient of the batch.
     """
     if normaliser is not None:
         return normaliser
     if not (dist.is_available() and dist.is_initialized()):
-        return max(positives, 1)
-    total = torch.tensor(float(positives), device=device)
+        return max(count, 1)
+    total = torch.tensor(float(count), device=device)
     dist.all_reduce(total)
     return total.clamp_(min=1) / dist.get_world_size()

@@ -12,6 +12,7 @@ import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from timm.models.resnet import Bottleneck
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -33,6 +34,9 @@ class Backbone(nn.Module):
             ``"group"`` puts group norms in their place.
         frozen_stages: how many of timm's stages are not trained. Of a ResNet, 1 is the stem, 2 the stem and the stage
             of stride 4 (what the paper's code freezes), and so on.
+        stride_in_1x1: the first block of a stage strides in its first convolution, 1x1, instead of the 3x3 one: what
+            ResNets of Caffe and Detectron do. Such weights fit, but work, in no other trunk.
+        norm_eps: epsilon of the batch norms, where it is not the trunk's own.
 
     Attributes:
         channels: of C3, C4, C5.
@@ -43,7 +47,16 @@ class Backbone(nn.Module):
         UserError: unknown name, weights that cannot be had or do not fit.
     """
 
-    def __init__(self, *, name: str, weights: str = "none", norm: Norm = "frozen", frozen_stages: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        name: str,
+        weights: str = "none",
+        norm: Norm = "frozen",
+        frozen_stages: int = 0,
+        stride_in_1x1: bool = False,
+        norm_eps: float | None = None,
+    ) -> None:
         super().__init__()
         if norm not in ("frozen", "batch", "group"):
             raise UserError(f"norm is frozen, batch or group, got {norm!r}")
@@ -51,6 +64,11 @@ class Backbone(nn.Module):
         self.body = _create(name, pretrained=weights == "imagenet")
         if weights not in ("none", "imagenet"):
             load_trunk_weights(self.body, Path(weights))
+        if stride_in_1x1:
+            _stride_in_1x1(self.body, name)
+        if norm_eps is not None:
+            for module in _batch_norms(self.body):
+                module.eps = norm_eps
         if norm == "group":
             _replace_batch_norms(self.body)
         info: Any = self.body.feature_info
@@ -145,7 +163,16 @@ def _draft(name: str) -> Any:
         return timm.create_model(name, features_only=True)
 
 
-def _batch_norms(body: nn.Module) -> list[nn.Module]:
+def _stride_in_1x1(body: nn.Module, name: str) -> None:
+    """Move the stride of every bottleneck from its 3x3 convolution to the 1x1 one before it."""
+    blocks = [module for module in body.modules() if isinstance(module, Bottleneck)]
+    if not blocks:
+        raise UserError(f"stride_in_1x1 is for ResNets of bottlenecks (resnet50 and deeper), not for {name}")
+    for block in blocks:
+        block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
+
+
+def _batch_norms(body: nn.Module) -> list[_BatchNorm]:
     return [module for module in body.modules() if isinstance(module, _BatchNorm)]
 
 

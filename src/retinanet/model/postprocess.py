@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -23,6 +24,10 @@ class Postprocess:
         nms: overlaps above this IoU with a better detection of the same class are suppressed.
         max_detections: most detections of an image; the paper does not say, 100 is COCO's and Detectron's.
         class_agnostic: suppress across classes.
+        clip: when boxes are clipped to the image: ``before`` suppression; ``after`` it, as in detectron2; ``half``,
+            before it only the left and top edges at 0 and the right and bottom edges at the padded size, as yhenon's
+            code and odtk do, and all of them after it.
+        keep_empty: boxes of which nothing is left by clipping are detections too, as in torchvision.
     """
 
     score: float = 0.05
@@ -30,6 +35,8 @@ class Postprocess:
     nms: float = 0.5
     max_detections: int = 100
     class_agnostic: bool = False
+    clip: Literal["before", "after", "half"] = "before"
+    keep_empty: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.score < 1:
@@ -38,6 +45,8 @@ class Postprocess:
             raise UserError(f"the NMS threshold is an IoU above 0 and at most 1, got {self.nms}")
         if self.topk < 1 or self.max_detections < 1:
             raise UserError(f"topk and max_detections are at least 1, got {self.topk} and {self.max_detections}")
+        if self.clip not in ("before", "after", "half"):
+            raise UserError(f"clip is before, after or half, got {self.clip!r}")
 
     @torch.no_grad()
     def __call__(self, raw: RawOutput, sizes: Tensor, class_names: Sequence[str]) -> list[Detections]:
@@ -60,12 +69,25 @@ class Postprocess:
     def _image(self, raw: RawOutput, image: int, size: tuple[int, int], class_names: tuple[str, ...]) -> Detections:
         levels = [self._level(raw, image, level) for level in range(len(raw.logits))]
         logits, labels, boxes = (torch.cat(parts) for parts in zip(*levels, strict=True))
-        limit = boxes.new_tensor([size[1], size[0], size[1], size[0]])
-        boxes = boxes.clamp(min=0).minimum(limit)
-        visible = ((boxes[:, 2:] > boxes[:, :2]).all(dim=1)).nonzero()[:, 0]
-        boxes, scores, labels = boxes[visible], logits[visible].sigmoid(), labels[visible]
+        if self.clip == "before":
+            boxes = _clipped(boxes, size)
+            visible = self._visible(boxes)
+            boxes, logits, labels = boxes[visible], logits[visible], labels[visible]
+        elif self.clip == "half":
+            (rows, columns), stride = raw.grids[0], raw.lattice.strides[0]
+            far = boxes.new_tensor([columns * stride, rows * stride])
+            boxes = torch.cat([boxes[:, :2].clamp(min=0), boxes[:, 2:].minimum(far)], dim=1)
+        scores = logits.sigmoid()
         kept = nms(boxes, scores, labels, self.nms, class_agnostic=self.class_agnostic)[: self.max_detections]
+        if self.clip != "before":
+            boxes = _clipped(boxes, size)
+            kept = kept[torch.isin(kept, self._visible(boxes))]
         return Detections(boxes[kept].cpu(), scores[kept].cpu(), labels[kept].cpu(), class_names)
+
+    def _visible(self, boxes: Tensor) -> Tensor:
+        """Which of the clipped boxes (n, 4) are shown, (m,) int64."""
+        shown = (boxes[:, 2:] > boxes[:, :2]).all(dim=1) | self.keep_empty
+        return shown.nonzero()[:, 0]
 
     def _level(self, raw: RawOutput, image: int, level: int) -> tuple[Tensor, Tensor, Tensor]:
         """Logits (n,) float32, labels (n,) and boxes (n, 4) of the candidates of one level."""
@@ -79,6 +101,11 @@ class Postprocess:
 
     def _logit_threshold(self) -> float:
         return math.log(self.score / (1 - self.score)) if self.score > 0 else -math.inf
+
+
+def _clipped(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Boxes (n, 4) inside an image of (height, width)."""
+    return boxes.clamp(min=0).minimum(boxes.new_tensor([size[1], size[0], size[1], size[0]]))
 
 
 def top_points(logits: Tensor, threshold: float, most: int) -> tuple[Tensor, Tensor, Tensor]:

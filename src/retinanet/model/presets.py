@@ -23,6 +23,8 @@ class Architecture:
         backbone: name of a timm trunk.
         norm: batch norms of the trunk: ``frozen``, ``batch`` (trained) or ``group`` (replaced).
         frozen_stages: stages of the trunk that are not trained; 2 are the stem and the stage of stride 4.
+        stride_in_1x1: where the bottlenecks of a ResNet stride (see Backbone); for weights of Caffe and Detectron.
+        norm_eps: epsilon of the trunk's batch norms, null for the trunk's own.
         channels: of the pyramid and the towers.
         depth: hidden convolutions of each tower.
         head_norm: ``none`` or ``group``.
@@ -36,6 +38,8 @@ class Architecture:
     backbone: str = "resnet50"
     norm: Norm = "frozen"
     frozen_stages: int = 0
+    stride_in_1x1: bool = False
+    norm_eps: float | None = None
     channels: int = 256
     depth: int = 4
     head_norm: HeadNorm = "none"
@@ -52,7 +56,14 @@ class Architecture:
             num_classes: K.
             weights: of the trunk: ``imagenet``, ``none`` or a safetensors file.
         """
-        trunk = Backbone(name=self.backbone, weights=weights, norm=self.norm, frozen_stages=self.frozen_stages)
+        trunk = Backbone(
+            name=self.backbone,
+            weights=weights,
+            norm=self.norm,
+            frozen_stages=self.frozen_stages,
+            stride_in_1x1=self.stride_in_1x1,
+            norm_eps=self.norm_eps,
+        )
         pyramid = FeaturePyramid(
             in_channels=trunk.channels,
             channels=self.channels,

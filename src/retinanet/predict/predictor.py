@@ -14,7 +14,8 @@ from retinanet.data.loader import Collate, resized
 from retinanet.images.io import read_image
 from retinanet.model.device import choose_device
 from retinanet.types import Batch, Detections, Sample, Target, UserError
-from retinanet.weights.checkpoint import Detector, load_detector
+from retinanet.weights.checkpoint import Detector
+from retinanet.weights.pretrained import load_pretrained
 
 
 class Predictor:
@@ -37,12 +38,12 @@ class Predictor:
 
     @classmethod
     def load(cls, model: str | Path, *, device: str = "auto", batch_size: int = 8) -> Predictor:
-        """A predictor from a model folder.
+        """A predictor from a model folder, or by name (see :func:`retinanet.weights.pretrained.model_folder`).
 
         Raises:
             UserError: there is no usable model, or no such device.
         """
-        return cls(load_detector(model), device=device, batch_size=batch_size)
+        return cls(load_pretrained(model), device=device, batch_size=batch_size)
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -53,7 +53,7 @@ def predict(
     """Find objects in images; write annotated pictures, detections.json (COCO) and detections.csv.
 
     Args:
-        model: model folder, as train writes it.
+        model: model folder, torchvision/NAME or a hub repository.
         images: files, folders (searched with their subfolders) and patterns such as "scans/*.png".
         output: folder for the results, made if need be.
         score: detections below this score are left out of pictures and files.

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -20,7 +19,6 @@ from retinanet.losses.focal import FocalLoss
 from retinanet.losses.ohem import OHEM
 from retinanet.types import UserError
 
-T = TypeVar("T")
 BoxLoss = Callable[[Tensor, Tensor, Tensor, BoxCoder], Tensor]
 
 
@@ -54,6 +52,8 @@ class LossConfig:
         background: IoU below which an anchor is negative; between the two it is ignored.
         forced: what becomes of the best anchors of a box that no anchor reaches: ``argmax`` (as torchvision and
             detectron2), ``reassign`` (as mmdetection) or ``off`` (as the paper).
+        forced_iou: a forced anchor that overlaps no box by this IoU stays negative.
+        normaliser: whose positives divide the loss: of the whole ``batch``, or of each ``image`` (as torchvision).
     """
 
     classification: Literal["focal", "ohem"] = "focal"
@@ -65,6 +65,8 @@ class LossConfig:
     foreground: float = 0.5
     background: float = 0.4
     forced: Literal["argmax", "reassign", "off"] = "argmax"
+    forced_iou: float = 0.0
+    normaliser: Literal["batch", "image"] = "batch"
 
     def __post_init__(self) -> None:
         _expect(self, "loss", "classification", self.classification in ("focal", "ohem"), "focal or ohem")
@@ -80,8 +82,13 @@ class LossConfig:
         classification = FocalLoss(self.alpha, self.gamma) if self.classification == "focal" else OHEM()
         boxes: dict[str, BoxLoss] = {"smooth_l1": SmoothL1(self.beta), "l1": L1(), "giou": GIoU()}
         box = boxes[self.box]
-        matcher = Matcher(self.foreground, self.background, self.forced)
-        return DetectionLoss(matcher=matcher, classification=classification, box=box, box_weight=self.box_weight)
+        return DetectionLoss(
+            matcher=Matcher(self.foreground, self.background, self.forced, self.forced_iou),
+            classification=classification,
+            box=box,
+            box_weight=self.box_weight,
+            normaliser=self.normaliser,
+        )
 
 
 @dataclass(frozen=True)
@@ -155,38 +162,6 @@ class RunConfig:
         _expect(self, "run", "precision", self.precision in ("auto", "32", "bf16", "16"), "auto, 32, bf16 or 16")
         for name, least in (("nodes", 1), ("workers", 0), ("evaluate_every", 1), ("save_every", 1), ("patience", 0)):
             _expect(self, "run", name, getattr(self, name) >= least, f"at least {least}")
-
-
-def changed(value: T, changes: Mapping[str, Any], where: str) -> T:
-    """A copy of a dataclass with fields replaced, nested ones by nested mappings.
-
-    Raises:
-        UserError: there is no such field (the message names the nearest), or it is of another type.
-    """
-    names = [item.name for item in dataclasses.fields(value)]  # type: ignore[arg-type]
-    new: dict[str, Any] = {}
-    for key, change in changes.items():
-        if key not in names:
-            nearest = difflib.get_close_matches(str(key), names, n=1)
-            hint = f", did you mean {nearest[0]!r}?" if nearest else ";"
-            raise UserError(f"unknown option {where}.{key}{hint} expected one of {', '.join(names)}")
-        new[key] = _like(getattr(value, key), change, f"{where}.{key}")
-    return dataclasses.replace(value, **new)  # type: ignore[type-var]
-
-
-def _like(old: Any, change: Any, where: str) -> Any:
-    """The new value of a field, of the type of its old one."""
-    if dataclasses.is_dataclass(old) and isinstance(change, Mapping):
-        return changed(old, change, where)
-    if isinstance(old, tuple) and isinstance(change, list | tuple):
-        if not all(isinstance(entry, int | float) for entry in change):
-            raise UserError(f"{where} is {old!r} by default; expected numbers, got {change!r}")
-        return tuple(change)
-    if isinstance(old, float) and isinstance(change, int) and not isinstance(change, bool):
-        return float(change)
-    if type(change) is not type(old):
-        raise UserError(f"{where} is {old!r} by default; expected {type(old).__name__}, got {change!r}")
-    return change
 
 
 def plain(value: Any) -> Any:

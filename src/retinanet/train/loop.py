@@ -137,13 +137,20 @@ def train_step(training: Training, parts: Sequence[Batch], step: int) -> tuple[L
         The losses of the step, over all parts and ranks, and the norm of the gradient before clipping.
     """
     fabric, criterion, lattice = training.fabric, training.criterion, training.detector.net.lattice
-    assignments = [criterion.assign(lattice, lattice.grids(*batch.images.shape[-2:]), batch.targets) for batch in parts]
-    counted = torch.tensor([float(sum(one.num_positives for one in assignments))], device=fabric.device)
-    positives = float(summed(fabric, counted))
+    sides = [tuple(batch.images.shape[-2:]) for batch in parts]
+    assignments = [
+        criterion.assign(lattice.over(*side), lattice.grids(*side), batch.targets)
+        for side, batch in zip(sides, parts, strict=True)
+    ]
+    counted = [
+        [float(criterion.count(one, len(batch))), float(one.num_positives)]
+        for one, batch in zip(assignments, parts, strict=True)
+    ]
+    normaliser, positives = summed(fabric, torch.tensor(counted, device=fabric.device).sum(dim=0)).tolist()
     totals = torch.zeros(2, device=fabric.device)
     for index, (batch, assignment) in enumerate(zip(parts, assignments, strict=True)):
         with fabric.no_backward_sync(training.net, enabled=index < len(parts) - 1):
-            losses = _part(training, batch, assignment, positives)
+            losses = _part(training, batch, assignment, max(normaliser, 1.0))
             values = {f"{name} loss": float(getattr(losses, name).detach()) for name in ("classification", "box")}
             stop_if_not_finite(fabric, values, [batch], training.folder, step)
             # data-parallel backward averages over the ranks; the loss is a sum over them
@@ -173,9 +180,9 @@ class LossModule(nn.Module):
         return losses.classification, losses.box
 
 
-def _part(training: Training, batch: Batch, assignment: Assignment, positives: float) -> Losses:
+def _part(training: Training, batch: Batch, assignment: Assignment, normaliser: float) -> Losses:
     def loss(raw: RawOutput) -> Losses:
-        return training.criterion(raw, batch.targets, assignment, normaliser=max(positives, 1.0))
+        return training.criterion(raw, batch.targets, assignment, normaliser=normaliser)
 
     images = training.detector.preprocess.normalise(batch.images, batch.sizes)
     classification, box = training.net(images, loss)
@@ -242,12 +249,13 @@ def learning_rate_factor(training: Training, step: int) -> float:
 def check_first_loss(training: Training, parts: Sequence[Batch], losses: Losses, log: RunLog) -> None:
     """Say so if the first class loss of a new model is not what its prior implies (section 4.1 of the paper)."""
     focal, lattice = training.criterion.classification, training.detector.net.lattice
-    if not training.untrained or not isinstance(focal, FocalLoss):
+    if not training.untrained or not isinstance(focal, FocalLoss) or training.criterion.normaliser == "image":
         return
     expected = 0.0
     for batch in parts:
-        grids = lattice.grids(*batch.images.shape[-2:])
-        assignment = training.criterion.assign(lattice, grids, batch.targets)
+        height, width = batch.images.shape[-2:]
+        grids = lattice.grids(height, width)
+        assignment = training.criterion.assign(lattice.over(height, width), grids, batch.targets)
         pairs = (lattice.count(grids) * len(batch) - len(assignment.ignored)) * len(training.detector.class_names)
         positives = assignment.num_positives
         prior = training.detector.architecture.prior

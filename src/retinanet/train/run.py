@@ -25,9 +25,10 @@ from retinanet.train.loop import LossModule, Training, fit
 from retinanet.train.optim import build_optimizer
 from retinanet.train.precision import build_fabric, prepare_for_cpu
 from retinanet.train.resume import Progress, load_state
-from retinanet.train.start import build_detector, check_images, check_output, load_sets
+from retinanet.train.start import build_detector, check_images, check_output, fine_tuned, load_sets, origin_of
 from retinanet.types import UserError
-from retinanet.weights.checkpoint import CONFIG, Detector, read_config
+from retinanet.weights.checkpoint import Detector
+from retinanet.weights.transfer import Transfer
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,6 @@ def train(
     val_split: str | None = None,
     resume: bool = False,
     strict: bool = False,
-    new_classes: bool = False,
     architecture: dict[str, Any] | None = None,
     image: ImageConfig = ImageConfig(),
     augment: Augment = Augment(),
@@ -72,8 +72,9 @@ def train(
     Args:
         data: annotated images in COCO, VOC, YOLO or CSV form.
         output: folder of the run, new; it becomes the model folder.
-        model: preset (resnet18, resnet34, resnet50, resnet101, resnet152, lite) or a model folder to go on from.
-        weights: of the trunk: imagenet (downloaded), a safetensors file with timm's names, or none.
+        model: preset (resnet18, resnet34, resnet50, resnet101, resnet152, lite) or a model folder to start from; its
+            class layer is made new where its classes are not those of the data.
+        weights: of a preset's trunk: imagenet (downloaded), a safetensors file with timm's names, or none.
         epochs: passes over the training images.
         batch_size: images per optimiser step, over all devices and accumulated parts.
         seed: of everything random.
@@ -81,14 +82,13 @@ def train(
         val_split: what to evaluate on; by default val, else a seeded hold-out.
         resume: go on from the last saved step of the run in output.
         strict: refuse the data at the first faulty box instead of leaving faulty boxes out.
-        new_classes: make a new class layer where a model folder's classes are not those of the data.
-        architecture: changes to the preset, such as norm, frozen_stages, channels, anchors (see Architecture). Batch
-            norms are frozen with pretrained weights and trained without, unless norm is given.
+        architecture: changes to the preset's or the folder's, such as norm, channels, anchors (see Architecture). A
+            preset's batch norms are frozen with pretrained weights and trained without, unless norm is given.
         image: size of the images.
         augment: what happens to training images.
         loss: what is minimised.
         optim: how it is minimised.
-        postprocess: thresholds for evaluation and prediction, saved with the model.
+        postprocess: thresholds for evaluation and prediction, saved with the model; defaults leave a folder's.
         run: devices, precision, saving.
 
     Raises:
@@ -103,20 +103,21 @@ def train(
     first = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
     if first:  # the others may find what this one makes
         check_output(folder, config, resume=resume)
-    train_set, val_set = load_sets(data, train_split, val_split, strict=strict, model=model)
+    origin = origin_of(model)
+    train_set, val_set = load_sets(data, train_split, val_split, strict=strict, origin=origin)
     torch.manual_seed(seed)
-    detector = build_detector(model, weights, train_set, architecture or {}, image, postprocess, new_classes)
+    made_of = (weights, train_set, architecture or {}, image, postprocess)
+    detector, moved = fine_tuned(origin, *made_of) if origin else (build_detector(model, *made_of), None)
     if first and not resume:
         check_images(train_set, val_set)
     fabric = build_fabric(run)
     fabric.launch()
-    training = assemble(fabric, detector, train_set, val_set, config)
+    training = assemble(fabric, detector, train_set, val_set, config, untrained=origin is None)
     progress = load_state(folder, training.parts()) if resume else Progress()
     if fabric.is_global_zero:
-        describe(training, model)
+        describe(training, model, None if resume else moved)
         if not resume:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "config.yaml").write_text(yaml.safe_dump(plain(config), sort_keys=False), encoding="utf-8")
+            write_start(folder, config, moved)
     log = RunLog(folder, total=training.sampler.stop, start=progress.step, enabled=fabric.is_global_zero)
     progress = fit(training, progress, log)
     if fabric.is_global_zero:
@@ -130,8 +131,10 @@ def assemble(
     train_set: DetectionDataset,
     val_set: DetectionDataset,
     config: Mapping[str, Any],
+    *,
+    untrained: bool = True,
 ) -> Training:
-    """Put the parts of a run together on this process."""
+    """Put the parts of a run together on this process; ``untrained`` says that the heads are as initialised."""
     optim, run = cast(OptimConfig, config["optim"]), cast(RunConfig, config["run"])
     detector.net.to(fabric.device).to(memory_format=torch.channels_last)
     if fabric.device.type == "cpu":
@@ -163,12 +166,12 @@ def assemble(
         optim=optim,
         run=run,
         folder=Path(config["output"]),
-        untrained=not (Path(config["model"]) / CONFIG).is_file(),
+        untrained=untrained,
     )
 
 
-def describe(training: Training, model: str) -> None:
-    """Tell the person what is going to happen, and what was left out of the data."""
+def describe(training: Training, model: str, moved: Transfer | None) -> None:
+    """Tell the person what is going to happen, what was left out of the data, and what is taken over of ``model``."""
     detector, fabric = training.detector, training.fabric
     parameters = sum(p.numel() for p in detector.net.parameters() if p.requires_grad)
     lines = [
@@ -179,6 +182,15 @@ def describe(training: Training, model: str) -> None:
         f"{detector.preprocess.short} to {detector.preprocess.long} pixels",
         f"device: {fabric.world_size} x {fabric.device.type}, precision {fabric._precision.precision}",
     ]
-    if not training.untrained and tuple(known := read_config(model)["class_names"]) != detector.class_names:
-        lines.append(f"the class layer starts anew: {model} knew the classes {', '.join(known)}")
+    if moved is not None:
+        lines += [f"weights from {model}:", *(f"  {line}" for line in moved.summary().splitlines())]
     Console(stderr=True).print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+
+
+def write_start(folder: Path, config: Mapping[str, Any], moved: Transfer | None) -> None:
+    """Make the folder of a run: its options, and what became of each tensor of the model that it starts from."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(plain(config), sort_keys=False), encoding="utf-8")
+    if moved is not None:
+        text = f"weights from {config['model']}\n{moved.summary()}\n\n{moved.report()}\n"
+        (folder / "transfer.txt").write_text(text, encoding="utf-8")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -17,27 +17,52 @@ from retinanet.data.dataset import DetectionDataset, training_datasets
 from retinanet.images.preprocess import Preprocess
 from retinanet.model.postprocess import Postprocess
 from retinanet.model.presets import PRESETS, Architecture, preset
-from retinanet.train.config import ImageConfig, changed, plain
+from retinanet.model.retinanet import RetinaNet
+from retinanet.train.config import ImageConfig, plain
 from retinanet.train.resume import STATE
 from retinanet.types import UserError
+from retinanet.weights.changes import changed
 from retinanet.weights.checkpoint import CONFIG, Detector, load_detector, read_config
+from retinanet.weights.pretrained import model_folder
+from retinanet.weights.transfer import Transfer, named_as, transfer
 
 # what may differ when a run goes on: where it is computed, not what
 FREE = {f"run.{key}" for key in ("accelerator", "devices", "nodes", "workers", "save_every")} | {"optim.accumulate"}
 
 
+def origin_of(model: str) -> Path | None:
+    """The local folder of a model to start from; None for the name of a preset.
+
+    Raises:
+        UserError: neither a preset nor a model, or a folder without one.
+    """
+    folder = model_folder(model)
+    if folder is None and model not in PRESETS:
+        if Path(model).exists():
+            read_config(model)  # which says what is wrong with it
+        preset(model)
+    return folder
+
+
 def load_sets(
-    data: str, train_split: str | None, val_split: str | None, *, strict: bool, model: str
+    data: str, train_split: str | None, val_split: str | None, *, strict: bool, origin: Path | None
 ) -> tuple[DetectionDataset, DetectionDataset]:
-    """What to learn from and what to evaluate on; labels in the order of a model folder that knows the same classes.
+    """What to learn from and what to evaluate on; labels in the order of a model that knows the same classes.
+
+    Args:
+        data: annotated images.
+        train_split: what to learn from.
+        val_split: what to evaluate on.
+        strict: refuse the data at its first faulty box.
+        origin: folder of the model that the run starts from, if any.
 
     Raises:
         UserError: a mistake in the data.
     """
     train_set, val_set = training_datasets(data, train_split=train_split, val_split=val_split, strict=strict)
-    if not (Path(model) / CONFIG).is_file():
+    if origin is None:
         return train_set, val_set
-    known = [str(name) for name in read_config(model).get("class_names", [])]
+    known = [str(name) for name in read_config(origin)["class_names"]]
     if sorted(known) != sorted(train_set.class_names) or tuple(known) == train_set.class_names:
         return train_set, val_set
     return training_datasets(data, train_split=train_split, val_split=val_split, strict=strict, class_names=known)
@@ -69,52 +94,134 @@ def build_detector(
     changes: Mapping[str, Any],
     image: ImageConfig,
     postprocess: Postprocess,
-    new_classes: bool,
 ) -> Detector:
-    """A new detector for the classes of a data set, or one that goes on from a model folder.
+    """A new detector of a preset, for the classes of a data set.
 
     Raises:
-        UserError: there is no such preset or folder, an option is unknown, or the classes differ.
+        UserError: there is no such preset, an option is unknown, or no network can be built.
     """
-    sides = {key: value for key, value in vars(image).items() if value is not None}
-    if (Path(model) / CONFIG).is_file():
-        if changes:
-            raise UserError(f"{model} has its architecture already; leave out --architecture ({', '.join(changes)})")
-        return _from_folder(model, dataset, sides, postprocess, new_classes)
-    if model not in PRESETS and Path(model).exists():
-        read_config(model)  # which says what is wrong with it
     base = preset(model)
     if "norm" not in changes and weights == "none":
         base = replace(base, norm="batch")
     architecture: Architecture = changed(base, changes, "architecture")
+    net = _build(architecture, len(dataset.class_names), weights)
+    preprocess = changed(Preprocess(mean=net.backbone.mean, std=net.backbone.std), _given(image), "image")
+    return Detector(net, architecture, preprocess, postprocess, dataset.class_names)
+
+
+def fine_tuned(
+    origin: Path,
+    weights: str,
+    dataset: DetectionDataset,
+    changes: Mapping[str, Any],
+    image: ImageConfig,
+    postprocess: Postprocess,
+) -> tuple[Detector, Transfer]:
+    """A detector for the classes of a data set that starts from a saved one.
+
+    The architecture is the saved one's with the changes applied. Its tensors are taken over by name and shape, except
+    those that mean something else now: see :func:`starts_anew`. Sizes of images and thresholds are the saved one's
+    where the options are at their defaults.
+
+    Raises:
+        UserError: weights of a trunk are given too, another trunk is asked for, or an option is unknown.
+    """
+    saved = load_detector(origin)
+    old = saved.architecture
+    new: Architecture = changed(old, changes, "architecture")
+    _check_fits(origin, weights, old, new)
+    net = _build(new, len(dataset.class_names), "none")
+    fresh = starts_anew(old, new, saved.class_names, dataset.class_names)
+    moved = transfer(named_as(saved.net, net), net, fresh=fresh)
+    defaults = vars(Postprocess())
+    given = {key: value for key, value in vars(postprocess).items() if value != defaults[key]}
+    detector = replace(
+        saved,
+        net=net,
+        architecture=new,
+        preprocess=changed(saved.preprocess, _given(image), "image"),
+        postprocess=replace(saved.postprocess, **given),
+        class_names=dataset.class_names,
+        metrics={},
+    )
+    return detector, moved
+
+
+def _check_fits(origin: Path, weights: str, old: Architecture, new: Architecture) -> None:
+    if weights != "imagenet":
+        raise UserError(
+            f"--weights {weights}: they are for the trunk of a new model, and {origin} has all its weights already. "
+            "Leave out --weights, or train from a preset (--model resnet50)"
+        )
+    if new.backbone != old.backbone:
+        raise UserError(
+            f"--architecture.backbone {new.backbone}: {origin} has the trunk {old.backbone}, and nothing of it would "
+            "fit. Leave it out, or train from a preset (--model resnet50 --architecture.backbone NAME)"
+        )
+    if new.stride_in_1x1 != old.stride_in_1x1:
+        raise UserError(
+            f"--architecture.stride_in_1x1 {new.stride_in_1x1}: the trunk of {origin} was trained with "
+            f"{old.stride_in_1x1}, and its weights do not work otherwise. Leave it out"
+        )
+    if old.norm == "group" and new.norm == "frozen":
+        raise UserError(
+            f"--architecture.norm frozen: {origin} has group norms, so there are no statistics to freeze. Expected "
+            "batch or group"
+        )
+
+
+def starts_anew(old: Architecture, new: Architecture, known: Sequence[str], wanted: Sequence[str]) -> dict[str, str]:
+    """Which parts of a network mean something else than before, even where they keep their shape.
+
+    Args:
+        old: architecture of the saved model.
+        new: architecture of the new one.
+        known: classes of the saved model.
+        wanted: classes of the data.
+
+    Returns:
+        Prefix of tensors' names -> reason.
+    """
+    classes = f"the classes differ: the model knew {_few(known)}, the data has {_few(wanted)}"
+    # with floor_strides only the anchors over an input of odd size move; what the heads have learned holds
+    anchors = _differences(old.anchors, replace(new.anchors, floor_strides=old.anchors.floor_strides))
+    coder = _differences(old.coder, replace(old.coder, std=new.coder.std))  # limits do not touch what a delta means
+    moved = [f"the anchors differ: {anchors}"] if anchors else []
+    parts = {
+        "heads.cls.output.": [*([classes] if tuple(known) != tuple(wanted) else []), *moved],
+        "heads.box.output.": [*moved, *([f"the coding of boxes differs: {coder}"] if coder else [])],
+        "fpn.output.p6.": [f"P6 is made from {new.p6_from} instead of {old.p6_from}"] * (old.p6_from != new.p6_from),
+    }
+    return {prefix: "; ".join(reasons) for prefix, reasons in parts.items() if reasons}
+
+
+def _build(architecture: Architecture, num_classes: int, weights: str) -> RetinaNet:
     try:
-        net = architecture.build(len(dataset.class_names), weights=weights)
+        return architecture.build(num_classes, weights=weights)
     except UserError:
         raise
     except (ValueError, RuntimeError, ArithmeticError) as error:  # torch's, about numbers that make no layer
         raise UserError(f"no network can be built from {architecture}: {error}") from None
-    preprocess = changed(Preprocess(mean=net.backbone.mean, std=net.backbone.std), sides, "image")
-    return Detector(net, architecture, preprocess, postprocess, dataset.class_names)
 
 
-def _from_folder(
-    folder: str, dataset: DetectionDataset, sides: Mapping[str, int], postprocess: Postprocess, new_classes: bool
-) -> Detector:
-    """A saved detector, its class layer made new for other classes where that was asked for."""
-    saved = load_detector(folder)
-    preprocess = changed(saved.preprocess, sides, "image")
-    detector = replace(saved, preprocess=preprocess, postprocess=postprocess, metrics={})
-    if saved.class_names == dataset.class_names:
-        return detector
-    if not new_classes:
-        raise UserError(
-            f"{folder} knows {len(saved.class_names)} classes {saved.class_names} and {dataset.name} has "
-            f"{len(dataset.class_names)} {dataset.class_names}. Pass --new_classes to start the class layer anew"
-        )
-    net = saved.architecture.build(len(dataset.class_names))
-    kept = {key: value for key, value in saved.net.state_dict().items() if not key.startswith("heads.cls.output.")}
-    net.load_state_dict(kept, strict=False)
-    return replace(detector, net=net, class_names=dataset.class_names)
+def _given(image: ImageConfig) -> dict[str, int]:
+    return {key: value for key, value in vars(image).items() if value is not None}
+
+
+def _differences(old: object, new: object) -> str:
+    """``sizes (32, 64) became (8, 16)``, for the fields of two dataclasses."""
+    pairs = [(key, value, vars(new)[key]) for key, value in vars(old).items()]
+    return ", ".join(f"{key} {_rounded(one)} became {_rounded(two)}" for key, one, two in pairs if one != two)
+
+
+def _rounded(value: object) -> str:
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_rounded, value))})"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= 5 else f"{', '.join(names[:2])}, ... ({len(names)})"
 
 
 def check_output(folder: Path, config: Mapping[str, Any], *, resume: bool) -> None:

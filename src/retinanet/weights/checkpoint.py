@@ -22,7 +22,7 @@ from retinanet.model.presets import Architecture
 from retinanet.model.retinanet import RetinaNet
 from retinanet.types import Batch, Detections, RawOutput, UserError
 
-FORMAT = 1
+FORMAT = 2
 CONFIG, TENSORS = "config.json", "model.safetensors"
 T = TypeVar("T")
 
@@ -105,7 +105,7 @@ def load_detector(folder: str | Path) -> Detector:
         architecture = _build(
             Architecture,
             config["architecture"],
-            anchors=_build(AnchorLattice, config["architecture"]["anchors"]),
+            anchors=_build(AnchorLattice, _of_this_format(config["architecture"]["anchors"])),
             coder=_build(BoxCoder, config["architecture"]["coder"]),
         )
         preprocess = _build(Preprocess, config["preprocess"])
@@ -130,8 +130,8 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     folder = Path(folder)
     if folder.is_file():
         raise UserError(
-            f"{folder} is a file; a model is a folder with {CONFIG} and {TENSORS}. Pickled checkpoints (.pt, .pth) can "
-            "run code when they are opened and are not read"
+            f"{folder} is a file; a model is a folder with {CONFIG} and {TENSORS}. To make one of the weights of "
+            f"another code base: retinanet convert {folder} FOLDER"
         )
     if not (folder / CONFIG).is_file():
         raise UserError(f"no model in {folder}: expected a folder with {CONFIG} and {TENSORS}, as train writes it")
@@ -179,6 +179,14 @@ def load_tensors(net: RetinaNet, path: Path) -> None:
     net.load_state_dict(tensors)
 
 
+def _of_this_format(anchors: Mapping[str, Any]) -> dict[str, Any]:
+    """The anchors of a configuration; format 1 knew one kind of rounding."""
+    current = dict(anchors)
+    if "rounded" in current:
+        current["rounding"] = "corners" if current.pop("rounded") else "none"
+    return current
+
+
 def _build(kind: type[T], values: Mapping[str, Any], **built: Any) -> T:
     """A dataclass from JSON: lists become tuples; an unknown name is an error, and so is a value of another type."""
     defaults = vars(kind())
@@ -187,6 +195,7 @@ def _build(kind: type[T], values: Mapping[str, Any], **built: Any) -> T:
     plain = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()} | built
     for key, value in plain.items():
         expected = type(defaults[key])
-        if not isinstance(value, (float, int) if expected is float else expected):
+        number = expected in (float, type(None)) and isinstance(value, float | int)  # null by default: a number or null
+        if not number and not isinstance(value, expected):
             raise TypeError(f"{kind.__name__}.{key} is {value!r}, expected {expected.__name__}")
     return kind(**plain)

@@ -1,0 +1,317 @@
+"""``convert``: weights of an older code base -> a model folder, or back, with a report of all that was done."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from retinanet.model.presets import Architecture
+from retinanet.types import UserError
+from retinanet.weights import detectron2, mmdetection, odtk, torchvision, yhenon
+from retinanet.weights.changes import changed
+from retinanet.weights.checkpoint import CONFIG, Detector, load_detector, save_detector
+from retinanet.weights.classes import names_for
+from retinanet.weights.files import WeightsFile, read_weights
+from retinanet.weights.hub import torchvision_file
+from retinanet.weights.parity import Parity, compare
+from retinanet.weights.source import Settings, Source, anchor_order, check_anchors, reordered, shape_facts, slot_count
+
+SOURCES = (torchvision.SOURCE, yhenon.SOURCE, detectron2.SOURCE, mmdetection.SOURCE, odtk.SOURCE)
+REPORT = "conversion"  # .txt for people, .json for programs, beside the model
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A detector made of somebody's weights, and an account of it.
+
+    Attributes:
+        detector: ready to use.
+        source: whose weights they were.
+        file: where they came from.
+        used: our key -> theirs, for every tensor that was taken.
+        left_out: their key -> why it has no place in our network.
+        filled: our keys that their files do not have: counters of batches, which nothing reads.
+        settings: what their code did with the weights.
+        parity: the measured difference from torchvision's code, where the weights are its own.
+    """
+
+    detector: Detector
+    source: str
+    file: WeightsFile
+    used: Mapping[str, str]
+    left_out: Mapping[str, str]
+    filled: tuple[str, ...]
+    settings: Settings
+    parity: Parity | None = None
+
+    def report(self) -> str:
+        """For a person: what was used, what not, what was concluded, and how equal it is."""
+        detector, names = self.detector, self.detector.class_names
+        shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
+        loss = " ".join(f"--loss.{key} {value}" for key, value in self.settings.loss.items())
+        reasons = {
+            reason: [key for key, why in self.left_out.items() if why == reason] for reason in self.left_out.values()
+        }
+        lines = [
+            f"source         {self.source}: {self.file.path} (sha256 {self.file.sha256[:12]})",
+            *(f"file           {note}" for note in self.file.notes),
+            f"tensors        {len(self.used)} used, every shape as expected; {len(self.left_out)} left out",
+            *(f"left out       {', '.join(keys)}: {reason}" for reason, keys in reasons.items()),
+            *([f"not in file    {len(self.filled)} counters of batches, set to 0"] if self.filled else []),
+            f"network        {_differences(detector.architecture, ('anchors', 'coder'))}",
+            f"anchors        {_differences(detector.architecture.anchors)}",
+            f"box code       {_differences(detector.architecture.coder)}",
+            f"input          {_differences(detector.preprocess)}",
+            f"detections     {_differences(detector.postprocess)}",
+            f"classes        {len(names)}: {shown}",
+            *(f"concluded      {remark}" for remark in self.settings.remarks),
+            f"trained with   {loss} (options of train, to go on as {self.source} did)",
+            f"parity         {self.parity.summary() if self.parity else _unmeasured(self.source)}",
+        ]
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """The same for a program, with every key and shape."""
+        state = self.detector.net.state_dict()
+        return {
+            "source": self.source,
+            "file": {"path": str(self.file.path), "sha256": self.file.sha256, "notes": list(self.file.notes)},
+            "used": {ours: {"from": theirs, "shape": list(state[ours].shape)} for ours, theirs in self.used.items()},
+            "left_out": dict(self.left_out),
+            "filled": list(self.filled),
+            "architecture": asdict(self.detector.architecture),
+            "preprocess": asdict(self.detector.preprocess),
+            "postprocess": asdict(self.detector.postprocess),
+            "class_names": list(self.detector.class_names),
+            "slots": None if self.settings.slots is None else list(self.settings.slots),
+            "loss": dict(self.settings.loss),
+            "remarks": list(self.settings.remarks),
+            "parity": asdict(self.parity) if self.parity else None,
+        }
+
+
+def convert(
+    weights: str,
+    output: str,
+    *,
+    source: str | None = None,
+    to: str | None = None,
+    class_names: str | None = None,
+    architecture: dict[str, Any] | None = None,
+    preprocess: dict[str, Any] | None = None,
+    postprocess: dict[str, Any] | None = None,
+    overwrite: bool = False,
+) -> str:
+    """Make a model folder of RetinaNet weights from torchvision, yhenon, detectron2, mmdetection or odtk; or go back.
+
+    The report, which is returned, says which tensors were used and which not, what was concluded from the file, and the
+    difference from the source's own results where that is measured. It is saved beside the model.
+
+    Args:
+        weights: a weights file, or torchvision:NAME for weights that torchvision publishes; with --to a model folder.
+        output: folder of the model, new; with --to the file to write.
+        source: whose weights they are, where their keys do not tell.
+        to: torchvision writes the model in output as a state dict for torchvision.
+        class_names: names of the classes with commas between, or a text file with one a line; by default those in the
+            file, or COCO's where there are 80.
+        architecture: what the tensors do not tell, such as norm_eps or anchors, where it is not the source's default.
+        preprocess: likewise for the input, such as short and long.
+        postprocess: likewise for the detections, such as score and nms.
+        overwrite: replace what is in output.
+
+    Raises:
+        UserError: the file cannot be read safely, is of no known source, or does not fit; nothing has been written.
+    """
+    target = Path(output)
+    if to is not None:
+        return _back(weights, target, to, overwrite=overwrite)
+    if (Path(weights) / CONFIG).is_file():
+        raise UserError(f"{weights} is a model folder already. To write it for torchvision, add --to torchvision")
+    if target.is_file() or ((target / CONFIG).exists() and not overwrite):
+        kind = "a file" if target.is_file() else "a model"
+        raise UserError(f"{target} is {kind} already. Name another folder, or pass --overwrite to replace a model")
+    file = read_weights(torchvision_file(weights) or weights)
+    changes = {"architecture": architecture or {}, "preprocess": preprocess or {}, "postprocess": postprocess or {}}
+    done = converted(file, source=source, class_names=_names(class_names), changes=changes)
+    save_conversion(done, target)
+    return f"{done.report()}\nsaved          {target}"
+
+
+def converted(
+    file: WeightsFile,
+    *,
+    source: str | None = None,
+    class_names: Sequence[str] = (),
+    changes: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Conversion:
+    """The detector of a weights file, with parity measured where it can be.
+
+    Args:
+        file: as read.
+        source: name of its source, or None to recognise it by its keys.
+        class_names: of its classes, in the order of its outputs.
+        changes: fields of ``architecture``, ``preprocess`` and ``postprocess`` that are not the source's defaults.
+
+    Raises:
+        UserError: unknown source; a key that is missing, extra or misshapen (all are listed).
+    """
+    changes = changes or {}
+    origin = recognise(file, source)
+    tensors, used, left_out = _renamed(file, origin)
+    facts = shape_facts(tensors)
+    settings = origin.settings(file, tensors, tuple(class_names))
+    plan = Architecture(norm="frozen", anchors=settings.lattice, coder=settings.coder, **facts, **settings.architecture)
+    plan = changed(plan, changes.get("architecture", {}), "architecture")
+    check_anchors(tensors, plan.anchors)
+    slots = slot_count(tensors)
+    order = anchor_order(plan.anchors, scale_major=settings.scale_major, ratio_order=settings.ratio_order)
+    tensors = reordered(tensors, order, slots, settings.slots)
+    found = settings.class_names
+    names = names_for(slots if settings.slots is None else len(settings.slots), tuple(class_names), found)
+    net = plan.build(len(names))
+    filled = _load(net, tensors, used, file, origin)
+    detector = Detector(
+        net.eval(),
+        plan,
+        changed(settings.preprocess, changes.get("preprocess", {}), "preprocess"),
+        changed(settings.postprocess, changes.get("postprocess", {}), "postprocess"),
+        names,
+    )
+    done = Conversion(detector, origin.name, file, used, left_out, filled, settings)
+    return replace(done, parity=compare(detector, file, settings.slots)) if origin.name == "torchvision" else done
+
+
+def save_conversion(done: Conversion, folder: Path) -> None:
+    """Write the model folder, and the report beside the model."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{REPORT}.txt").write_text(done.report() + "\n", encoding="utf-8")
+    (folder / f"{REPORT}.json").write_text(json.dumps(done.to_json(), indent=1) + "\n", encoding="utf-8")
+    save_detector(folder, done.detector)
+
+
+def recognise(file: WeightsFile, name: str | None = None) -> Source:
+    """The source of a state dict, by its keys or by name.
+
+    Raises:
+        UserError: no such name, or the keys are of no source that is known.
+    """
+    names = ", ".join(source.name for source in SOURCES)
+    if name is not None:
+        for source in SOURCES:
+            if source.name == name:
+                return source
+        raise UserError(f"--source {name}: expected one of {names}")
+    for source in SOURCES:
+        if all(mark in file.tensors for mark in source.marks):
+            return source
+    some = ", ".join(list(file.tensors)[:5])
+    raise UserError(
+        f"{file.path}: {len(file.tensors)} tensors ({some}, ...) of no source that is known: expected RetinaNets "
+        f"of {names}. Name it with --source if the keys were renamed"
+    )
+
+
+def _renamed(file: WeightsFile, origin: Source) -> tuple[dict[str, Tensor], dict[str, str], dict[str, str]]:
+    """Tensors under our names, our key -> theirs, and what is left out with the reason.
+
+    Raises:
+        UserError: keys that are neither known nor known to have no place.
+    """
+    tensors: dict[str, Tensor] = {}
+    used: dict[str, str] = {}
+    left_out: dict[str, str] = {}
+    extra: list[str] = []
+    for key, value in file.tensors.items():
+        reason = next((why for pattern, why in origin.left_out.items() if re.fullmatch(pattern, key)), None)
+        ours = origin.rename(key)
+        if reason is not None:
+            left_out[key] = reason
+        elif ours is not None and ours not in tensors:
+            tensors[ours], used[ours] = value, key
+        else:
+            extra.append(f"{key} {tuple(value.shape)}")
+    if extra:
+        raise UserError(
+            f"{file.path}: {len(extra)} tensors have no place in a RetinaNet of {origin.name}, and nothing is dropped "
+            f"silently:\n  " + "\n  ".join(extra)
+        )
+    return tensors, used, left_out
+
+
+def _load(
+    net: torch.nn.Module, tensors: Mapping[str, Tensor], used: Mapping[str, str], file: WeightsFile, origin: Source
+) -> tuple[str, ...]:
+    """Load every tensor; returns the counters that the source does not have.
+
+    Raises:
+        UserError: one is missing, extra or of another shape; all are listed.
+    """
+    wanted = net.state_dict()
+    counters = tuple(key for key in wanted if key.endswith("num_batches_tracked") and key not in tensors)
+    wrong = [f"{key}: missing" for key in wanted if key not in tensors and key not in counters]
+    wrong += [f"{used[key]}: no place in the network" for key in tensors if key not in wanted]
+    wrong += [
+        f"{used[key]}: shape {tuple(tensors[key].shape)}, expected {tuple(wanted[key].shape)}"
+        for key in wanted
+        if key in tensors and tensors[key].shape != wanted[key].shape
+    ]
+    if wrong:
+        raise UserError(
+            f"{file.path} does not fit a RetinaNet of {origin.name}, {len(wrong)} tensors are wrong:\n  "
+            + "\n  ".join(wrong)
+        )
+    net.load_state_dict({**tensors, **{key: torch.zeros_like(wanted[key]) for key in counters}})
+    return counters
+
+
+def _back(weights: str, target: Path, to: str, *, overwrite: bool) -> str:
+    """A model folder as a state dict for torchvision."""
+    if to != "torchvision":
+        raise UserError(f"--to {to}: models are written for torchvision alone")
+    if target.is_dir() or (target.exists() and not overwrite):
+        raise UserError(f"{target} exists already. Name a new file, such as model.pth, or pass --overwrite")
+    detector = load_detector(weights)
+    state = torchvision.to_torchvision(detector)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(target.name + ".part")
+    torch.save(state, temporary)
+    file = read_weights(temporary)
+    parity = compare(detector, file, torchvision.slots_of(detector.class_names))
+    temporary.replace(target)
+    return "\n".join(
+        [
+            f"tensors        {len(state)} written to {target}",
+            f"classes        {torchvision.numbering(detector.class_names)}",
+            f"parity         {parity.summary()}",
+            "load it with",
+            *(f"    {line}" for line in torchvision.how_to_build(detector, target.name).splitlines()),
+        ]
+    )
+
+
+def _names(given: str | None) -> tuple[str, ...]:
+    """Names with commas between, or the lines of a file."""
+    if given is None:
+        return ()
+    if Path(given).is_file():
+        return tuple(line.strip() for line in Path(given).read_text(encoding="utf-8").splitlines() if line.strip())
+    return tuple(name.strip() for name in given.split(",") if name.strip())
+
+
+def _differences(value: Any, without: tuple[str, ...] = ()) -> str:
+    """The fields of a dataclass that are not at their defaults."""
+    default = type(value)()
+    pairs = [(key, entry) for key, entry in vars(value).items() if key not in without]
+    parts = [f"{key} {entry}" for key, entry in pairs if entry != getattr(default, key)]
+    return ", ".join(parts) if parts else "as the paper's, which are the defaults here"
+
+
+def _unmeasured(source: str) -> str:
+    return f"not measured here: {source}'s code is not part of this package; see docs/how-to/weights.md for what was"
