@@ -299,7 +299,7 @@ def test_a_quarter_of_the_box_loss_is_yhenons(make_raw):
         wanted = torch.cat([shift, (wanted_sides / sides).log()], dim=1) / torch.tensor(std).double()
         gap = (wanted - said[match.positive]).abs()
         expected.append(torch.where(gap <= 1 / 9, 0.5 * 9 * gap**2, gap - 0.5 / 9).mean())
-    assert sum(float(one) > 0 for one in expected) == 2
+    assert sum(one.item() > 0 for one in expected) == 2
     criterion = DetectionLoss(matcher=Matcher(forced="off"), box=SmoothL1(1 / 9), box_weight=0.25, normaliser="image")
     losses = criterion(raw, THREE)
     assert losses.box.item() == pytest.approx(torch.stack(expected).mean().item(), rel=1e-5)

@@ -1,4 +1,4 @@
-"""The knobs: what they refuse, what they build, and how a description is changed."""
+"""The knobs: what they refuse, and what they build."""
 
 import pytest
 import yaml
@@ -6,43 +6,8 @@ import yaml
 from retinanet.losses.box import L1, GIoU, SmoothL1
 from retinanet.losses.focal import FocalLoss
 from retinanet.losses.ohem import OHEM
-from retinanet.model.presets import Architecture
 from retinanet.train.config import ImageConfig, LossConfig, OptimConfig, RunConfig, plain
 from retinanet.types import UserError
-from retinanet.weights.changes import changed
-
-
-def test_changed_replaces_nested_fields_and_leaves_the_rest():
-    base = Architecture()
-    new = changed(base, {"channels": 64, "anchors": {"sizes": [8, 16, 32, 64, 128]}, "prior": 1e-2}, "architecture")
-    assert (new.channels, new.prior, new.backbone) == (64, 0.01, base.backbone)
-    assert new.anchors.sizes == (8, 16, 32, 64, 128) and new.anchors.ratios == base.anchors.ratios
-    assert base == Architecture() and changed(base, {}, "architecture") == base
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"chanels": 3}, ["unknown option architecture.chanels", "did you mean 'channels'"]),
-        ({"anchors": {"size": [1]}}, ["unknown option architecture.anchors.size,", "did you mean 'sizes'"]),
-        ({"qqq": 1}, ["unknown option architecture.qqq;", "backbone, norm"]),
-        ({"channels": "many"}, ["architecture.channels", "expected int", "'many'"]),
-        ({"channels": 64.5}, ["architecture.channels", "expected int"]),
-        ({"relu_before_p7": 1}, ["architecture.relu_before_p7", "expected bool"]),
-        ({"prior": True}, ["architecture.prior", "expected float"]),
-        ({"anchors": 3}, ["architecture.anchors", "expected AnchorLattice"]),
-        ({"anchors": {"sizes": 3}}, ["architecture.anchors.sizes", "expected tuple"]),
-        ({"anchors": {"sizes": ["a", "b"]}}, ["architecture.anchors.sizes", "expected numbers"]),
-    ],
-)
-def test_changed_refuses_what_is_not_there_or_of_another_type(changes, words):
-    with pytest.raises(UserError) as refused:
-        changed(Architecture(), changes, "architecture")
-    assert all(word in str(refused.value) for word in words), refused.value
-
-
-def test_a_whole_number_does_for_a_float():
-    assert changed(OptimConfig(), {"clip": 1}, "optim").clip == 1.0
 
 
 @pytest.mark.parametrize(
@@ -73,6 +38,8 @@ def test_a_whole_number_does_for_a_float():
         (LossConfig, "box_weight", -1.0),
         (LossConfig, "foreground", 0.3),
         (LossConfig, "forced", "maybe"),
+        (LossConfig, "forced_iou", 1.5),
+        (LossConfig, "normaliser", "level"),
     ],
 )
 def test_values_out_of_range_are_refused_by_name(config, field, value):
@@ -86,6 +53,9 @@ def test_the_criterion_is_what_the_knobs_say():
     assert criterion.classification == FocalLoss(alpha=None, gamma=0.0)
     assert criterion.box == SmoothL1(0.5) and criterion.box_weight == 2.0
     assert (criterion.matcher.foreground, criterion.matcher.background, criterion.matcher.forced) == (0.5, 0.3, "off")
+    assert (criterion.matcher.forced_iou, criterion.normaliser) == (0.0, "batch")
+    theirs = LossConfig(forced_iou=0.4, normaliser="image").build()
+    assert (theirs.matcher.forced_iou, theirs.normaliser) == (0.4, "image")
     assert LossConfig(classification="ohem").build().classification == OHEM()
     assert (LossConfig(box="l1").build().box, LossConfig(box="giou").build().box) == (L1(), GIoU())
 

@@ -31,6 +31,10 @@ def parts_of(training, step=0):
     return list(islice(batches, training.sampler.parts))
 
 
+def pixels_of(training, batch):
+    return training.detector.preprocess.normalise(batch.images, batch.sizes)
+
+
 def gradients(training, parts, monkeypatch):
     """The losses of one step and the whole gradient, which is not applied."""
     found = {}
@@ -61,8 +65,7 @@ def test_one_step_is_the_step_that_one_would_write(assembled):
         momentum=0.9,
     )
     for step in range(2):
-        pixels = training.detector.preprocess.normalise(batch.images, batch.sizes)
-        wanted = DetectionLoss()(net(pixels), batch.targets)
+        wanted = DetectionLoss()(net(pixels_of(training, batch)), batch.targets)
         optimizer.zero_grad()
         wanted.total.backward()
         norm = torch.nn.utils.get_total_norm([p.grad for p in net.parameters()])
@@ -76,20 +79,64 @@ def test_one_step_is_the_step_that_one_would_write(assembled):
         torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-7, msg=name)
 
 
-@pytest.mark.parametrize("loss", [LossConfig(), LossConfig(classification="ohem", box="giou")])
+@pytest.mark.parametrize(
+    "loss", [LossConfig(), LossConfig(classification="ohem", box="giou"), LossConfig(normaliser="image")]
+)
 def test_parts_give_the_gradient_of_the_whole_batch(assembled, monkeypatch, loss):
     options = {"batch_size": 4, "architecture": {"norm": "frozen"}, "loss": loss}
     whole = assembled(optim=PLAIN, **options)
     parted = assembled(optim={**PLAIN, "accumulate": 2}, **options)
     one, two = parts_of(whole), parts_of(parted)
     assert [len(batch) for batch in one] == [4] and [len(batch) for batch in two] == [2, 2]
+    direct = whole.criterion(whole.detector.net(pixels_of(whole, one[0])), one[0].targets)
     losses, norm, wanted = gradients(whole, one, monkeypatch)
     parted_losses, parted_norm, found = gradients(parted, two, monkeypatch)
-    assert parted_losses.positives == losses.positives
+    assert parted_losses.positives == losses.positives == direct.positives
+    assert float(losses.total) == pytest.approx(direct.total.item(), rel=1e-6)
     assert float(parted_losses.total) == pytest.approx(float(losses.total), rel=1e-6)
     assert parted_norm == pytest.approx(norm, rel=1e-6)
     for name, gradient in wanted.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_parts_of_unequal_size_count_their_images(assembled, monkeypatch):
+    """Three images and one: with its own normaliser each image counts a quarter, wherever it is."""
+    training = assembled(
+        batch_size=4, optim=PLAIN, architecture={"norm": "frozen"}, loss=LossConfig(normaliser="image")
+    )
+    (batch,) = parts_of(training)
+    parts = [
+        replace(
+            batch,
+            images=batch.images[rows],
+            sizes=batch.sizes[rows],
+            targets=batch.targets[rows],
+            samples=batch.samples[rows],
+        )
+        for rows in (slice(0, 3), slice(3, 4))
+    ]
+    losses, norm, wanted = gradients(training, [batch], monkeypatch)
+    parted_losses, parted_norm, found = gradients(training, parts, monkeypatch)
+    assert float(parted_losses.total) == pytest.approx(float(losses.total), rel=1e-6)
+    assert parted_norm == pytest.approx(norm, rel=1e-6)
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_anchors_are_settled_by_the_size_of_the_batch(assembled, monkeypatch):
+    """Over 64 x 96 pixels floored strides move the anchors of P6 and P7, which alone have the size of objects here."""
+    anchors = {"sizes": [256, 256, 256, 20, 30], "floor_strides": True}
+    training = assembled(batch_size=4, optim=PLAIN, architecture={"norm": "frozen", "anchors": anchors})
+    (batch,) = parts_of(training)
+    with torch.no_grad():
+        raw = training.detector.net(pixels_of(training, batch))
+    assert tuple(batch.images.shape[2:]) == (64, 96) and raw.lattice.steps[3:] == ((64, 48), (64, 96))
+    wanted = training.criterion(raw, batch.targets)
+    losses, _, _ = gradients(training, [batch], monkeypatch)
+    assert losses.positives == wanted.positives
+    assert float(losses.total) == pytest.approx(wanted.total.item(), rel=1e-6)
+    usual = training.criterion(replace(raw, lattice=replace(raw.lattice, spacing=())), batch.targets)
+    assert float(losses.total) != pytest.approx(usual.total.item(), rel=1e-4), "here the two cannot be told apart"
 
 
 def test_the_norm_is_clipped(assembled, monkeypatch):
@@ -150,6 +197,7 @@ def test_the_first_loss_of_a_wrong_prior_is_told(assembled, monkeypatch):
 def test_a_trained_model_or_another_loss_has_no_expected_first_loss(assembled, monkeypatch):
     assert said(replace(assembled(), untrained=False), monkeypatch, wrong_prior) == []
     assert said(assembled(loss=LossConfig(classification="ohem")), monkeypatch, wrong_prior) == []
+    assert said(assembled(loss=LossConfig(normaliser="image")), monkeypatch, wrong_prior) == []
 
 
 def test_fit_tells_the_first_loss_and_goes_on(assembled, capfd):

@@ -1,5 +1,5 @@
 import json
-from dataclasses import replace
+from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,8 @@ ARCHITECTURE = Architecture(
     backbone="test_resnet",
     norm="batch",
     frozen_stages=1,
+    stride_in_1x1=True,
+    norm_eps=1e-3,
     channels=64,
     depth=1,
     head_norm="group",
@@ -28,12 +30,31 @@ ARCHITECTURE = Architecture(
     relu_before_p7=False,
     prior=0.3,
     anchors=AnchorLattice(
-        sizes=(16, 32, 64, 128, 256.5), ratios=(0.5, 2.0), scales=(1.0,), offset=0.0, rounding="corners"
+        sizes=(16, 32, 64, 128, 256.5),
+        ratios=(0.5, 2.0),
+        scales=(1.0,),
+        offset=0.0,
+        rounding="corners",
+        inclusive=True,
+        floor_strides=True,
     ),
-    coder=BoxCoder(std=(0.1, 0.1, 0.2, 0.2), clamp=3.0),
+    coder=BoxCoder(std=(0.1, 0.1, 0.2, 0.2), clamp=3.0, clamp_below=True),
 )
-PREPROCESS = Preprocess(short=64, long=96, multiple=64, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
-POSTPROCESS = Postprocess(score=0.25, topk=50, nms=0.4, max_detections=20, class_agnostic=True)
+PREPROCESS = Preprocess(
+    short=64,
+    long=96,
+    multiple=64,
+    margin=1,
+    mean=(0.1, 0.2, 0.3),
+    std=(0.4, 0.5, 0.6),
+    divisor=128.0,
+    channels="BGR",
+    rounding="floor",
+    resampling="plain",
+)
+POSTPROCESS = Postprocess(
+    score=0.25, topk=50, nms=0.4, max_detections=20, class_agnostic=True, clip="half", keep_empty=True
+)
 NAMES = ("Ameise", "пчела", "cow 3")
 
 
@@ -75,6 +96,20 @@ def change_config(folder, **changes):
         else:
             place[last] = value
     (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_nothing_has_its_default():
+    def defaults(value, kind):
+        for item in fields(value):
+            here, usual = getattr(value, item.name), getattr(kind, item.name)
+            if is_dataclass(here):
+                yield from defaults(here, usual)
+            elif here == usual:
+                yield item.name
+
+    pairs = ((ARCHITECTURE, Architecture()), (PREPROCESS, Preprocess()), (POSTPROCESS, Postprocess()))
+    # the pyramid has these strides and no others; an input settles the spacing, and a model file has none
+    assert [name for value, usual in pairs for name in defaults(value, usual)] == ["strides", "spacing"]
 
 
 @torch.no_grad()
@@ -205,6 +240,48 @@ def test_json_of_something_else(folder, content):
     refused(folder, r"config\.json is not a model's configuration: it has no format version")
 
 
+@pytest.mark.parametrize(("rounded", "rounding"), [(True, "corners"), (False, "none")])
+def test_format_1(detector, folder, rounded, rounding):
+    """The fields that a folder of version 0.1.0 has, and no others."""
+    config = json.loads((folder / "config.json").read_text())
+    later = {
+        "architecture": ("stride_in_1x1", "norm_eps"),
+        "preprocess": ("margin", "divisor", "channels", "rounding", "resampling"),
+        "postprocess": ("clip", "keep_empty"),
+    }
+    for part, names in later.items():
+        for name in names:
+            del config[part][name]
+    for name in ("rounding", "inclusive", "floor_strides", "spacing"):
+        del config["architecture"]["anchors"][name]
+    del config["architecture"]["coder"]["clamp_below"]
+    config["architecture"]["anchors"]["rounded"] = rounded
+    (folder / "config.json").write_text(json.dumps(config | {"format": 1}))
+    loaded = load_detector(folder)
+    anchors = replace(ARCHITECTURE.anchors, rounding=rounding, inclusive=False, floor_strides=False)
+    coder = replace(ARCHITECTURE.coder, clamp_below=False)
+    old = replace(ARCHITECTURE, anchors=anchors, coder=coder, stride_in_1x1=False, norm_eps=None)
+    assert loaded.architecture == old and loaded.net.lattice == anchors
+    usual = Preprocess()
+    assert loaded.preprocess == replace(PREPROCESS, **{name: getattr(usual, name) for name in later["preprocess"]})
+    assert loaded.postprocess == replace(POSTPROCESS, clip="before", keep_empty=False)
+    state = detector.net.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in loaded.net.state_dict().items())
+    save_detector(folder, loaded)
+    saved = read_config(folder)
+    assert saved["format"] == 2 and saved["architecture"] == json.loads(json.dumps(asdict(old)))
+
+
+@pytest.mark.parametrize(("eps", "expected"), [(None, 1e-5), (0.0, 0.0), (0.25, 0.25)])
+def test_norm_eps_is_null_or_a_number(detector, tmp_path, eps, expected):
+    save_detector(tmp_path, replace(detector, architecture=replace(ARCHITECTURE, norm_eps=eps)))
+    assert json.loads((tmp_path / "config.json").read_text())["architecture"]["norm_eps"] == eps
+    loaded = load_detector(tmp_path)
+    assert loaded.architecture.norm_eps == eps
+    norms = [module for module in loaded.net.backbone.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert {norm.eps for norm in norms} == {expected}
+
+
 def test_a_newer_format(folder):
     change_config(folder, format=3, library_version="7.8.9")
     refused(folder, r"written by retinanet 7\.8\.9 in format 3; this is .* reads up to format 2\. Upgrade the package")
@@ -223,6 +300,10 @@ def test_a_newer_format(folder):
         ({"architecture__channels": "many"}, "Architecture.channels is 'many', expected int"),
         ({"architecture__anchors__sizes": 32}, "AnchorLattice.sizes is 32, expected tuple"),
         ({"postprocess__score": "high"}, "Postprocess.score is 'high', expected float"),
+        ({"architecture__norm_eps": "small"}, "Architecture.norm_eps is 'small', expected"),
+        ({"architecture__anchors__rounding": "up"}, "rounding of anchors is none, corners or cell, got 'up'"),
+        ({"preprocess__channels": "GBR"}, "channels of images is RGB or BGR, got 'GBR'"),
+        ({"postprocess__clip": "never"}, "clip is before, after or half, got 'never'"),
         ({"preprocess__short": 0}, "0 < short <= long, got short 0"),
         ({"architecture__backbone": "resnet5O"}, "unknown trunk 'resnet5O'"),
         ({"architecture__p6_from": "C6"}, "p6_from is C5 or P5, got 'C6'"),

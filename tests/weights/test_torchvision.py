@@ -246,7 +246,7 @@ def test_there_and_back(slots, names, tmp_path, unmeasured, monkeypatch):
     assert f"{'80, labels 1 to 90' if slots == 91 else '3, labels 1 to 3'}" in text
     lines = how_to_build(detector, str(tmp_path / "model.pth"))
     assert all(line.split("(")[0] in text for line in lines.splitlines())
-    scope = {"torch": torch}
+    scope = {}
     exec(lines, scope)  # as its user would type it
     state = scope["model"].state_dict()
     kept = [slot for slot in range(slots) if slot not in (FREE if slots == 91 else {0})]

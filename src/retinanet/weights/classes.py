@@ -28,7 +28,7 @@ def names_for(count: int, given: tuple[str, ...], found: tuple[str, ...] = ()) -
         if len(given) != count or len(set(given)) != count:
             raise UserError(f"--class_names: the weights have {count} classes, {len(set(given))} different names given")
         return given
-    if len(found) == count:
+    if len(found) == len(set(found)) == count:
         return found
     if count == COCO:
         return tuple(coco_slots().values())

@@ -65,7 +65,8 @@ class Conversion:
             f"tensors        {len(self.used)} used, every shape as expected; {len(self.left_out)} left out",
             *(f"left out       {', '.join(keys)}: {reason}" for reason, keys in reasons.items()),
             *([f"not in file    {len(self.filled)} counters of batches, set to 0"] if self.filled else []),
-            f"network        {_differences(detector.architecture, ('anchors', 'coder'))}",
+            f"network        {detector.architecture.backbone}, "
+            f"{_differences(detector.architecture, ('backbone', 'anchors', 'coder'))}",
             f"anchors        {_differences(detector.architecture.anchors)}",
             f"box code       {_differences(detector.architecture.coder)}",
             f"input          {_differences(detector.preprocess)}",
@@ -310,7 +311,7 @@ def _differences(value: Any, without: tuple[str, ...] = ()) -> str:
     default = type(value)()
     pairs = [(key, entry) for key, entry in vars(value).items() if key not in without]
     parts = [f"{key} {entry}" for key, entry in pairs if entry != getattr(default, key)]
-    return ", ".join(parts) if parts else "as the paper's, which are the defaults here"
+    return ", ".join(parts) if parts else "all at the defaults"
 
 
 def _unmeasured(source: str) -> str:

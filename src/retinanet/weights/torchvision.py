@@ -167,12 +167,16 @@ def how_to_build(detector: Detector, file: str) -> str:
     name = "retinanet_resnet50_fpn_v2" if detector.architecture.head_norm == "group" else "retinanet_resnet50_fpn"
     slots = slots_of(detector.class_names)
     lines = [
+        "import torch",
         f"from torchvision.models.detection import {name}",
         f"model = {name}(weights=None, weights_backbone=None, num_classes={slots[-1] + 1})",
         f'model.load_state_dict(torch.load("{file}", weights_only=True))',
     ]
     if detector.architecture.norm_eps == 0.0:
-        lines.append("torchvision.models.detection._utils.overwrite_eps(model, 0.0)")
+        lines += [
+            "for module in model.modules():",
+            "    if isinstance(module, torch.nn.BatchNorm2d): module.eps = 0.0",
+        ]
     return "\n".join(lines)
 
 
