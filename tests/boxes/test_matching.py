@@ -43,7 +43,8 @@ def dense(matcher: Matcher, lattice: AnchorLattice, grids: Grids, target: Target
         state[best >= matcher.foreground] = POSITIVE
         for row, overlaps in zip(rows, iou, strict=True):
             if matcher.forced != "off" and overlaps.max() > 0:
-                theirs = (overlaps == overlaps.max()) & (best >= matcher.forced_iou)
+                reached = best if matcher.forced == "argmax" else overlaps
+                theirs = (overlaps == overlaps.max()) & (reached >= matcher.forced_iou)
                 state[theirs] = POSITIVE
                 if matcher.forced == "reassign":
                     box[theirs] = row
@@ -137,7 +138,7 @@ def random_layout(seed: int) -> tuple[Matcher, AnchorLattice, Grids, Target]:
     boxes = random_boxes(choose, size, every_anchor(lattice, grids))
     crowded = choose.choice((0, 0, 0.3))
     target = make_target(boxes, [choose.random() < crowded for _ in boxes])
-    forced_iou = 0 if forced == "reassign" else choose.choice((0, 0, 0.2, 0.45, 0.9))
+    forced_iou = choose.choice((0, 0, 0.2, 0.45, 0.9))
     return Matcher(foreground, background, forced, forced_iou), lattice, grids, target
 
 

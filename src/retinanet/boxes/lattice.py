@@ -64,6 +64,8 @@ class AnchorLattice:
                 f"anchors need one size per level: {len(self.strides)} strides {self.strides}, "
                 f"but {len(self.sizes)} sizes {self.sizes}"
             )
+        if self.spacing and len(self.spacing) != len(self.strides):
+            raise UserError(f"anchors need one spacing per level, {len(self.strides)}, got {self.spacing}")
         if self.rounding not in ("none", "corners", "cell"):
             raise UserError(f"rounding of anchors is none, corners or cell, got {self.rounding!r}")
 

@@ -86,7 +86,8 @@ class Matcher:
             ``"argmax"``: they become positive, each for its own best box, as in detectron2 and torchvision.
             ``"reassign"``: they become positive for the box that forces them, the last one if several do, as in
             mmdetection. ``"off"``: nothing, as in the text of the paper.
-        forced_iou: a forced anchor that overlaps no box by this IoU stays negative; 0.4 with ``"argmax"`` is Detectron.
+        forced_iou: least IoU for being forced; 0.4 with ``"argmax"`` is Detectron. With ``"argmax"`` it is that of the
+            anchor with its own best box, with ``"reassign"`` that with the box that forces it, as in either's code.
     """
 
     foreground: float = 0.5
@@ -129,6 +130,8 @@ class Matcher:
 
         pairs = _pairs_above(reach, objects, self.background)
         forced = _best_anchors(reach, objects, pairs) if self.forced != "off" else Pairs.none(boxes.device)
+        if self.forced == "reassign":
+            forced = forced.select(forced.iou >= self.forced_iou)
         unknown = forced.select(forced.iou < self.background)
         others = _rivals(reach, objects, unknown) if self.forced == "argmax" else unknown
         best = _best_box(pairs.join([others]))
@@ -136,7 +139,9 @@ class Matcher:
         is_forced = torch.isin(best.anchor, forced.anchor)
         if self.forced == "reassign":
             best.box[is_forced] = _last_box(forced)
-        positive = (is_forced & (best.iou >= self.forced_iou)) | (best.iou >= self.foreground)
+        if self.forced == "argmax":
+            is_forced &= best.iou >= self.forced_iou
+        positive = is_forced | (best.iou >= self.foreground)
         covered = _covered(reach, regions)
         covered = covered[~torch.isin(covered, best.anchor[positive])]
         between = ~positive & (best.iou >= self.background)

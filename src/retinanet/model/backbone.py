@@ -60,6 +60,8 @@ class Backbone(nn.Module):
         super().__init__()
         if norm not in ("frozen", "batch", "group"):
             raise UserError(f"norm is frozen, batch or group, got {norm!r}")
+        if norm_eps is not None and not 0 <= norm_eps < 1:
+            raise UserError(f"norm_eps is a number of at least 0 and below 1, or null, got {norm_eps}")
         self.norm = norm
         self.body = _create(name, pretrained=weights == "imagenet")
         if weights not in ("none", "imagenet"):

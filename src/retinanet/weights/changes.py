@@ -45,5 +45,6 @@ def _like(old: Any, change: Any, where: str) -> Any:
     if isinstance(old, float) and isinstance(change, int) and not isinstance(change, bool):
         return float(change)
     if type(change) is not type(old):
-        raise UserError(f"{where} is {old!r} by default; expected {type(old).__name__}, got {change!r}")
+        expected = "a number or null" if old is None else type(old).__name__
+        raise UserError(f"{where} is {old!r} by default; expected {expected}, got {change!r}")
     return change
