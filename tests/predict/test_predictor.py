@@ -178,3 +178,17 @@ def test_to_pixels_keeps_a_tensor(data):
     tensor = torch.zeros(3, 5, 7, dtype=torch.uint8)
     assert to_pixels(tensor) is tensor
     assert torch.equal(to_pixels(Path(data / "test" / "test_0.png")), read_image(data / "test" / "test_0.png"))
+
+
+def test_a_picture_is_read_as_its_file_is(tmp_path):
+    """Turned by EXIF, transparent and 16 bit: Pillow's own conversion to RGB gets none of them right."""
+    soft = np.linspace(0, 255, 20 * 30 * 4, dtype=np.uint8).reshape(20, 30, 4)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(soft[..., :3]).save(tmp_path / "turned.png", exif=exif)
+    Image.fromarray(soft).save(tmp_path / "transparent.png")
+    Image.fromarray(soft[..., 0].astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    for path in sorted(tmp_path.iterdir()):
+        with Image.open(path) as picture:
+            assert torch.equal(to_pixels(picture), read_image(path)), path.name
+        assert path.name != "turned.png" or to_pixels(path).shape == (3, 30, 20)

@@ -56,10 +56,8 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Tensor:
     """
     path = Path(path)
     with _opened(path, max_pixels) as image:
-        orientation = _orientation(image)
         try:
-            image.load()
-            upright = _rgb(image)
+            return picture_pixels(image)
         except MemoryError:
             raise
         except Image.DecompressionBombError:  # a small image cut into huge tiles
@@ -68,9 +66,16 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Tensor:
             raise UserError(
                 f"{path}: the image is truncated or damaged ({error}). Replace it, or remove it and its annotations."
             ) from error
-        if orientation in _UPRIGHT:
-            upright = upright.transpose(_UPRIGHT[orientation])
-        return torch.from_numpy(np.array(upright)).permute(2, 0, 1).contiguous()  # (H, W, 3) -> (3, H, W)
+
+
+def picture_pixels(image: Image.Image) -> Tensor:
+    """A picture of Pillow by the rules of :func:`read_image`: upright and in RGB, (3, H, W) uint8, contiguous."""
+    orientation = _orientation(image)  # before the pixels are loaded, which may drop it
+    image.load()
+    upright = _rgb(image)
+    if orientation in _UPRIGHT:
+        upright = upright.transpose(_UPRIGHT[orientation])
+    return torch.from_numpy(np.array(upright)).permute(2, 0, 1).contiguous()  # (H, W, 3) -> (3, H, W)
 
 
 def image_size(path: str | Path) -> tuple[int, int]:

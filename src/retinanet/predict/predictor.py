@@ -8,10 +8,11 @@ from typing import Any, overload
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from retinanet.data.loader import Collate, resized
-from retinanet.images.io import read_image
+from retinanet.images.io import picture_pixels, read_image
 from retinanet.model.device import choose_device
 from retinanet.types import Batch, Detections, Sample, Target, UserError
 from retinanet.weights.checkpoint import Detector
@@ -93,8 +94,8 @@ def to_pixels(image: Any) -> Tensor:
     """
     if isinstance(image, str | Path):
         return read_image(image)
-    if hasattr(image, "convert"):  # a picture of Pillow
-        image = np.asarray(image.convert("RGB"))
+    if isinstance(image, Image.Image):
+        return picture_pixels(image)
     if isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[2] == 3:
         image = torch.from_numpy(np.array(image, order="C")).permute(2, 0, 1)  # a copy: pictures may be read only
     if not isinstance(image, Tensor) or image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
