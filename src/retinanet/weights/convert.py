@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,86 +15,15 @@ from retinanet.model.presets import Architecture
 from retinanet.types import UserError
 from retinanet.weights import detectron2, mmdetection, odtk, torchvision, yhenon
 from retinanet.weights.changes import changed
-from retinanet.weights.checkpoint import CONFIG, Detector, load_detector, save_detector
+from retinanet.weights.checkpoint import CONFIG, Detector, load_detector
 from retinanet.weights.classes import names_for
+from retinanet.weights.conversion import Conversion, save_conversion
 from retinanet.weights.files import WeightsFile, read_weights
 from retinanet.weights.hub import torchvision_file
-from retinanet.weights.parity import Parity, compare
-from retinanet.weights.source import Settings, Source, anchor_order, check_anchors, reordered, shape_facts, slot_count
+from retinanet.weights.parity import compare
+from retinanet.weights.source import Source, anchor_order, check_anchors, reordered, shape_facts, slot_count
 
 SOURCES = (torchvision.SOURCE, yhenon.SOURCE, detectron2.SOURCE, mmdetection.SOURCE, odtk.SOURCE)
-REPORT = "conversion"  # .txt for people, .json for programs, beside the model
-
-
-@dataclass(frozen=True)
-class Conversion:
-    """A detector made of somebody's weights, and an account of it.
-
-    Attributes:
-        detector: ready to use.
-        source: whose weights they were.
-        file: where they came from.
-        used: our key -> theirs, for every tensor that was taken.
-        left_out: their key -> why it has no place in our network.
-        filled: our keys that their files do not have: counters of batches, which nothing reads.
-        settings: what their code did with the weights.
-        parity: the measured difference from torchvision's code, where the weights are its own.
-    """
-
-    detector: Detector
-    source: str
-    file: WeightsFile
-    used: Mapping[str, str]
-    left_out: Mapping[str, str]
-    filled: tuple[str, ...]
-    settings: Settings
-    parity: Parity | None = None
-
-    def report(self) -> str:
-        """For a person: what was used, what not, what was concluded, and how equal it is."""
-        detector, names = self.detector, self.detector.class_names
-        shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
-        loss = " ".join(f"--loss.{key} {value}" for key, value in self.settings.loss.items())
-        reasons = {
-            reason: [key for key, why in self.left_out.items() if why == reason] for reason in self.left_out.values()
-        }
-        lines = [
-            f"source         {self.source}: {self.file.path} (sha256 {self.file.sha256[:12]})",
-            *(f"file           {note}" for note in self.file.notes),
-            f"tensors        {len(self.used)} used, every shape as expected; {len(self.left_out)} left out",
-            *(f"left out       {', '.join(keys)}: {reason}" for reason, keys in reasons.items()),
-            *([f"not in file    {len(self.filled)} counters of batches, set to 0"] if self.filled else []),
-            f"network        {detector.architecture.backbone}, "
-            f"{_differences(detector.architecture, ('backbone', 'anchors', 'coder'))}",
-            f"anchors        {_differences(detector.architecture.anchors)}",
-            f"box code       {_differences(detector.architecture.coder)}",
-            f"input          {_differences(detector.preprocess)}",
-            f"detections     {_differences(detector.postprocess)}",
-            f"classes        {len(names)}: {shown}",
-            *(f"concluded      {remark}" for remark in self.settings.remarks),
-            f"trained with   {loss} (options of train, to go on as {self.source} did)",
-            f"parity         {self.parity.summary() if self.parity else _unmeasured(self.source)}",
-        ]
-        return "\n".join(lines)
-
-    def to_json(self) -> dict[str, Any]:
-        """The same for a program, with every key and shape."""
-        state = self.detector.net.state_dict()
-        return {
-            "source": self.source,
-            "file": {"path": str(self.file.path), "sha256": self.file.sha256, "notes": list(self.file.notes)},
-            "used": {ours: {"from": theirs, "shape": list(state[ours].shape)} for ours, theirs in self.used.items()},
-            "left_out": dict(self.left_out),
-            "filled": list(self.filled),
-            "architecture": asdict(self.detector.architecture),
-            "preprocess": asdict(self.detector.preprocess),
-            "postprocess": asdict(self.detector.postprocess),
-            "class_names": list(self.detector.class_names),
-            "slots": None if self.settings.slots is None else list(self.settings.slots),
-            "loss": dict(self.settings.loss),
-            "remarks": list(self.settings.remarks),
-            "parity": asdict(self.parity) if self.parity else None,
-        }
 
 
 def convert(
@@ -187,14 +115,6 @@ def converted(
     )
     done = Conversion(detector, origin.name, file, used, left_out, filled, settings)
     return replace(done, parity=compare(detector, file, settings.slots)) if origin.name == "torchvision" else done
-
-
-def save_conversion(done: Conversion, folder: Path) -> None:
-    """Write the model folder, and the report beside the model."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{REPORT}.txt").write_text(done.report() + "\n", encoding="utf-8")
-    (folder / f"{REPORT}.json").write_text(json.dumps(done.to_json(), indent=1) + "\n", encoding="utf-8")
-    save_detector(folder, done.detector)
 
 
 def recognise(file: WeightsFile, name: str | None = None) -> Source:
@@ -304,15 +224,3 @@ def _names(given: str | None) -> tuple[str, ...]:
     if Path(given).is_file():
         return tuple(line.strip() for line in Path(given).read_text(encoding="utf-8").splitlines() if line.strip())
     return tuple(name.strip() for name in given.split(",") if name.strip())
-
-
-def _differences(value: Any, without: tuple[str, ...] = ()) -> str:
-    """The fields of a dataclass that are not at their defaults."""
-    default = type(value)()
-    pairs = [(key, entry) for key, entry in vars(value).items() if key not in without]
-    parts = [f"{key} {entry}" for key, entry in pairs if entry != getattr(default, key)]
-    return ", ".join(parts) if parts else "all at the defaults"
-
-
-def _unmeasured(source: str) -> str:
-    return f"not measured here: {source}'s code is not part of this package; see docs/how-to/weights.md for what was"

@@ -12,7 +12,8 @@ from pathlib import Path
 from retinanet import __version__
 from retinanet.model.presets import PRESETS
 from retinanet.weights.checkpoint import CONFIG, Detector, load_detector
-from retinanet.weights.convert import converted, save_conversion
+from retinanet.weights.conversion import save_conversion
+from retinanet.weights.convert import converted
 from retinanet.weights.files import read_weights
 from retinanet.weights.hub import cache_folder, repository, torchvision_file
 
