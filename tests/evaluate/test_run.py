@@ -51,6 +51,19 @@ def test_the_loss_is_that_of_the_whole_set_at_once(report, trained, data):
     assert result.loss["total"] == pytest.approx(float(losses.total), rel=1e-5)
 
 
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_loss_that_is_normalised_by_image(trained, data, batch_size):
+    """However the set is cut into batches, each image's loss is divided by its own positives, and all are averaged."""
+    detector, dataset = load_detector(trained), load_dataset(data, "test")
+    criterion = DetectionLoss(normaliser="image")
+    found = one_pass(detector, dataset, device=CPU, criterion=criterion, batch_size=batch_size).loss
+    (batch,) = evaluation_batches(dataset, preprocess=detector.preprocess, batch_size=3, indices=range(3))
+    with torch.no_grad():
+        losses = criterion(detector.raw(batch), batch.targets)
+    assert found["classification"] == pytest.approx(float(losses.classification), rel=1e-5)
+    assert found["box"] == pytest.approx(float(losses.box), rel=1e-5)
+
+
 def test_the_files_hold_what_was_returned(report, data, capsys):
     result, folder = report
     written = json.loads((folder / "evaluation.json").read_text())

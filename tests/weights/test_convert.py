@@ -1,6 +1,7 @@
 """The command's own work: recognising, refusing, reporting. Parity is in test_torchvision.py and test_peers.py."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,10 @@ from retinanet.model.presets import Architecture
 from retinanet.types import UserError
 from retinanet.weights import detectron2, mmdetection, odtk, torchvision, yhenon
 from retinanet.weights.checkpoint import load_detector
+from retinanet.weights.classes import names_for
 from retinanet.weights.convert import SOURCES, convert, converted, recognise
 from retinanet.weights.files import WeightsFile, read_weights
-from retinanet.weights.source import TRUNKS, anchor_order, has_folded_statistics, trunk
+from retinanet.weights.source import TRUNKS, anchor_order, check_anchors, has_folded_statistics, trunk
 
 RATIOS, SCALES = (0.5, 1.0, 2.0), (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
 
@@ -92,14 +94,14 @@ def test_names_in_a_file_and_options(state, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda state: state.pop("fpn.P4_1.bias"), r"1 tensors are wrong:\n  fpn\.lateral\.p4\.bias: missing"),
+        (lambda state: state.pop("fpn.P4_1.bias"), r"wrong tensors, 1 in all:\n  fpn\.lateral\.p4\.bias: missing"),
         (
             lambda state: state.update({"fpn.P3_2.bias": torch.zeros(5)}),
-            r"wrong:\n  fpn\.P3_2\.bias: shape \(5,\), expected \(256,\)",
+            r"1 in all:\n  fpn\.P3_2\.bias: shape \(5,\), expected \(256,\)",
         ),
         (
             lambda state: state.update({"fc.weight": torch.zeros(2, 3)}),
-            r"nothing is dropped silently:\n  fc\.weight \(2, 3",
+            r"nothing is dropped silently; 1 of 157:\n  fc\.weight \(2, 3",
         ),
         (lambda state: state.update({"layer1.0.conv9.weight": torch.zeros(1)}), r"layer1\.0\.conv9\.weight: no place"),
         (lambda state: state.pop("fpn.P6.weight"), r"not a whole RetinaNet, it lacks what we call fpn\.output\.p6"),
@@ -119,7 +121,7 @@ def test_names_in_a_file_and_options(state, tmp_path):
                     for kind in ("weight", "bias")
                 }
             ),
-            r"over 6 anchors per cell, but 9 are assumed\. Give the ratios",
+            r"over 6 anchors per cell, but 9 are assumed\. Give those that the model was trained with.*anchors\.ratios",
         ),
     ],
 )
@@ -155,12 +157,14 @@ def test_recognition(source):
     [
         (["{weights}"], "missing: output"),
         (["{weights}", "{new}", "--source", "yhennon"], "--source yhennon: expected one of torchvision, yhenon"),
-        (["{weights}", "{new}", "--source", "odtk"], "have no place in a RetinaNet of odtk"),
+        (["{weights}", "{new}", "--source", "odtk"], "its keys are those of yhenon, not of odtk. Leave out --source"),
         (["{other}", "{new}"], "2 tensors (a, b, ...) of no source that is known"),
         (["{new}", "{new}"], "no such file: "),
         (["{model}", "{new}"], "is a model folder already. To write it for torchvision, add --to torchvision"),
         (["{weights}", "{model}"], "is a model already. Name another folder, or pass --overwrite"),
-        (["{weights}", "{weights}"], "is a file already"),
+        (["{weights}", "{weights}"], "is a file; expected the name of a folder"),
+        (["{weights}", "{weights}/sub"], "is a file, so nothing can be made in it"),
+        (["{model}", "{new}", "--to", "torchvision", "--class_names", "a"], "leave out --class_names"),
         (["{model}", "{new}", "--to", "keras"], "--to keras: models are written for torchvision alone"),
         (["{model}", "{model}", "--to", "torchvision"], "exists already. Name a new file"),
         (["{weights}", "{new}", "--class_names", "a,b,c"], "the weights have 2 classes, 3 different names given"),
@@ -240,9 +244,15 @@ def test_detectron2_tells_caffe_from_its_statistics():
     settings = detectron2.settings(file_of(older), tensors, ())
     assert settings.architecture == {"stride_in_1x1": False} and "STRIDE_IN_1X1" in settings.remarks[0]
     assert settings.preprocess.channels == "RGB" and settings.preprocess.std == (58.395, 57.12, 57.375)
-    older["anchor_generator.cell_anchors.2"] = older["anchor_generator.cell_anchors.2"] * 1.01
-    with pytest.raises(UserError, match=r"cell_anchors\.2\) are not detectron2's default"):
-        detectron2.settings(file_of(older), tensors, ())
+    assert len(settings.templates) == 5 and torch.equal(settings.templates[2], _scale_by_scale(128))
+    heads = {f"heads.{name}.output.weight": torch.zeros(36, 1, 3, 3) for name in ("cls", "box")}
+    order = anchor_order(settings.lattice, scale_major=True)
+    check_anchors(heads, settings.lattice, order, settings.templates)
+    other = (*settings.templates[:2], settings.templates[2] * 1.01)
+    with pytest.raises(UserError, match=r"other anchors than assumed, on level P5 first\. Give those"):
+        check_anchors(heads, settings.lattice, order, other)
+    larger = replace(settings.lattice, sizes=(32, 64, 128 * 1.01, 256, 512))
+    check_anchors(heads, larger, order, other)  # as the message says
 
 
 def _scale_by_scale(size):
@@ -287,3 +297,66 @@ def test_torchvision_is_not_asked_where_it_came_from_twice():
     """Every key of every map leads somewhere of its own."""
     for names in (torchvision.NAMES, yhenon.NAMES, detectron2.NAMES, mmdetection.NAMES, odtk.NAMES):
         assert len(set(names.values())) == len(names)
+
+
+def test_ratios_that_the_user_names_are_in_the_sources_order():
+    """odtk's file says 1, 2, 0.5; a user who names others names them as they were trained."""
+    lattice = AnchorLattice(ratios=(0.5, 1.0, 3.0))
+    assert anchor_order(lattice, scale_major=True, ratio_order=odtk.RATIOS) == (0, 3, 6, 1, 4, 7, 2, 5, 8)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "meta", "mean", "channels"),
+    [
+        ({"data_preprocessor.mean": torch.tensor([1.0, 2, 3]).view(3, 1, 1)}, {}, (1, 2, 3), "RGB"),
+        (
+            {},
+            {"meta": {"cfg": "img_norm_cfg = dict(mean=[9.5, 8, 7], std=[1.0, 1, 1], to_rgb=False)"}},
+            (9.5, 8, 7),
+            "BGR",
+        ),
+        ({}, {}, (123.675, 116.28, 103.53), "RGB"),
+    ],
+)
+def test_mmdetections_pixels(tensors, meta, mean, channels):
+    statistics = {"backbone.body.layer1.0.bn1.running_mean": torch.ones(64)}
+    settings = mmdetection.settings(file_of(tensors, meta), statistics, ())
+    assert settings.preprocess.mean == mean and settings.preprocess.channels == channels
+    assert str(tuple(map(float, mean))) in settings.remarks[1]
+
+
+def test_coco_names_are_said_to_be_assumed():
+    assert "COCO's assumed" in names_for(80, ())[1][0] and names_for(80, ())[0][0] == "person"
+    assert "the file's 2 different names do not fit" in names_for(80, (), ("a", "b"))[1][0]
+    assert names_for(3, ("a", "b", "c")) == (("a", "b", "c"), ()) == names_for(3, (), ("a", "b", "c"))
+    assert names_for(2, ())[0] == ("class 0", "class 1")
+
+
+def test_a_training_run_is_not_overwritten(state, tmp_path):
+    weights, folder = saved(state, tmp_path / "weights.pth"), tmp_path / "run"
+    folder.mkdir()
+    (folder / "state.pt").write_bytes(b"")
+    with pytest.raises(UserError, match=r"is the folder of a training run \(state\.pt is there\)"):
+        convert(weights, str(folder), overwrite=True)
+
+
+def test_a_folder_that_cannot_be_written(state, tmp_path, monkeypatch):
+    """Told before the work where it can be seen, and otherwise without a traceback."""
+    weights = saved(state, tmp_path / "weights.pth")
+    with pytest.raises(UserError, match="cannot be written"):
+        convert(weights, "/proc/model")
+
+    def full(*_args, **_options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("retinanet.weights.conversion.save_detector", full)
+    with pytest.raises(UserError, match=r"cannot be written .*No space left"):
+        convert(weights, str(tmp_path / "model"))
+    assert not list((tmp_path / "model").iterdir())
+
+
+def test_other_weights_in_the_file_are_named(state, tmp_path):
+    """torchvision's training script keeps an average of the weights beside them."""
+    torch.save({"model": state, "model_ema": {"module": state}, "epoch": 3}, tmp_path / "model_9.pth")
+    text = convert(str(tmp_path / "model_9.pth"), str(tmp_path / "model"))
+    assert "taken from 'model'; left out: 'model_ema'. To convert one of these" in text

@@ -126,7 +126,9 @@ def test_the_state_dict_is_found(tmp_path, wrap):
 def test_of_two_the_first_is_taken_and_it_is_said(tmp_path):
     found = read_weights(save(tmp_path, {"ema": {"x": torch.ones(1)}, "model": STATE}))
     same(found.tensors)
-    assert found.notes == ("the weights were taken from 'model'; left out: 'ema'",)
+    assert found.notes == (
+        "the weights were taken from 'model'; left out: 'ema'. To convert one of these, save it in a file of its own",
+    )
 
 
 def test_meta_holds_plain_values_only(tmp_path):
@@ -162,10 +164,15 @@ def test_metrics_beside_a_lightning_model(tmp_path):
 
 
 def test_half_precision_is_widened(tmp_path):
-    state = {"a": torch.tensor([1.5]).half(), "b": torch.tensor([2.5]).bfloat16(), "c": torch.ones(1).double()}
+    state = {
+        "a": torch.tensor([1.5]).half(),
+        "b": torch.tensor([2.5]).bfloat16(),
+        "c": torch.ones(1).double(),
+        "d": torch.ones(1),
+    }
     found = read_weights(save(tmp_path, state))
-    same(found.tensors, {"a": torch.tensor([1.5]), "b": torch.tensor([2.5]), "c": torch.ones(1).double()})
-    assert found.notes == ("2 tensors of half precision were widened to float32",)
+    same(found.tensors, {"a": torch.tensor([1.5]), "b": torch.tensor([2.5]), "c": torch.ones(1), "d": torch.ones(1)})
+    assert found.notes == ("3 tensors of half or double precision were converted to float32",)
 
 
 def test_parameters_and_other_values(tmp_path):

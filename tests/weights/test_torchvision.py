@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -239,7 +240,11 @@ def test_there_and_back(slots, names, tmp_path, unmeasured, monkeypatch):
     """Theirs -> ours -> theirs -> ours, through files; ours is the same, and their loader takes the file."""
     net = randomised(retinanet_resnet50_fpn_v2(weights=None, weights_backbone=None, num_classes=slots), 4)
     file_of(net, tmp_path, "first.pth")
-    convert(str(tmp_path / "first.pth"), str(tmp_path / "model"), class_names=names)
+    changes = {
+        "preprocess": {"short": 192, "long": 320, "std": [0.3, 0.2, 0.1]},
+        "postprocess": {"score": 0.1, "nms": 0.3, "max_detections": 50, "topk": 200},
+    }
+    convert(str(tmp_path / "first.pth"), str(tmp_path / "model"), class_names=names, **changes)
     detector = load_detector(tmp_path / "model")
     monkeypatch.setattr(conversion, "compare", lambda *_: parity.Parity("x", 0, 0, 0, 0, 0, (1, 1), True, 0, 0))
     text = convert(str(tmp_path / "model"), str(tmp_path / "model.pth"), to="torchvision")
@@ -248,14 +253,19 @@ def test_there_and_back(slots, names, tmp_path, unmeasured, monkeypatch):
     assert all(line.split("(")[0] in text for line in lines.splitlines())
     scope = {}
     exec(lines, scope)  # as its user would type it
-    state = scope["model"].state_dict()
+    theirs = scope["model"]
+    assert (theirs.transform.min_size, theirs.transform.max_size) == ((192,), 320)
+    assert (theirs.transform.image_mean, theirs.transform.image_std) == ([0.485, 0.456, 0.406], [0.3, 0.2, 0.1])
+    assert (theirs.score_thresh, theirs.nms_thresh) == (0.1, 0.3)
+    assert (theirs.detections_per_img, theirs.topk_candidates) == (50, 200)
+    state = theirs.state_dict()
     kept = [slot for slot in range(slots) if slot not in (FREE if slots == 91 else {0})]
     for key, value in net.state_dict().items():
         other = state[key]
         if "cls_logits" in key:
             value, other = (tensor.unflatten(0, (9, slots))[:, kept] for tensor in (value, other))
         assert torch.equal(value, other), key
-    convert(str(tmp_path / "model.pth"), str(tmp_path / "again"), class_names=names)
+    convert(str(tmp_path / "model.pth"), str(tmp_path / "again"), class_names=names, **changes)
     again = load_detector(tmp_path / "again")
     mine, theirs = detector.net.state_dict(), again.net.state_dict()
     assert mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in mine)
@@ -276,4 +286,8 @@ def test_what_torchvision_cannot_be(tmp_path, unmeasured):
     save_detector(tmp_path / "model", detector)
     with pytest.raises(UserError, match="no such RetinaNet"):
         convert(str(tmp_path / "model"), str(tmp_path / "model.pth"), to="torchvision")
+    for part, change in (("postprocess", {"class_agnostic": True}), ("preprocess", {"channels": "BGR"})):
+        spoilt = replace(detector, **{part: replace(getattr(detector, part), **change)})
+        with pytest.raises(UserError, match=next(iter(change))):
+            to_torchvision(spoilt)
     assert not (tmp_path / "model.pth").exists() and not list(tmp_path.glob("*.part"))

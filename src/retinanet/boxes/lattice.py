@@ -7,7 +7,7 @@ needs it, so no (A, 4) tensor over an image exists outside the tests.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -40,7 +40,7 @@ class AnchorLattice:
         floor_strides: centres lie ``side of the input // side of the grid`` apart, not ``strides``, as in torchvision.
             Where the input is no multiple of the coarsest stride, the anchors of P6 and P7 drift by up to 84 pixels,
             and with them the detections of an image depend on how its batch was padded. For torchvision's weights only.
-        spacing: pixels (down, across) between the centres of each level, where :meth:`over` has settled them.
+        spacing: pixels (down, across) between the centres of each level, settled by :meth:`over`; not an option.
     """
 
     strides: tuple[int, ...] = (8, 16, 32, 64, 128)
@@ -51,14 +51,14 @@ class AnchorLattice:
     rounding: Literal["none", "corners", "cell"] = "none"
     inclusive: bool = False
     floor_strides: bool = False
-    spacing: tuple[tuple[int, int], ...] = ()
+    spacing: tuple[tuple[int, int], ...] = field(default=(), metadata={"settled": True})
 
     def __post_init__(self) -> None:
-        for field in ("strides", "sizes", "ratios", "scales"):
-            values = tuple(getattr(self, field))
-            object.__setattr__(self, field, values)
+        for name in ("strides", "sizes", "ratios", "scales"):
+            values = tuple(getattr(self, name))
+            object.__setattr__(self, name, values)
             if not values or not all(value > 0 for value in values):
-                raise UserError(f"anchor {field} must be positive numbers and at least one, got {values}")
+                raise UserError(f"anchor {name} must be positive numbers and at least one, got {values}")
         if len(self.sizes) != len(self.strides):
             raise UserError(
                 f"anchors need one size per level: {len(self.strides)} strides {self.strides}, "

@@ -30,7 +30,7 @@ class Pass:
 
     Attributes:
         detections: one entry per sample, in the order of the data set.
-        loss: mean over the images' positives: ``classification``, ``box``, ``total``.
+        loss: divided as the criterion divides it, over the whole set: ``classification``, ``box``, ``total``.
         images_per_second: from pixels to detections, reading excluded.
     """
 
@@ -112,7 +112,7 @@ def one_pass(
     criterion = criterion or DetectionLoss()
     detector.net.eval()
     found: dict[int, Detections] = {}
-    sums = torch.zeros(4, dtype=torch.float64)  # classification, box, positives, seconds
+    sums = torch.zeros(4, dtype=torch.float64)  # classification, box, what they are divided by, seconds
     batches = evaluation_batches(
         dataset, preprocess=detector.preprocess, batch_size=batch_size, indices=indices, workers=workers
     )
@@ -122,16 +122,22 @@ def one_pass(
         with torch.inference_mode(), autocast():
             raw = detector.raw(batch)
         with torch.inference_mode():
-            losses = criterion(raw, batch.targets, normaliser=1.0)
+            assignment = criterion.assign(raw.lattice, raw.grids, batch.targets)
+            losses = criterion(raw, batch.targets, assignment, normaliser=1.0)
             detections = detector.detections(raw, batch)
         sums += torch.tensor(
-            [float(losses.classification), float(losses.box), losses.positives, time.perf_counter() - began],
+            [
+                float(losses.classification),
+                float(losses.box),
+                criterion.count(assignment, len(batch)),
+                time.perf_counter() - began,
+            ],
             dtype=torch.float64,
         )
         found.update(zip(indices[start : start + batch_size], detections, strict=True))
     found, sums = _join(found, sums)
-    classification, box, positives, seconds = sums.tolist()
-    loss = {"classification": classification / max(positives, 1), "box": box / max(positives, 1)}
+    classification, box, count, seconds = sums.tolist()
+    loss = {"classification": classification / max(count, 1), "box": box / max(count, 1)}
     loss["total"] = loss["classification"] + loss["box"]
     speed = len(dataset) * world / seconds if seconds else 0.0
     return Pass([found[index] for index in range(len(dataset))], loss, speed)

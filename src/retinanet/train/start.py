@@ -143,6 +143,7 @@ def fine_tuned(
         postprocess=replace(saved.postprocess, **given),
         class_names=dataset.class_names,
         metrics={},
+        thresholds={},
     )
     return detector, moved
 

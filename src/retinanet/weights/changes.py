@@ -18,7 +18,8 @@ def changed(value: T, changes: Mapping[str, Any], where: str) -> T:
     Raises:
         UserError: there is no such field (the message names the nearest), or it is of another type.
     """
-    names = {item.name: item.default for item in dataclasses.fields(value)}  # type: ignore[arg-type]
+    options = [item for item in dataclasses.fields(value) if "settled" not in item.metadata]  # type: ignore[arg-type]
+    names = {item.name: item.default for item in options}
     new: dict[str, Any] = {}
     for key, change in changes.items():
         if key not in names:

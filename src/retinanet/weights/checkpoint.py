@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +24,7 @@ from retinanet.types import Batch, Detections, RawOutput, UserError
 
 FORMAT = 2
 CONFIG, TENSORS = "config.json", "model.safetensors"
+DEFAULT_THRESHOLD = 0.3  # where neither the user nor the model says from which score on a detection is shown
 T = TypeVar("T")
 
 
@@ -38,6 +39,8 @@ class Detector:
         postprocess: how its output becomes detections.
         class_names: K names.
         metrics: what it was last evaluated to, e.g. ``{"AP": 0.58}``.
+        thresholds: the score from which on a detection of a class is shown, by class name, as measured on annotated
+            images; a class may be missing, and evaluation does not use them.
     """
 
     net: RetinaNet
@@ -46,6 +49,7 @@ class Detector:
     postprocess: Postprocess
     class_names: tuple[str, ...]
     metrics: dict[str, Any] = field(default_factory=dict)
+    thresholds: dict[str, float] = field(default_factory=dict)
 
     def raw(self, batch: Batch) -> RawOutput:
         """The network's output for a batch that lies on the network's device."""
@@ -83,12 +87,36 @@ def save_detector(folder: Path, detector: Detector, tensors: Mapping[str, Tensor
         "postprocess": asdict(detector.postprocess),
         "class_names": list(detector.class_names),
         "metrics": detector.metrics,
+        **({"thresholds": detector.thresholds} if detector.thresholds else {}),
     }
     state = detector.net.state_dict() if tensors is None else tensors
     contiguous = {key: value.detach().cpu().contiguous() for key, value in state.items()}
     temporary = folder / (TENSORS + ".part")
     save_file(contiguous, temporary, metadata={"format": "pt"})
     os.replace(temporary, folder / TENSORS)
+    _write_config(folder, config)
+
+
+def save_thresholds(folder: str | Path, thresholds: Mapping[str, float]) -> None:
+    """Store the thresholds of the classes in a model folder, in place of earlier ones; a reader never sees half.
+
+    Args:
+        folder: the model folder; its weights are not touched.
+        thresholds: scores from 0 to 1 by class name; a class may be missing, and with none at all the entry goes.
+
+    Raises:
+        UserError: there is no model, it has no such class, a score is not from 0 to 1, or the file cannot be written.
+    """
+    config, folder = read_config(folder), Path(folder)
+    checked = _thresholds(thresholds, config["class_names"])
+    config.pop("thresholds", None)
+    try:
+        _write_config(folder, {**config, **({"thresholds": checked} if checked else {})})
+    except OSError as error:
+        raise UserError(f"{folder / CONFIG} cannot be written ({error}). Use a copy of the model folder") from None
+
+
+def _write_config(folder: Path, config: Mapping[str, Any]) -> None:
     temporary = folder / (CONFIG + ".part")
     temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     os.replace(temporary, folder / CONFIG)
@@ -112,13 +140,14 @@ def load_detector(folder: str | Path) -> Detector:
         postprocess = _build(Postprocess, config["postprocess"])
         class_names = tuple(config["class_names"])
         metrics = dict(config.get("metrics", {}))
+        thresholds = _thresholds(config.get("thresholds", {}), class_names)
         net = architecture.build(len(class_names))
     except UserError as error:
         raise UserError(f"{folder / CONFIG}: {error}") from None
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, ArithmeticError) as error:
         raise UserError(f"{folder / CONFIG} is not a model's configuration: {error!r}") from None
     load_tensors(net, folder / TENSORS)
-    return Detector(net.eval(), architecture, preprocess, postprocess, class_names, metrics)
+    return Detector(net.eval(), architecture, preprocess, postprocess, class_names, metrics, thresholds)
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -179,6 +208,18 @@ def load_tensors(net: RetinaNet, path: Path) -> None:
     net.load_state_dict(tensors)
 
 
+def _thresholds(values: Any, class_names: Sequence[str]) -> dict[str, float]:
+    """A score from 0 to 1 for some of the classes."""
+    if not isinstance(values, Mapping):
+        raise UserError(f"thresholds is {values!r}, expected a score per class name")
+    for name, value in values.items():
+        if name not in class_names:
+            raise UserError(f"there is a threshold for {name!r}; the classes of the model are {', '.join(class_names)}")
+        if isinstance(value, bool) or not isinstance(value, float | int) or not 0 <= value <= 1:
+            raise UserError(f"the threshold of {name!r} is {value!r}, expected a number from 0 to 1")
+    return {name: float(value) for name, value in values.items()}
+
+
 def _of_this_format(anchors: Mapping[str, Any]) -> dict[str, Any]:
     """The anchors of a configuration; format 1 knew one kind of rounding."""
     current = dict(anchors)
@@ -189,6 +230,8 @@ def _of_this_format(anchors: Mapping[str, Any]) -> dict[str, Any]:
 
 def _build(kind: type[T], values: Mapping[str, Any], **built: Any) -> T:
     """A dataclass from JSON: lists become tuples; an unknown name is an error, and so is a value of another type."""
+    settled = {entry.name for entry in fields(kind) if "settled" in entry.metadata}  # type: ignore[arg-type]
+    values = {key: value for key, value in values.items() if key not in settled}
     defaults = vars(kind())
     if unknown := values.keys() - defaults.keys():
         raise TypeError(f"{kind.__name__} has no {', '.join(sorted(unknown))}")

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
+from retinanet.types import UserError
 from retinanet.weights.checkpoint import Detector, save_detector
 from retinanet.weights.files import WeightsFile
 from retinanet.weights.parity import Parity
@@ -88,11 +92,31 @@ class Conversion:
 
 
 def save_conversion(done: Conversion, folder: Path) -> None:
-    """Write the model folder, and the report beside the model."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{REPORT}.txt").write_text(done.report() + "\n", encoding="utf-8")
-    (folder / f"{REPORT}.json").write_text(json.dumps(done.to_json(), indent=1) + "\n", encoding="utf-8")
-    save_detector(folder, done.detector)
+    """Write the model folder, and then the report beside the model.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_detector(folder, done.detector)
+        (folder / f"{REPORT}.txt").write_text(done.report() + "\n", encoding="utf-8")
+        (folder / f"{REPORT}.json").write_text(json.dumps(done.to_json(), indent=1) + "\n", encoding="utf-8")
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{folder} cannot be written ({error}). Choose another folder") from None
+
+
+def check_writable(target: Path) -> None:
+    """Whether something can be made there, before the work is done.
+
+    Raises:
+        UserError: it cannot.
+    """
+    place = next(path for path in (target.absolute(), *target.absolute().parents) if path.exists())
+    if place != target.absolute() and not place.is_dir():
+        raise UserError(f"{target}: {place} is a file, so nothing can be made in it")
+    if not os.access(place, os.W_OK):
+        raise UserError(f"{target}: {place} cannot be written to. Choose another place")
 
 
 def _differences(value: Any, without: tuple[str, ...] = ()) -> str:

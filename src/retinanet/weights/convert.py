@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from retinanet.data.files import read_text
 from retinanet.model.presets import Architecture
 from retinanet.types import UserError
 from retinanet.weights import detectron2, mmdetection, odtk, torchvision, yhenon
 from retinanet.weights.changes import changed
 from retinanet.weights.checkpoint import CONFIG, Detector, load_detector
 from retinanet.weights.classes import names_for
-from retinanet.weights.conversion import Conversion, save_conversion
+from retinanet.weights.conversion import Conversion, check_writable, save_conversion
 from retinanet.weights.files import WeightsFile, read_weights
 from retinanet.weights.hub import torchvision_file
 from retinanet.weights.parity import compare
@@ -60,12 +61,20 @@ def convert(
     """
     target = Path(output)
     if to is not None:
-        return _back(weights, target, to, overwrite=overwrite)
+        options = {"source": source, "class_names": class_names, "architecture": architecture}
+        options |= {"preprocess": preprocess, "postprocess": postprocess}
+        if given := [name for name, value in options.items() if value]:
+            raise UserError(f"--to writes the model as it is; leave out --{', --'.join(given)}")
+        return to_torchvision_file(weights, target, to, overwrite=overwrite)
     if (Path(weights) / CONFIG).is_file():
         raise UserError(f"{weights} is a model folder already. To write it for torchvision, add --to torchvision")
-    if target.is_file() or ((target / CONFIG).exists() and not overwrite):
-        kind = "a file" if target.is_file() else "a model"
-        raise UserError(f"{target} is {kind} already. Name another folder, or pass --overwrite to replace a model")
+    if target.is_file():
+        raise UserError(f"{target} is a file; expected the name of a folder for the model")
+    if (target / CONFIG).exists() and not overwrite:
+        raise UserError(f"{target} is a model already. Name another folder, or pass --overwrite to replace it")
+    if run := [name for name in ("state.pt", "config.yaml") if (target / name).exists()]:
+        raise UserError(f"{target} is the folder of a training run ({run[0]} is there). Name another folder")
+    check_writable(target)
     file = read_weights(torchvision_file(weights) or weights)
     changes = {"architecture": architecture or {}, "preprocess": preprocess or {}, "postprocess": postprocess or {}}
     done = converted(file, source=source, class_names=_names(class_names), changes=changes)
@@ -98,23 +107,24 @@ def converted(
     settings = origin.settings(file, tensors, tuple(class_names))
     plan = Architecture(norm="frozen", anchors=settings.lattice, coder=settings.coder, **facts, **settings.architecture)
     plan = changed(plan, changes.get("architecture", {}), "architecture")
-    check_anchors(tensors, plan.anchors)
-    slots = slot_count(tensors)
     order = anchor_order(plan.anchors, scale_major=settings.scale_major, ratio_order=settings.ratio_order)
+    check_anchors(tensors, plan.anchors, order, settings.templates)
+    slots = slot_count(tensors)
     tensors = reordered(tensors, order, slots, settings.slots)
-    found = settings.class_names
-    names = names_for(slots if settings.slots is None else len(settings.slots), tuple(class_names), found)
+    count = slots if settings.slots is None else len(settings.slots)
+    names, assumed = names_for(count, tuple(class_names), settings.class_names)
+    settings = replace(settings, remarks=settings.remarks + assumed)
     net = plan.build(len(names))
     filled = _load(net, tensors, used, file, origin)
-    detector = Detector(
-        net.eval(),
-        plan,
-        changed(settings.preprocess, changes.get("preprocess", {}), "preprocess"),
-        changed(settings.postprocess, changes.get("postprocess", {}), "postprocess"),
-        names,
+    theirs = Detector(net.eval(), plan, settings.preprocess, settings.postprocess, names)
+    ours = replace(
+        theirs,
+        preprocess=changed(settings.preprocess, changes.get("preprocess", {}), "preprocess"),
+        postprocess=changed(settings.postprocess, changes.get("postprocess", {}), "postprocess"),
     )
-    done = Conversion(detector, origin.name, file, used, left_out, filled, settings)
-    return replace(done, parity=compare(detector, file, settings.slots)) if origin.name == "torchvision" else done
+    # Compared as torchvision runs it: what the user changed has no counterpart there.
+    parity = compare(theirs, file, settings.slots) if origin.name == "torchvision" else None
+    return Conversion(ours, origin.name, file, used, left_out, filled, settings, parity)
 
 
 def recognise(file: WeightsFile, name: str | None = None) -> Source:
@@ -133,9 +143,10 @@ def recognise(file: WeightsFile, name: str | None = None) -> Source:
         if all(mark in file.tensors for mark in source.marks):
             return source
     some = ", ".join(list(file.tensors)[:5])
+    marks = "; ".join(f"{source.name}: {source.marks[0]}" for source in SOURCES)
     raise UserError(
         f"{file.path}: {len(file.tensors)} tensors ({some}, ...) of no source that is known: expected RetinaNets "
-        f"of {names}. Name it with --source if the keys were renamed"
+        f"of {names}, which are told by keys such as {marks}"
     )
 
 
@@ -158,10 +169,13 @@ def _renamed(file: WeightsFile, origin: Source) -> tuple[dict[str, Tensor], dict
             tensors[ours], used[ours] = value, key
         else:
             extra.append(f"{key} {tuple(value.shape)}")
+    others = [source.name for source in SOURCES if source is not origin and set(source.marks) <= file.tensors.keys()]
+    if others:
+        raise UserError(f"{file.path}: its keys are those of {others[0]}, not of {origin.name}. Leave out --source")
     if extra:
         raise UserError(
-            f"{file.path}: {len(extra)} tensors have no place in a RetinaNet of {origin.name}, and nothing is dropped "
-            f"silently:\n  " + "\n  ".join(extra)
+            f"{file.path}: tensors without a place in a RetinaNet of {origin.name}, and nothing is dropped silently; "
+            f"{len(extra)} of {len(file.tensors)}:\n  " + "\n  ".join(extra)
         )
     return tensors, used, left_out
 
@@ -185,34 +199,43 @@ def _load(
     ]
     if wrong:
         raise UserError(
-            f"{file.path} does not fit a RetinaNet of {origin.name}, {len(wrong)} tensors are wrong:\n  "
+            f"{file.path} does not fit a RetinaNet of {origin.name}; wrong tensors, {len(wrong)} in all:\n  "
             + "\n  ".join(wrong)
         )
     net.load_state_dict({**tensors, **{key: torch.zeros_like(wanted[key]) for key in counters}})
     return counters
 
 
-def _back(weights: str, target: Path, to: str, *, overwrite: bool) -> str:
-    """A model folder as a state dict for torchvision."""
+def to_torchvision_file(weights: str, target: Path, to: str, *, overwrite: bool) -> str:
+    """Write a model folder as a state dict for torchvision; returns the report.
+
+    Raises:
+        UserError: torchvision has no such detector, or ``target`` cannot be written.
+    """
     if to != "torchvision":
         raise UserError(f"--to {to}: models are written for torchvision alone")
     if target.is_dir() or (target.exists() and not overwrite):
         raise UserError(f"{target} exists already. Name a new file, such as model.pth, or pass --overwrite")
+    check_writable(target)
     detector = load_detector(weights)
     state = torchvision.to_torchvision(detector)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    # Counted again as torchvision's loader will see it; its path is only for messages.
+    parity = compare(detector, WeightsFile(target, state, {}, "", ()), torchvision.slots_of(detector.class_names))
     temporary = target.with_name(target.name + ".part")
-    torch.save(state, temporary)
-    file = read_weights(temporary)
-    parity = compare(detector, file, torchvision.slots_of(detector.class_names))
-    temporary.replace(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(state, temporary)
+        temporary.replace(target)
+    except (OSError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"{target} cannot be written ({error})") from None
     return "\n".join(
         [
             f"tensors        {len(state)} written to {target}",
             f"classes        {torchvision.numbering(detector.class_names)}",
             f"parity         {parity.summary()}",
             "load it with",
-            *(f"    {line}" for line in torchvision.how_to_build(detector, target.name).splitlines()),
+            *(f"    {line}" for line in torchvision.how_to_build(detector, str(target)).splitlines()),
         ]
     )
 
@@ -221,6 +244,5 @@ def _names(given: str | None) -> tuple[str, ...]:
     """Names with commas between, or the lines of a file."""
     if given is None:
         return ()
-    if Path(given).is_file():
-        return tuple(line.strip() for line in Path(given).read_text(encoding="utf-8").splitlines() if line.strip())
-    return tuple(name.strip() for name in given.split(",") if name.strip())
+    names = read_text(Path(given)).splitlines() if Path(given).is_file() else given.split(",")
+    return tuple(name.strip() for name in names if name.strip())

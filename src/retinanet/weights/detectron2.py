@@ -10,7 +10,6 @@ from retinanet.boxes.coding import BoxCoder
 from retinanet.boxes.lattice import AnchorLattice
 from retinanet.images.preprocess import Preprocess
 from retinanet.model.postprocess import Postprocess
-from retinanet.types import UserError
 from retinanet.weights.files import WeightsFile
 from retinanet.weights.source import Settings, Source, Tensors, by_prefix, has_folded_statistics, trunk
 
@@ -46,7 +45,6 @@ def rename(key: str) -> str | None:
 
 def settings(file: WeightsFile, tensors: Tensors, class_names: tuple[str, ...]) -> Settings:
     """What detectron2 does with its weights, as far as they tell: the rest of its configuration is not in the file."""
-    _check_anchors(file)
     folded = has_folded_statistics(tensors)
     caffe = folded and trunk(tensors) in ("resnet50", "resnet101", "resnet152")
     mean, std = file.tensors.get("pixel_mean"), file.tensors.get("pixel_std")
@@ -73,6 +71,7 @@ def settings(file: WeightsFile, tensors: Tensors, class_names: tuple[str, ...]) 
         postprocess=Postprocess(clip="after"),
         architecture={"stride_in_1x1": caffe},
         scale_major=True,
+        templates=tuple(file.tensors[key] for key in sorted(file.tensors) if "cell_anchors." in key),
         loss={"box": "l1", "forced": "argmax"},
         remarks=tuple(remarks),
     )
@@ -82,19 +81,6 @@ def _three(value: torch.Tensor) -> tuple[float, float, float]:
     """A (3, 1, 1) tensor -> its numbers, as they were written."""
     first, second, third = (round(number, 4) for number in value.flatten().tolist())
     return first, second, third
-
-
-def _check_anchors(file: WeightsFile) -> None:
-    """Older files hold the anchors of a cell, scale by scale: then they must be ours."""
-    templates = LATTICE.templates()  # (L, A, 4), ratio by ratio
-    for level, expected in enumerate(templates):
-        found = file.tensors.get(f"anchor_generator.cell_anchors.{level}")
-        ours = expected.unflatten(0, (3, 3)).transpose(0, 1).flatten(0, 1)  # (9, 4) ratio-major -> scale-major
-        if found is not None and (found.shape != ours.shape or not torch.allclose(found.float(), ours, atol=1e-3)):
-            raise UserError(
-                f"{file.path}: its anchors (anchor_generator.cell_anchors.{level}) are not detectron2's default. Give "
-                "the ratios and scales: --architecture.anchors.ratios, --architecture.anchors.scales"
-            )
 
 
 SOURCE = Source(

@@ -38,7 +38,7 @@ class WeightsFile:
     Attributes:
         path: the file.
         tensors: its state dict, flat, on the CPU, under the file's own names without the wrappers' prefixes. Half
-            precision is widened to float32.
+            and double precision become float32.
         meta: the plain values (None, bool, int, float, str, and lists, tuples and dicts of them) beside the state dict.
         sha256: of the file, in hexadecimal.
         notes: what was changed or left out, one sentence each.
@@ -158,8 +158,13 @@ def _find(path: Path, tree: Any, notes: list[str]) -> tuple[dict[Any, Any], dict
             )
         if not inside:
             return tree, meta
-        if len(inside) > 1:
-            notes.append(f"the weights were taken from {inside[0]!r}; left out: {', '.join(map(repr, inside[1:]))}")
+        others = [key for key, value in dict.items(tree) if key != inside[0] and _any_tensor(value)]
+        if others:
+            notes.append(
+                f"the weights were taken from {inside[0]!r}; left out: "
+                f"{', '.join(repr(key)[:60] for key in others[:9])}. "
+                "To convert one of these, save it in a file of its own"
+            )
         beside = _plain({key: value for key, value in dict.items(tree) if key not in inside}, budget)
         meta = (beside if isinstance(beside, dict) else {}) | meta
         tree = tree[inside[0]]
@@ -173,6 +178,13 @@ def _holds_tensors(tree: Any, depth: int = 0) -> bool:
     if any(isinstance(value, Tensor | PickledArray) for value in dict.values(tree)):
         return True
     return any(_holds_tensors(dict.get(tree, key), depth + 1) for key in WRAPPERS)
+
+
+def _any_tensor(tree: Any, depth: int = 0) -> bool:
+    """Whether there is a tensor in nested mappings, such as an average of the weights or an optimiser's state."""
+    if isinstance(tree, Tensor | PickledArray):
+        return True
+    return isinstance(tree, dict) and depth < 4 and any(_any_tensor(value, depth + 1) for value in dict.values(tree))
 
 
 _DROPPED = object()
@@ -198,17 +210,18 @@ def _plain(value: Any, budget: Iterator[int], depth: int = 0) -> Any:
 
 
 def _tensors(path: Path, state: dict[Any, Any], notes: list[str]) -> dict[str, Tensor]:
-    """The tensors of a state dict: dense, finite, on the CPU, not half."""
-    tensors, others, widened = {}, [], 0
+    """The tensors of a state dict: dense, finite, on the CPU, in float32 or whole numbers."""
+    tensors, others, changed = {}, [], 0
     for key, value in dict.items(state):
         if type(key) is not str or not isinstance(value, Tensor | PickledArray):
             others.append(str(key)[:60])
             continue
         tensor = _tensor(f"{path}, {key}", value)
-        widened += tensor.dtype in (torch.float16, torch.bfloat16)
-        tensors[key] = tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
-    if widened:
-        notes.append(f"{widened} tensors of half precision were widened to float32")
+        other = tensor.is_floating_point() and tensor.dtype != torch.float32
+        changed += other
+        tensors[key] = tensor.float() if other else tensor
+    if changed:
+        notes.append(f"{changed} tensors of half or double precision were converted to float32")
     if others:
         more = f" and {len(others) - 5} more" if len(others) > 5 else ""
         notes.append(f"values of the state dict that are no tensors were left out: {', '.join(others[:5])}{more}")

@@ -70,7 +70,7 @@ def repository(name: str) -> Path:
     try:
         folder = Path(snapshot_download(name, allow_patterns=[CONFIG, TENSORS]))
     except Exception as error:  # the hub's library, its transport and the file system have dozens between them
-        reason = " ".join(str(error).split())[:200]
+        reason = " ".join(str(error).split())
         raise UserError(
             f"no model in {name}: it is no local folder, and as a hub repository it could not be fetched "
             f"({type(error).__name__}: {reason}). Check the name; without a network, copy its {CONFIG} and {TENSORS} "

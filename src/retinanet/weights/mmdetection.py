@@ -36,11 +36,14 @@ def settings(file: WeightsFile, tensors: Tensors, class_names: tuple[str, ...]) 
     """What mmdetection does with its weights; the configuration in the file decides where it says something."""
     text = " ".join(str(value) for value in _texts(file.meta))
     caffe, why = _style(text, tensors)
+    mean, told = _pixels(file, text, "mean", (103.53, 116.28, 123.675) if caffe else (123.675, 116.28, 103.53))
+    std, _ = _pixels(file, text, "std", (1.0, 1.0, 1.0) if caffe else (58.395, 57.12, 57.375))
+    order = re.search(r"(?:to_rgb|bgr_to_rgb)\s*[=:'\" ]+(True|False)", text)
     preprocess = Preprocess(
-        mean=(103.53, 116.28, 123.675) if caffe else (123.675, 116.28, 103.53),
-        std=(1.0, 1.0, 1.0) if caffe else (58.395, 57.12, 57.375),
+        mean=mean,
+        std=std,
         divisor=1.0,
-        channels="BGR" if caffe else "RGB",
+        channels=("RGB" if order[1] == "True" else "BGR") if order else ("BGR" if caffe else "RGB"),
         resampling="plain",
     )
     names = next(_class_names(file.meta), ())
@@ -52,7 +55,10 @@ def settings(file: WeightsFile, tensors: Tensors, class_names: tuple[str, ...]) 
         architecture={"relu_before_p7": False, "stride_in_1x1": caffe},
         class_names=names,
         loss={"box": "l1", "forced": "reassign"},
-        remarks=(f"a trunk in {'Caffe' if caffe else 'PyTorch'}'s style: {why}",),
+        remarks=(
+            f"a trunk in {'Caffe' if caffe else 'PyTorch'}'s style: {why}",
+            f"pixels: {preprocess.channels}, mean {mean}, std {std}, {told}",
+        ),
     )
 
 
@@ -63,6 +69,21 @@ def _style(config: str, tensors: Tensors) -> tuple[bool, str]:
     if has_folded_statistics(tensors):
         return True, "its batch norms hold no statistics, as only Caffe's weights do"
     return False, "its batch norms hold statistics"
+
+
+def _pixels(
+    file: WeightsFile, config: str, name: str, default: tuple[float, float, float]
+) -> tuple[tuple[float, float, float], str]:
+    """The mean or std of the pixels, and where it stands: a tensor of the file, its configuration, or neither."""
+    tensor = file.tensors.get(f"data_preprocessor.{name}")
+    number = r"\s*(-?[\d.]+)\s*"
+    said = re.search(rf"\b{name}\W+[\[(]{number},{number},{number}[\])]", config)
+    if tensor is not None:
+        first, second, third = (round(value, 4) for value in tensor.flatten().tolist())
+        return (first, second, third), "from the file's tensors"
+    if said:
+        return (float(said[1]), float(said[2]), float(said[3])), "from the configuration in the file"
+    return default, "the default of mmdetection's configurations in this style"
 
 
 def _texts(value: Any) -> Iterable[Any]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from retinanet import __version__
 from retinanet.model.presets import PRESETS
+from retinanet.types import UserError
 from retinanet.weights.checkpoint import CONFIG, Detector, load_detector
 from retinanet.weights.conversion import save_conversion
 from retinanet.weights.convert import converted
@@ -59,12 +60,18 @@ def _converted_once(file: Path) -> Path:
         digits = hashlib.file_digest(stream, "sha256").hexdigest()[:16]
     folder = cache_folder() / __version__ / f"{file.stem}-{digits}"
     if not (folder / CONFIG).is_file():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            scratch = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))
+        except OSError as error:
+            raise UserError(
+                f"the converted weights cannot be kept in {folder.parent} ({error}). Set XDG_CACHE_HOME to a folder "
+                f"that can be written, or convert once: retinanet convert {file} FOLDER"
+            ) from None
         try:
             save_conversion(converted(read_weights(file)), scratch)
-            if not folder.exists():  # another process may have been first
-                os.replace(scratch, folder)
+            shutil.rmtree(folder, ignore_errors=True)  # whatever is there is no whole model
+            os.replace(scratch, folder)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     return folder

@@ -40,6 +40,12 @@ TRUNKS = {
 }
 
 
+GIVE_ANCHORS = (
+    "Give those that the model was trained with, in its order: --architecture.anchors.ratios '[0.5, 1.0, 2.0]' "
+    "--architecture.anchors.scales '[1.0, 1.5]' --architecture.anchors.sizes '[32, 64, 128, 256, 512]'"
+)
+
+
 @dataclass(frozen=True)
 class Settings:
     """What the weights of one file imply beyond the shapes of their tensors.
@@ -52,6 +58,7 @@ class Settings:
         architecture: fields of ``Architecture`` that no shape tells.
         scale_major: the source counts the templates of a cell by scale and then by ratio; we by ratio, then by scale.
         ratio_order: the ratios in the source's order, where it is not that of ``lattice``.
+        templates: the anchors of a cell on each level, (A, 4) in the source's order, where the file holds them.
         class_names: of the slots of the class layer, where the file says them.
         slots: which slots of the class layer are classes, ascending; None for all of them.
         loss: how the source trained, as options of ``train --loss``.
@@ -65,6 +72,7 @@ class Settings:
     architecture: Mapping[str, Any] = field(default_factory=dict)
     scale_major: bool = False
     ratio_order: tuple[float, ...] = ()
+    templates: tuple[Tensor, ...] = ()
     class_names: tuple[str, ...] = ()
     slots: tuple[int, ...] | None = None
     loss: Mapping[str, Any] = field(default_factory=dict)
@@ -160,8 +168,16 @@ def slot_count(tensors: Tensors) -> int:
     return int(outputs // (boxes // 4))
 
 
-def check_anchors(tensors: Tensors, lattice: AnchorLattice) -> None:
-    """The heads have to be over as many anchors as the lattice.
+def check_anchors(
+    tensors: Tensors, lattice: AnchorLattice, order: tuple[int, ...], templates: tuple[Tensor, ...]
+) -> None:
+    """The heads have to be over as many anchors as the lattice, and anchors in the file have to be the lattice's.
+
+    Args:
+        tensors: under our names.
+        lattice: the anchors that are assumed.
+        order: for each template of the lattice the source's.
+        templates: those of the file, or none.
 
     Raises:
         UserError: they are not.
@@ -169,15 +185,17 @@ def check_anchors(tensors: Tensors, lattice: AnchorLattice) -> None:
     anchors = tensors[f"{BOX}.weight"].shape[0] // 4
     if anchors != lattice.num_anchors:
         raise UserError(
-            f"the heads are over {anchors} anchors per cell, but {lattice.num_anchors} are assumed. Give the ratios "
-            "and scales that the model was trained with, such as --architecture.anchors.ratios '[0.5, 1.0, 2.0]' "
-            "--architecture.anchors.scales '[1.0, 1.5]'"
+            f"the heads are over {anchors} anchors per cell, but {lattice.num_anchors} are assumed. {GIVE_ANCHORS}"
         )
+    for level, (theirs, ours) in enumerate(zip(templates, lattice.templates(), strict=False)):
+        if theirs.shape != ours.shape or not torch.allclose(theirs[list(order)].float(), ours, atol=1e-3):
+            raise UserError(f"the file holds other anchors than assumed, on level P{level + 3} first. {GIVE_ANCHORS}")
 
 
 def anchor_order(lattice: AnchorLattice, *, scale_major: bool, ratio_order: tuple[float, ...] = ()) -> tuple[int, ...]:
     """For each of our templates that of a source, which counts by scale outside or has its ratios in another order."""
-    ratios = ratio_order or lattice.ratios
+    # Ratios that the user named stand for those of the file, in the order in which they were trained.
+    ratios = ratio_order if sorted(ratio_order) == sorted(lattice.ratios) else lattice.ratios
     scales = len(lattice.scales)
     return tuple(
         scale * len(ratios) + ratios.index(ratio) if scale_major else ratios.index(ratio) * scales + scale
@@ -195,6 +213,7 @@ def reordered(tensors: Tensors, order: tuple[int, ...], slots: int, keep: tuple[
         slots: of the class layer.
         keep: ascending slots, or None for all.
     """
+    assert keep is None or list(keep) == sorted(keep), "slots are kept in their order"
     changed = dict(tensors)
     for layer, per_anchor, rows in ((CLS, slots, keep), (BOX, 4, None)):
         for kind in ("weight", "bias"):

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from retinanet.boxes.coding import BoxCoder
 from retinanet.boxes.lattice import AnchorLattice
-from retinanet.images.preprocess import Preprocess
+from retinanet.images.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from retinanet.model.postprocess import Postprocess
 from retinanet.types import UserError
 from retinanet.weights.checkpoint import Detector
@@ -56,6 +57,17 @@ SLOTS = 91
 # First digits of the sha256 of the file that torchvision published as retinanet_resnet50_fpn: it was trained without an
 # epsilon in the batch norms, which no tensor tells.
 RELEASED_WITHOUT_EPSILON = "eeacb38b"
+INPUT = Preprocess(short=1, long=1, mean=(0, 0, 0), std=(1, 1, 1), rounding="floor", resampling="normalised")
+DEFAULTS = {
+    "min_size": 800,
+    "max_size": 1333,
+    "image_mean": list(IMAGENET_MEAN),
+    "image_std": list(IMAGENET_STD),
+    "score_thresh": 0.05,
+    "nms_thresh": 0.5,
+    "topk_candidates": 1000,
+    "detections_per_img": 300,
+}
 
 
 def rename(key: str) -> str | None:
@@ -107,7 +119,7 @@ def _classes(count: int, given: tuple[str, ...]) -> tuple[tuple[str, ...], tuple
         names = given or tuple(coco.values())
         return names, tuple(coco), f"91 slots are COCO's category ids: 80 kept, no classes in {dropped}"
     if count == 1 or len(given) == count:
-        return given, None, f"{count} slots, each a class"
+        return given, None, f"{'1 slot, a class' if count == 1 else f'{count} slots, each a class'}"
     if given and len(given) == count - 1:
         return given, tuple(range(1, count)), f"{count} slots: 0 is the background and left out, {count - 1} classes"
     said = f"{len(given)} names were given" if given else "no names were given"
@@ -163,26 +175,47 @@ def slots_of(class_names: tuple[str, ...]) -> tuple[int, ...]:
 
 
 def how_to_build(detector: Detector, file: str) -> str:
-    """The lines of Python that load the converted weights in torchvision."""
+    """The lines of Python that build the same detector in torchvision, from the file of converted weights."""
     name = "retinanet_resnet50_fpn_v2" if detector.architecture.head_norm == "group" else "retinanet_resnet50_fpn"
-    slots = slots_of(detector.class_names)
+    arguments: dict[str, object] = {
+        "weights": None,
+        "weights_backbone": None,
+        "num_classes": slots_of(detector.class_names)[-1] + 1,
+    }
+    arguments |= {key: value for key, value in detector_arguments(detector).items() if value != DEFAULTS[key]}
+    given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
     lines = [
         "import torch",
         f"from torchvision.models.detection import {name}",
-        f"model = {name}(weights=None, weights_backbone=None, num_classes={slots[-1] + 1})",
-        f'model.load_state_dict(torch.load("{file}", weights_only=True))',
+        f"model = {name}({given})",
+        f"model.load_state_dict(torch.load({file!r}, weights_only=True))",
     ]
-    if detector.architecture.norm_eps == 0.0:
+    if detector.architecture.norm_eps is not None:
         lines += [
             "for module in model.modules():",
-            "    if isinstance(module, torch.nn.BatchNorm2d): module.eps = 0.0",
+            f"    if isinstance(module, torch.nn.BatchNorm2d): module.eps = {detector.architecture.norm_eps}",
         ]
     return "\n".join(lines)
 
 
+def detector_arguments(detector: Detector) -> dict[str, object]:
+    """What torchvision's RetinaNet takes beside the network."""
+    before, after = detector.preprocess, detector.postprocess
+    return {
+        "min_size": before.short,
+        "max_size": before.long,
+        "image_mean": list(before.mean),
+        "image_std": list(before.std),
+        "score_thresh": after.score,
+        "nms_thresh": after.nms,
+        "topk_candidates": after.topk,
+        "detections_per_img": after.max_detections,
+    }
+
+
 def _refuse_foreign(detector: Detector) -> None:
-    """A network that torchvision's two functions do not build."""
-    architecture = detector.architecture
+    """A detector that torchvision's two functions do not build."""
+    architecture, before, after = detector.architecture, detector.preprocess, detector.postprocess
     wanted: Mapping[str, tuple[object, object]] = {
         "backbone": (architecture.backbone, "resnet50"),
         "norm": (architecture.norm == "group", False),
@@ -193,6 +226,9 @@ def _refuse_foreign(detector: Detector) -> None:
         "p6_from": (architecture.p6_from, "P5" if architecture.head_norm == "none" else "C5"),
         "anchors": (architecture.anchors, LATTICE),
         "coder": (architecture.coder, BoxCoder()),
+        "input": (replace(before, short=1, long=1, mean=(0, 0, 0), std=(1, 1, 1)), INPUT),
+        "clipping": ((after.clip, after.keep_empty), ("before", True)),
+        "class_agnostic": (after.class_agnostic, False),
     }
     other = [f"{name} {has!r}, not {need!r}" for name, (has, need) in wanted.items() if has != need]
     if other:
