@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from retinanet.data.dataset import load_dataset
     from retinanet.data.transforms import Augment
+    from retinanet.diagnose.check import check
+    from retinanet.diagnose.run import diagnose
+    from retinanet.diagnose.why import why
     from retinanet.evaluate.run import evaluate
     from retinanet.model.postprocess import Postprocess
     from retinanet.model.retinanet import RetinaNet
@@ -32,11 +35,14 @@ __all__ = [
     "RetinaNet",
     "RunConfig",
     "UserError",
+    "check",
     "convert",
+    "diagnose",
     "evaluate",
     "load_dataset",
     "predict",
     "train",
+    "why",
 ]
 
 _HOME = {
@@ -50,11 +56,14 @@ _HOME = {
     "RetinaNet": "model.retinanet",
     "RunConfig": "train.config",
     "UserError": "types",
+    "check": "diagnose.check",
     "convert": "weights.convert",
+    "diagnose": "diagnose.run",
     "evaluate": "evaluate.run",
     "load_dataset": "data.dataset",
     "predict": "predict.run",
     "train": "train.run",
+    "why": "diagnose.why",
 }
 
 

@@ -51,6 +51,9 @@ def test_the_help_of_every_command(capsys, command):
         "evaluate": ["--split", "--output", "--batch_size", "images per forward pass"],
         "predict": ["--score", "--overwrite", "files, folders"],
         "convert": ["--source", "--to", "--class_names", "torchvision:NAME"],
+        "check": ["--fix", "--write", "--min_side", "mended copy"],
+        "diagnose": ["--split", "--write_thresholds", "best F1"],
+        "why": ["--data", "--score", "--output", "an annotated image"],
     }
     assert all(option in out for option in options[command]), out
 

@@ -13,7 +13,9 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from retinanet.data.dataset import load_dataset, splits, training_datasets
+from retinanet.data.check import sized_images
+from retinanet.data.dataset import load_dataset, read_parts, splits, training_datasets
+from retinanet.data.faults import Fault, refuse
 from retinanet.types import UserError
 
 CLASSES = ("cat", "dog", "emu")
@@ -327,7 +329,25 @@ def test_missing_images_are_counted(tmp_path, form):
         load_dataset(tmp_path, "train")
 
 
+def every_fault(path):
+    """The faults of all splits, collected."""
+    faults = []
+    for part in read_parts(path, faults.append).values():
+        sized_images(part.images, faults.append)
+    return [str(fault) for fault in faults]
+
+
+def test_a_clean_set_has_no_faults_to_collect(tmp_path, form):
+    SPLIT[form](tmp_path, scene())
+    assert every_fault(tmp_path) == []
+    parts = read_parts(tmp_path, refuse)
+    found = {name: {image.path.name for image in part.images} for name, part in parts.items()}
+    assert found == {split: {picture.name for picture in pictures} for split, pictures in scene().items()}
+    assert len(parts["train"].boxes.labels) == 5 and parts["train"].class_names == CLASSES
+
+
 def test_damaged_annotations_raise_nothing_but_user_errors(tmp_path, form):
+    """And what training is refused for is among the faults that are collected."""
     SPLIT[form](tmp_path, scene())
     dice = random.Random(form)
     files = sorted(file for file in tmp_path.rglob("*") if file.suffix in (".json", ".xml", ".txt", ".yaml", ".csv"))
@@ -343,6 +363,8 @@ def test_damaged_annotations_raise_nothing_but_user_errors(tmp_path, form):
                 load_dataset(tmp_path, split)
             except UserError as error:
                 assert len(str(error)) > 20
+                if isinstance(error, Fault) and split == "train":
+                    assert str(error) in every_fault(tmp_path)
         file.write_bytes(whole)
 
 

@@ -15,6 +15,7 @@ from retinanet.predict.predictor import Predictor
 from retinanet.predict.run import (
     CSV_COLUMNS,
     Prediction,
+    above,
     coco_document,
     csv_document,
     find_images,
@@ -22,6 +23,7 @@ from retinanet.predict.run import (
     predict,
 )
 from retinanet.types import Detections, UserError
+from retinanet.weights.checkpoint import save_thresholds
 
 
 @pytest.fixture
@@ -181,6 +183,44 @@ def test_without_pictures(trained, data, tmp_path):
     predict(str(trained), [image], output=str(tmp_path), pictures=False, device="cpu", score=1.0)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["detections.csv", "detections.json"]
     assert json.loads((tmp_path / "detections.json").read_text())["annotations"] == []
+
+
+def test_each_class_has_the_threshold_of_the_model(trained, data, tmp_path):
+    """Half of the discs and a quarter of the squares are above it; a score that is given wins."""
+    model, paths = tmp_path / "model", sorted((data / "test").glob("*.png"))
+    shutil.copytree(trained, model, ignore=shutil.ignore_patterns("*.pt"))
+    everything = Predictor.load(trained, device="cpu", batch_size=8)(paths)
+    scores, labels = (torch.cat([getattr(one, kind) for one in everything]) for kind in ("scores", "labels"))
+    limits = [float(scores[labels == label].quantile(share)) for label, share in ((0, 0.5), (1, 0.75))]
+    thresholds = dict(zip(("disc", "square"), limits, strict=True))
+    save_thresholds(model, thresholds)
+
+    def shown(folder, model, **options):
+        options = {"output": str(tmp_path / folder), "device": "cpu", "pictures": False, **options}
+        found = predict(str(model), [str(data / "test")], **options)
+        written = json.loads((tmp_path / folder / "detections.json").read_text())["annotations"]
+        assert len(written) == sum(len(one.detections) for one in found)
+        rows = [row for one in found for row in one.detections.to_dicts()]
+        return [(row["label"], row["score"]) for row in rows]
+
+    def expected(least):
+        rows = zip(labels.tolist(), scores.tolist(), strict=True)
+        return [(label, score) for label, score in rows if score >= least[label]]
+
+    assert 0 < len(expected(limits)) < len(labels)
+    assert shown("model", model) == expected(limits)
+    assert shown("given", model, score=0.005) == expected([0.005, 0.005]) != expected(limits)
+    assert shown("zero", model, score=0.0) == expected([0, 0])
+    assert shown("none", trained) == expected([0.3, 0.3])
+    save_thresholds(model, {"disc": limits[0]})
+    assert shown("half", model) == expected([limits[0], 0.3])
+
+
+def test_detections_on_their_threshold_are_shown():
+    boxes = torch.zeros(4, 4)
+    found = Detections(boxes, torch.tensor([0.9, 0.7, 0.3, 0.29]), torch.tensor([0, 0, 1, 1]), ("a", "b"))
+    assert above(found, {"a": 0.9}).scores.tolist() == pytest.approx([0.9, 0.3])
+    assert above(found, {"a": 0.0, "b": 1.0}).labels.tolist() == [0, 0]
 
 
 def test_results_are_not_overwritten_unasked(trained, data, tmp_path):

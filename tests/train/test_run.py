@@ -11,10 +11,14 @@ import torch
 import yaml
 from PIL import Image
 
+from retinanet.boxes.lattice import AnchorLattice
 from retinanet.cli.main import main
 from retinanet.data.dataset import DetectionDataset, load_dataset
+from retinanet.diagnose.anchors import audit
+from retinanet.images.preprocess import Preprocess
 from retinanet.train import run as train_run
 from retinanet.train import start
+from retinanet.train.config import LossConfig
 from retinanet.train.log import read_log
 from retinanet.train.run import train
 from retinanet.types import Interrupted, UserError
@@ -113,6 +117,28 @@ def test_what_is_going_to_happen_is_told(data, tiny, tmp_path, capfd):
     assert "classes: disc, square" in told and "precision 32-true" in told and "1 x cpu" in told
     assert "train: shapes train: 6 images (1 without objects)" in told and "validation: shapes val: 3 images" in told
     assert "resnet10t" in told and "images of 64 to 96 pixels" in told
+    dataset = load_dataset(data, "train")
+    how = {"lattice": AnchorLattice(sizes=(8, 16, 32, 64, 128)), "preprocess": Preprocess(short=64, long=96)}
+    fit = audit(dataset.samples, dataset.class_names, **how)
+    assert f"anchors: {fit.below(0.5):.1%} of 14 boxes have none at IoU 0.5, {fit.below(0.4):.1%} none at 0.4" in told
+    assert f"{fit.positives_share:.3%} of the anchors are positive" in told
+
+
+def test_anchors_that_do_not_fit_get_a_hint(assembled, monkeypatch):
+    fitting = assembled(architecture={"anchors": {"sizes": [12, 20, 30, 60, 120]}})
+    assert "hint" not in "".join(train_run.anchor_lines(fitting, "shapes"))
+    training = assembled(architecture={"anchors": {"sizes": [64, 128, 256, 512, 1024]}})
+    found = train_run.anchor_lines(training, "shapes")
+    assert "100.0% none at 0.4" in found[0] and "looked at" not in found[0]
+    assert "retinanet check shapes" in found[-1]
+    monkeypatch.setattr(train_run, "AUDITED", 6)  # of 15 boxes: every third of 6 images
+    less = train_run.anchor_lines(training, "shapes")
+    assert "of 5 boxes" in less[0] and "(one image in 3 was looked at)" in less[0] and "retinanet check" in less[-1]
+
+
+def test_the_audit_is_of_the_loss_that_is_minimised(assembled):
+    training = assembled(loss=LossConfig(foreground=0.9, background=0.8, forced="off"))
+    assert "none at IoU 0.9, 100.0% none at 0.8" in train_run.anchor_lines(training, "shapes")[0]
 
 
 @pytest.fixture

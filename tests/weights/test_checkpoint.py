@@ -14,7 +14,7 @@ from retinanet.model.postprocess import Postprocess
 from retinanet.model.presets import Architecture
 from retinanet.types import Batch, Sample, Target, UserError
 from retinanet.weights import checkpoint
-from retinanet.weights.checkpoint import Detector, load_detector, read_config, save_detector
+from retinanet.weights.checkpoint import Detector, load_detector, read_config, save_detector, save_thresholds
 
 # Nothing here has its default, so that nothing can be lost without a difference.
 ARCHITECTURE = Architecture(
@@ -56,6 +56,7 @@ POSTPROCESS = Postprocess(
     score=0.25, topk=50, nms=0.4, max_detections=20, class_agnostic=True, clip="half", keep_empty=True
 )
 NAMES = ("Ameise", "пчела", "cow 3")
+THRESHOLDS = {"пчела": 0.3125, "cow 3": 0.7}
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +70,7 @@ def detector():
             module.num_batches_tracked.fill_(7)
     for tower in (net.heads.cls, net.heads.box):
         torch.nn.init.normal_(tower.output.weight, std=0.5)
-    return Detector(net.eval(), ARCHITECTURE, PREPROCESS, POSTPROCESS, NAMES, {"AP": 0.58, "of": "val"})
+    return Detector(net.eval(), ARCHITECTURE, PREPROCESS, POSTPROCESS, NAMES, {"AP": 0.58, "of": "val"}, THRESHOLDS)
 
 
 @pytest.fixture
@@ -157,7 +158,45 @@ def test_files_are_plain(detector, folder):
     assert config["format"] == 2 and config["library_version"] == __version__
     assert config["class_names"] == list(NAMES) and config["metrics"] == {"AP": 0.58, "of": "val"}
     assert config["architecture"]["anchors"]["sizes"] == [16, 32, 64, 128, 256.5]
+    assert config["thresholds"] == THRESHOLDS
     assert read_config(folder) == config
+
+
+def test_thresholds_are_optional(detector, folder, tmp_path):
+    change_config(folder, thresholds=None)  # as written before there were any
+    assert load_detector(folder).thresholds == {}
+    save_detector(tmp_path / "none", replace(detector, thresholds={}))
+    assert "thresholds" not in read_config(tmp_path / "none")
+
+
+def test_thresholds_are_replaced_and_nothing_else(folder):
+    config, tensors = read_config(folder), (folder / "model.safetensors").read_bytes()
+    save_thresholds(folder, {"Ameise": 1, "cow 3": 0.1})
+    assert read_config(folder) == {**config, "thresholds": {"Ameise": 1.0, "cow 3": 0.1}}
+    assert load_detector(folder).thresholds == {"Ameise": 1.0, "cow 3": 0.1}
+    save_thresholds(str(folder), {})
+    assert read_config(folder) == {key: value for key, value in config.items() if key != "thresholds"}
+    assert (folder / "model.safetensors").read_bytes() == tensors
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("values", "match"),
+    [
+        ({"Biene": 0.5}, "threshold for 'Biene'; the classes of the model are Ameise, пчела, cow 3"),
+        ({"Ameise": 1.5}, "threshold of 'Ameise' is 1.5, expected a number from 0 to 1"),
+        ({"Ameise": float("nan")}, "threshold of 'Ameise' is nan"),
+        ({"Ameise": True}, "threshold of 'Ameise' is True"),
+        ({"Ameise": "0.5"}, "threshold of 'Ameise' is '0.5'"),
+    ],
+)
+def test_thresholds_that_are_none(folder, values, match):
+    before = (folder / "config.json").read_bytes()
+    with pytest.raises(UserError, match=match):
+        save_thresholds(folder, values)
+    assert (folder / "config.json").read_bytes() == before
+    change_config(folder, thresholds=values)
+    refused(folder, rf"config\.json.*{match}")
 
 
 def test_other_weights_in_place_of_the_nets(detector, tmp_path):
@@ -308,6 +347,7 @@ def test_a_newer_format(folder):
         ({"architecture__backbone": "resnet5O"}, "unknown trunk 'resnet5O'"),
         ({"architecture__p6_from": "C6"}, "p6_from is C5 or P5, got 'C6'"),
         ({"architecture__norm": "frosty"}, "norm is frozen, batch or group, got 'frosty'"),
+        ({"thresholds": [0.5, 0.5, 0.5]}, r"thresholds is \[0.5, 0.5, 0.5\], expected a score per class name"),
         ({"class_names": None}, "class_names is not a list of names"),
         ({"class_names": "cell"}, "class_names is not a list of names"),
         ({"class_names": []}, "class_names is not a list of names"),
@@ -319,5 +359,5 @@ def test_other_configurations(folder, changes, match):
 
 
 def test_another_number_of_classes(folder):
-    change_config(folder, class_names=["one", "two"])
+    change_config(folder, class_names=["one", "two"], thresholds=None)
     refused(folder, r"2 tensors are wrong: heads\.cls\.output\.bias: shape \(6,\), expected \(4,\)")

@@ -11,15 +11,18 @@ from retinanet import __version__
 # command -> what it does; the module retinanet.cli.COMMAND has its run(arguments)
 COMMANDS = {
     "demo": "render a data set, train, evaluate and predict: the whole road in a few minutes",
+    "check": "before training: is the data sound, and do the anchors fit it?",
     "train": "learn from annotated images",
     "evaluate": "measure average precision on annotated images",
     "predict": "find objects in images",
+    "diagnose": "after training: where does the loss go, what goes wrong, what would mending it be worth?",
     "convert": "make a model of somebody's RetinaNet weights, or write one for torchvision",
+    "why": "say what happened to every annotated box of an image",
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0, 2 after a user's mistake, 130 after an interruption."""
+    """Run a command; returns the exit code: 0, what the command says, 2 after a user's mistake, 130 if interrupted."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help", "help"):
         print(overview())
@@ -59,7 +62,7 @@ def _guarded(command: str, words: list[str]) -> int:
     from retinanet.types import Interrupted, UserError
 
     try:
-        module.run(words)
+        return module.run(words) or 0
     except Interrupted as error:
         print(f"retinanet {command}: {error}", file=sys.stderr)
         return 130
@@ -71,7 +74,6 @@ def _guarded(command: str, words: list[str]) -> int:
         return 130
     except SystemExit as stop:  # --help, once it is printed
         return stop.code if isinstance(stop.code, int) else 0
-    return 0
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from retinanet.data.faults import Fault, Faults, refuse
 from retinanet.data.files import listing
 from retinanet.images.io import image_size
 from retinanet.types import Sample, Target, UserError
@@ -71,6 +73,31 @@ class Annotations:
     notes: Sequence[str] = ()
 
 
+@dataclass(frozen=True)
+class JudgedBoxes:
+    """The B boxes of a data set and what is wrong with each.
+
+    Attributes:
+        owners: (B,) int64, which image each box belongs to.
+        raw: (B, 4) float64 xyxy in pixels, counted as the files count them.
+        boxes: (B, 4) float64 xyxy in pixels counted from 0, clipped to the image.
+        limits: (B, 4) width, height, width, height of the image; NaN where its size is not known.
+        reasons: (B,) index into ``REASONS``, 0 for a sound box.
+    """
+
+    owners: np.ndarray
+    raw: np.ndarray
+    boxes: np.ndarray
+    limits: np.ndarray
+    reasons: np.ndarray
+
+    def message(self, row: int) -> str:
+        """What is wrong with a box, in words."""
+        corners = ", ".join(f"{value:g}" for value in self.raw[row])
+        width, height = self.limits[row, :2]
+        return f"box ({corners}) {REASONS[self.reasons[row]]} of {width:.0f} x {height:.0f} pixels"
+
+
 def checked_samples(found: Annotations, *, strict: bool = False) -> tuple[list[Sample], tuple[str, ...]]:
     """The samples, and a message for everything that was left out.
 
@@ -84,35 +111,73 @@ def checked_samples(found: Annotations, *, strict: bool = False) -> tuple[list[S
     Raises:
         UserError: images are missing or unreadable, an image id appears twice, or ``strict`` and something is wrong.
     """
-    _refuse_duplicates(found.images)
-    _refuse_missing([image.path for image in found.images])
-    images = _with_sizes(found.images)
-    columns = found.boxes
+    images = sized_images(found.images)
+    judged = judge_boxes(found.boxes, images)
+    skipped = [*found.notes]
+    for row in np.flatnonzero(judged.reasons).tolist():
+        skipped.append(f"{found.boxes.where(row)}: {judged.message(row)}")
+    if skipped and strict:
+        raise UserError(f"{skipped[0]}. Mend it, or leave out strict and it is left out ({len(skipped)} in all).")
+    keep = np.flatnonzero(judged.reasons == 0)
+    keep = keep[np.argsort(judged.owners[keep], kind="stable")]
+    return _samples(images, found.boxes, judged.boxes[keep], keep), tuple(skipped)
+
+
+def sized_images(images: Sequence[ImageEntry], faults: Faults = refuse) -> list[ImageEntry]:
+    """The images, with the undeclared sizes read from their headers; all ids have to differ and all files be there.
+
+    Where ``faults`` returns, the images stay, and a size that cannot be known stays None.
+
+    Raises:
+        Fault: of the kinds duplicate-image-id, missing-image and unreadable-image, unless ``faults`` returns.
+    """
+    _find_duplicates(images, faults)
+    missing = _find_missing([image.path for image in images], faults)
+
+    unknown = [number for number, image in enumerate(images) if image.size is None and image.path not in missing]
+    sized = list(images)
+    with ThreadPoolExecutor(8) as pool:
+        for number, size in zip(unknown, pool.map(_read_size, [images[n].path for n in unknown]), strict=True):
+            if isinstance(size, Fault):
+                faults(size)
+            else:
+                sized[number] = images[number]._replace(size=size)
+    return sized
+
+
+def _read_size(path: Path) -> tuple[int, int] | Fault:
+    try:
+        return image_size(path)
+    except UserError as error:
+        return image_fault(path, error)
+
+
+def image_fault(path: Path, error: UserError) -> Fault:
+    """What a reader of images says about a file, as a fault."""
+    reason, _, remedy = re.sub(r"\. (?=[A-Z])", "\0", str(error).removeprefix(f"{path}: "), count=1).partition("\0")
+    return Fault("unreadable-image", str(path), reason.rstrip("."), remedy, members=[path])
+
+
+def judge_boxes(columns: BoxColumns, images: Sequence[ImageEntry]) -> JudgedBoxes:
+    """The boxes in pixels, clipped to their images, and what is wrong with each. Unknown sizes count as NaN."""
     owners = np.asarray(columns.owners, dtype=np.int64)
     raw = np.asarray(columns.xyxy, dtype=np.float64).reshape(-1, 4)
-    sizes = np.asarray([image.size for image in images], dtype=np.float64).reshape(-1, 2)
+    sizes = np.asarray([image.size or (np.nan, np.nan) for image in images], dtype=np.float64).reshape(-1, 2)
     limits = sizes[owners][:, [1, 0, 1, 0]]  # (B, 4): width, height, width, height
     with np.errstate(all="ignore"):  # NaN and overflow are what is looked for
         if columns.relative:
             raw = raw * limits
         shift = np.array([columns.first_pixel, columns.first_pixel, 0, 0])
         boxes = np.clip(raw - shift, 0, limits)
-        faults = _faults(raw, boxes.astype(np.float32), limits)  # what training will see
-    skipped = [*found.notes]
-    for row in np.flatnonzero(faults).tolist():
-        skipped.append(f"{columns.where(row)}: {_fault(raw[row], limits[row], faults[row])}")
-    if skipped and strict:
-        raise UserError(f"{skipped[0]}. Mend it, or leave out strict and it is left out ({len(skipped)} in all).")
-    keep = np.flatnonzero(faults == 0)
-    keep = keep[np.argsort(owners[keep], kind="stable")]
-    return _samples(images, columns, boxes[keep], keep), tuple(skipped)
+        reasons = _reasons(raw, boxes.astype(np.float32), limits)  # what training will see
+    return JudgedBoxes(owners, raw, boxes, limits, reasons)
 
 
 def declared_size(height: object, width: object, where: str) -> tuple[int, int] | None:
     """(height, width) as an annotation declares it, or None where it does not (absent or 0).
 
     Raises:
-        UserError: not whole positive numbers.
+        Fault: not whole positive numbers.
     """
     if height in (None, "", 0, "0") or width in (None, "", 0, "0"):
         return None
@@ -121,24 +186,32 @@ def declared_size(height: object, width: object, where: str) -> tuple[int, int] 
     except (TypeError, ValueError, OverflowError):
         sides = -1.0, -1.0
     if not all(0 < side < 2**31 and side == int(side) for side in sides):
-        raise UserError(
-            f"{where}: width {short(width)} and height {short(height)} are not the size of an image. "
-            "Expected whole positive numbers of pixels."
-        )
+        reason = f"width {short(width)} and height {short(height)} are not the size of an image"
+        raise Fault("bad-size", where, reason, "Expected whole positive numbers of pixels.")
     return int(sides[0]), int(sides[1])
+
+
+def size_or_none(height: object, width: object, where: str, faults: Faults) -> tuple[int, int] | None:
+    """As ``declared_size``, but a wrong declaration goes to ``faults``, and counts as none where that returns."""
+    try:
+        return declared_size(height, width, where)
+    except Fault as fault:
+        faults(fault)
+        return None
 
 
 def label_lookup(declared: Sequence[str], wanted: Sequence[str] | None) -> tuple[tuple[str, ...], list[int | None]]:
     """The class names in the order asked for, and for each declared class its label among them (None: not asked for).
 
     Raises:
-        UserError: a class name stands twice.
+        Fault: a class name stands twice.
     """
     names = tuple(declared if wanted is None else wanted)
     for listed in (declared, names):
         name, count = Counter(listed).most_common(1)[0] if listed else ("", 1)
         if count > 1:
-            raise UserError(f"the class {short(name)} is declared {count} times: {name_list(listed)}. Rename one.")
+            reason = f"the class {short(name)} is declared {count} times: {name_list(listed)}"
+            raise Fault("class-names", "", reason, "Rename one.")
     position = {name: label for label, name in enumerate(names)}
     return names, [position.get(name) for name in declared]
 
@@ -156,21 +229,20 @@ def short(value: object, limit: int = 60) -> str:
     return text if len(text) <= limit else text[:limit] + "..."
 
 
-def _refuse_duplicates(images: Sequence[ImageEntry]) -> None:
+def _find_duplicates(images: Sequence[ImageEntry], faults: Faults) -> None:
     if len({image.image_id for image in images}) == len(images):
         return
     seen: dict[int | str, Path] = {}
     for image in images:
         first = seen.setdefault(image.image_id, image.path)
         if first is not image.path:
-            raise UserError(
-                f"the image id {short(image.image_id)} stands for both {first} and {image.path}. "
-                "Every image needs an id of its own; where they are of two splits, name one split."
-            )
+            reason = f"the image id {short(image.image_id)} stands for both {first} and {image.path}"
+            remedy = "Every image needs an id of its own; where they are of two splits, name one split."
+            faults(Fault("duplicate-image-id", "", reason, remedy, members=[image.path]))
 
 
-def _refuse_missing(paths: Sequence[Path]) -> None:
-    """One message for all images that are not there; each folder is listed once."""
+def _find_missing(paths: Sequence[Path], faults: Faults) -> frozenset[Path]:
+    """The images that are not there, as one fault; each folder is listed once."""
     present: dict[str, frozenset[str]] = {}
     missing = []
     for path in paths:
@@ -180,20 +252,12 @@ def _refuse_missing(paths: Sequence[Path]) -> None:
         if name not in present[folder]:
             missing.append(path)
     if missing:
-        raise UserError(
-            f"{len(missing)} of {len(paths)} images are missing: {name_list(missing, 3)}. "
-            "Put them there, or remove their annotations."
-        )
+        reason = f"{len(missing)} of {len(paths)} images are missing: {name_list(missing, 3)}"
+        faults(Fault("missing-image", "", reason, "Put them there, or remove their annotations.", members=missing))
+    return frozenset(missing)
 
 
-def _with_sizes(images: Sequence[ImageEntry]) -> list[ImageEntry]:
-    """The undeclared sizes read from the headers of the images."""
-    with ThreadPoolExecutor(8) as pool:
-        sizes = pool.map(image_size, [image.path for image in images if image.size is None])
-        return [image if image.size is not None else image._replace(size=next(sizes)) for image in images]
-
-
-_REASONS = (
+REASONS = (
     "",
     "is not finite, in an image",
     "has x2 <= x1 or y2 <= y1, in an image",
@@ -202,17 +266,12 @@ _REASONS = (
 )
 
 
-def _faults(raw: np.ndarray, boxes: np.ndarray, limits: np.ndarray) -> np.ndarray:
-    """(B,) index into ``_REASONS``, 0 for a sound box. Boxes are judged as the file has them (``raw``)."""
+def _reasons(raw: np.ndarray, boxes: np.ndarray, limits: np.ndarray) -> np.ndarray:
+    """(B,) index into ``REASONS``, 0 for a sound box. Boxes are judged as the file has them (``raw``)."""
     flat = (raw[:, 2] <= raw[:, 0]) | (raw[:, 3] <= raw[:, 1])
     outside = (raw[:, :2] >= limits[:, :2]).any(1) | (raw[:, 2:] <= 0).any(1)
     thin = (boxes[:, 2] <= boxes[:, 0]) | (boxes[:, 3] <= boxes[:, 1])  # nothing left in float32
     return np.select([~np.isfinite(raw).all(1), flat, outside, thin], [1, 2, 3, 4], 0)
-
-
-def _fault(raw: np.ndarray, limits: np.ndarray, reason: int) -> str:
-    corners = ", ".join(f"{value:g}" for value in raw)
-    return f"box ({corners}) {_REASONS[reason]} of {limits[0]:.0f} x {limits[1]:.0f} pixels"
 
 
 def _samples(images: list[ImageEntry], columns: BoxColumns, boxes: np.ndarray, keep: np.ndarray) -> list[Sample]:

@@ -20,9 +20,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from retinanet.data.check import Annotations, BoxColumns, ImageEntry, declared_size, label_lookup, name_list, short
+from retinanet.data.check import Annotations, BoxColumns, ImageEntry, label_lookup, name_list, short, size_or_none
+from retinanet.data.faults import Fault, Faults, refuse
 from retinanet.data.files import ImageFinder, files_in, name_splits, read_text, split_word
-from retinanet.types import UserError
 
 LOOKED_FOR = "CSV: a .csv file, or a folder with some, of path,x1,y1,x2,y2,class without a header or named columns"
 
@@ -75,28 +75,33 @@ def splits(path: Path) -> tuple[str, ...] | None:
     return None if files is None else tuple(name for name in files if name)
 
 
-def read(path: Path, split: str | None = None, class_names: Sequence[str] | None = None) -> Annotations:
+def read(
+    path: Path, split: str | None = None, class_names: Sequence[str] | None = None, faults: Faults = refuse
+) -> Annotations:
     """The annotations of one split, or of all files together.
 
     Raises:
-        UserError: a line that cannot be read, or a class that is not declared or not among ``class_names``.
+        Fault: a line that cannot be read, or a class that is not declared or not among ``class_names``. Where
+            ``faults`` returns, lines that are faulty are left out.
     """
     files = _csv_files(path) or {}
     home = path if path.is_dir() else path.parent
     declared = _declared_names(home) if class_names is None else tuple(class_names)
     wanted = [file for name, file in files.items() if split in (None, name)]
-    rows = {file: list(_rows(file)) for file in (files.values() if declared is None else wanted)}
+    rows = {file: list(_rows(file, faults)) for file in (files.values() if declared is None else wanted)}
     if declared is None:
         declared = tuple(sorted({row.name for part in rows.values() for row in part if row.box is not None}))
     names, _ = label_lookup(declared, class_names)
     label_of = {name: label for label, name in enumerate(names)}
-    images = _images([row for file in wanted for row in rows[file]])
+    images = _images([row for file in wanted for row in rows[file]], faults)
     finders = {file: ImageFinder(_image_folders(file, name)) for name, file in files.items()}
     owner_of = {image: owner for owner, image in enumerate(images)}
     boxes = [row for file in wanted for row in rows[file] if row.box is not None]
-    unknown = next((row for row in boxes if row.name not in label_of), None)
-    if unknown is not None:
-        raise UserError(f"{unknown.where}: class {short(unknown.name)} is not declared. Expected: {name_list(names)}.")
+    for row in boxes:
+        if row.name not in label_of:
+            reason = f"class {short(row.name)} is not declared"
+            faults(Fault("undeclared-class", row.where, reason, f"Expected: {name_list(names)}."))
+    boxes = [row for row in boxes if row.name in label_of]
     return Annotations(
         class_names=names,
         category_ids=tuple(range(1, len(names) + 1)),
@@ -161,7 +166,7 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _rows(file: Path) -> Iterator[_Row]:
+def _rows(file: Path, faults: Faults) -> Iterator[_Row]:
     text = read_text(file)
     first = next((line for line in text.splitlines() if line.strip()), "")
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(first) or ",", strict=True)
@@ -175,34 +180,43 @@ def _rows(file: Path) -> Iterator[_Row]:
                 count = len(fields)
                 columns = _columns_of(fields)
                 if columns is None:
-                    raise UserError(_unknown_dialect(file, reader.line_num, fields))
+                    raise _unknown_dialect(file, reader.line_num, fields)
                 if columns is not _HEADERLESS:
                     continue
+            where = f"{file}, line {reader.line_num}"
             if len(fields) != count:
-                raise UserError(
-                    f"{file}, line {reader.line_num}: has {len(fields)} fields, the first line {count}. Mend it."
-                )
-            yield _row(file, reader.line_num, {key: fields[at].strip() for key, at in columns.items()})
+                reason = f"has {len(fields)} fields, the first line {count}"
+                faults(Fault("broken-annotation", where, reason, "Mend it."))
+                continue
+            try:
+                row = _row(file, reader.line_num, {key: fields[at].strip() for key, at in columns.items()}, faults)
+            except Fault as fault:
+                faults(fault)
+            else:
+                yield row
     except csv.Error as error:
-        raise UserError(f"{file}, line {reader.line_num}: broken CSV ({error}). Mend the line.") from None
+        where = f"{file}, line {reader.line_num}"
+        raise Fault("broken-file", where, f"broken CSV ({error})", "Mend the line.") from None
 
 
-def _unknown_dialect(file: Path, line: int, fields: Sequence[str]) -> str:
+def _unknown_dialect(file: Path, line: int, fields: Sequence[str]) -> Fault:
     words = [field.strip().lower() for field in fields]
     missing = [_COLUMNS[key][0] for key in _HEADERLESS if not set(_COLUMNS[key]) & set(words)]
-    return (
-        f"{file}, line {line}: the columns {name_list(fields)} are not understood: {name_list(missing)} missing. "
-        "Expected path,x1,y1,x2,y2,class without a header, or a header such as image_path,xmin,ymin,xmax,ymax,label."
+    return Fault(
+        "broken-file",
+        f"{file}, line {line}",
+        f"the columns {name_list(fields)} are not understood: {name_list(missing)} missing",
+        "Expected path,x1,y1,x2,y2,class without a header, or a header such as image_path,xmin,ymin,xmax,ymax,label.",
     )
 
 
-def _row(file: Path, line: int, fields: dict[str, str]) -> _Row:
+def _row(file: Path, line: int, fields: dict[str, str], faults: Faults) -> _Row:
     where = f"{file}, line {line}"
     if not fields["path"]:
-        raise UserError(f"{where}: names no image. Expected the path of one.")
+        raise Fault("broken-annotation", where, "names no image", "Expected the path of one.")
     size = None
     if "width" in fields and "height" in fields:
-        size = declared_size(fields["height"], fields["width"], where)
+        size = size_or_none(fields["height"], fields["width"], where, faults)
     image = os.path.normpath(fields["path"].replace("\\", "/"))
     corners = [fields[key] for key in _CORNERS]
     if not any(corners) and not fields["class"]:
@@ -210,24 +224,27 @@ def _row(file: Path, line: int, fields: dict[str, str]) -> _Row:
     try:
         box = [float(corner) for corner in corners]
     except ValueError:
-        raise UserError(
-            f"{where}: the corners are {name_list([corner or 'empty' for corner in corners])}. Expected four numbers "
-            "of pixels, or four empty fields and an empty class for an image without objects."
-        ) from None
+        reason = f"the corners are {name_list([corner or 'empty' for corner in corners])}"
+        remedy = (
+            "Expected four numbers of pixels, or four empty fields and an empty class for an image without objects."
+        )
+        raise Fault("broken-annotation", where, reason, remedy) from None
     if not fields["class"]:
-        raise UserError(f"{where}: the box has no class. Expected its name.")
+        raise Fault("broken-annotation", where, "the box has no class", "Expected its name.")
     return _Row(file, line, image, size, box, fields["class"])
 
 
-def _images(rows: Sequence[_Row]) -> dict[str, _Row]:
+def _images(rows: Sequence[_Row], faults: Faults) -> dict[str, _Row]:
     """The first row of each image."""
     images: dict[str, _Row] = {}
     for row in rows:
         first = images.setdefault(row.image, row)
         if first.file != row.file:
-            raise UserError(f"{row.where}: {row.image} is in {first.file} too (line {first.line}). Name one split.")
-        if first.size != row.size:
-            raise UserError(f"{row.where}: the size of {row.image} is not that of line {first.line}. Make them agree.")
+            reason = f"{row.image} is in {first.file} too (line {first.line})"
+            faults(Fault("same-file-in-splits", row.where, reason, "Name one split."))
+        elif first.size != row.size:
+            reason = f"the size of {row.image} is not that of line {first.line}"
+            faults(Fault("bad-size", row.where, reason, "Make them agree."))
     return images
 
 
@@ -249,10 +266,11 @@ def _declared_names(home: Path) -> tuple[str, ...] | None:
             continue
         name, _, number = text.strip().rpartition(",") if file.suffix == ".csv" else (text.strip(), "", str(len(names)))
         if not name or not re.fullmatch(r"\s*[0-9]{1,9}\s*", number) or int(number) in names:
-            raise UserError(
-                f"{file}, line {line}: {short(text.strip())}. Expected a class name and an id of its own: name,0"
-            )
+            remedy = "Expected a class name and an id of its own: name,0"
+            raise Fault("class-names", f"{file}, line {line}", short(text.strip()), remedy)
         names[int(number)] = name.strip().strip('"')
     if sorted(names) != list(range(len(names))):
-        raise UserError(f"{file}: the ids are {name_list(sorted(names))}. Expected 0 to {len(names) - 1}.")
+        raise Fault(
+            "class-names", str(file), f"the ids are {name_list(sorted(names))}", f"Expected 0 to {len(names) - 1}."
+        )
     return tuple(names[number] for number in range(len(names)))

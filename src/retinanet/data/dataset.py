@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from retinanet.data import coco, csv, voc, yolo
 from retinanet.data.check import Annotations, checked_samples, name_list
+from retinanet.data.faults import Fault, Faults, refuse
 from retinanet.data.files import sub_folders
 from retinanet.images.io import MAX_PIXELS, read_image
 from retinanet.types import Sample, Target, UserError
@@ -29,8 +30,10 @@ class Format(Protocol):
     def splits(self, path: Path) -> tuple[str, ...] | None:
         """The splits that the files name, () for none, None where the path is not of this format."""
 
-    def read(self, path: Path, split: str | None, class_names: Sequence[str] | None) -> Annotations:
-        """The annotations of a split (one of ``splits``), or of the whole set."""
+    def read(
+        self, path: Path, split: str | None, class_names: Sequence[str] | None, faults: Faults = refuse
+    ) -> Annotations:
+        """The annotations of a split (one of ``splits``), or of the whole set; what is faulty goes to ``faults``."""
 
 
 FORMATS: tuple[Format, ...] = (coco, voc, yolo, csv)
@@ -171,6 +174,39 @@ def load_dataset(
         return whole
     train, val = hold_out(whole)
     return train if _spelled(split, ("train",)) else val
+
+
+def read_parts(path: str | Path, faults: Faults) -> dict[str, Annotations]:
+    """Every split as the files have it, for whoever looks for faults: boxes and images are not checked.
+
+    The split to train on is read first, and the others with its class names, as training and evaluation do. A split
+    that cannot be read at all is left out.
+
+    Args:
+        path: a file or folder.
+        faults: is given every fault of the files.
+
+    Returns:
+        The annotations by split; the whole set under "" where it names no splits.
+
+    Raises:
+        UserError: a missing path, or none of the four formats.
+    """
+    path = Path(path)
+    try:
+        form, names = _recognise(path)
+    except Fault as fault:
+        faults(fault)
+        return {}
+    first = _spelled("train", names) or _spelled("trainval", names) or (names[0] if names else None)
+    parts: dict[str, Annotations] = {}
+    for name in (first, *(name for name in names if name != first)):
+        class_names = next((part.class_names for part in parts.values()), None)
+        try:
+            parts[name or ""] = form.read(path, name, class_names, faults)
+        except Fault as fault:
+            faults(fault)
+    return parts
 
 
 def training_datasets(

@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from retinanet.data.faults import Fault
 from retinanet.images.io import IMAGE_SUFFIXES
-from retinanet.types import UserError
 
 _SPLIT = re.compile(r"(?:^|[^a-z])(trainval|training|train|validation|valid|val|minival|testing|test)(?:\d*|[^a-z].*)$")
 
@@ -17,17 +17,19 @@ def read_text(path: Path) -> str:
     """The text of a UTF-8 file, with or without a byte order mark.
 
     Raises:
-        UserError: the file is missing, unreadable, or not UTF-8 (with the line).
+        Fault: the file is missing, unreadable, or not UTF-8 (with the line).
     """
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error}). Check the path and its rights.") from None
+        reason = f"cannot be read ({error.strerror or error})"
+        raise Fault("broken-file", str(path), reason, "Check the path and its rights.") from None
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        raise UserError(f"{path}, line {line}: is not UTF-8 text. Save the file in UTF-8.") from None
+        where = f"{path}, line {line}"
+        raise Fault("broken-file", where, "is not UTF-8 text", "Save the file in UTF-8.") from None
 
 
 def split_word(name: str) -> str | None:
@@ -94,20 +96,22 @@ class ImageFinder:
         self._folders = list(dict.fromkeys(str(folder) for folder in folders))
         self._names: dict[str, frozenset[str]] = {}
         self._stems: dict[str, dict[str, list[str]]] = {}
+        self._last = self._folders[0]  # that held one
 
     def find(self, name: str) -> Path:
         """The image of this name: relative to one of the folders, or absolute.
 
-        Where there is none, the path in the likeliest folder is returned: that it is missing is reported for the whole
-        data set at once.
+        Where there is none, the path in the folder of the last one found, or in the likeliest, is returned: that it is
+        missing is reported for the whole data set at once.
         """
         for spelling in (name, name.replace("\\", "/")):
             for folder in self._folders:
                 path = os.path.join(folder, spelling)
                 parent, last = os.path.split(path)
                 if last in self._listing(parent):
+                    self._last = folder
                     return Path(path)
-        return Path(os.path.join(self._folders[0], name))
+        return Path(os.path.join(self._last, name))
 
     def with_stem(self, stem: str) -> list[Path]:
         """The images of this name with any image suffix, in the first folder that holds one."""

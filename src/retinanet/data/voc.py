@@ -17,28 +17,31 @@ from xml.etree.ElementTree import Element, ParseError
 
 from defusedxml import DefusedXmlException, ElementTree
 
-from retinanet.data.check import Annotations, BoxColumns, ImageEntry, declared_size, label_lookup, name_list
+from retinanet.data.check import Annotations, BoxColumns, ImageEntry, label_lookup, name_list, size_or_none
+from retinanet.data.faults import Fault, Faults, refuse
 from retinanet.data.files import ImageFinder, files_in, read_text, split_folders
 from retinanet.images.io import IMAGE_SUFFIXES
-from retinanet.types import UserError
 
 LOOKED_FOR = "Pascal VOC: a folder with Annotations/*.xml, or with XML files beside the images"
+
+_MEND = "Mend or remove the file."
 
 
 @dataclass(frozen=True)
 class _File:
-    """One XML file."""
+    """One XML file; ``numbers`` are the places of its objects, counted from 1 as people do."""
 
     path: Path
     image_name: str
     size: tuple[int, int] | None
+    numbers: list[int]
     names: list[str]
     boxes: list[list[float]]
     difficult: list[bool]
 
     def where(self, number: int) -> str:
-        """The place of an object, for messages; objects are counted from 1 as people do."""
-        return f"{self.path}, object {number + 1} ({self.names[number]})"
+        """The place of an object, for messages."""
+        return f"{self.path}, object {self.numbers[number]} ({self.names[number]})"
 
     def image(self, images: ImageFinder) -> Path:
         """The image named like this file (that is what ImageSets go by), else the one that ``filename`` names."""
@@ -56,35 +59,40 @@ def splits(path: Path) -> tuple[str, ...] | None:
     return tuple(_image_sets(path)) if "" in folders else tuple(folders)
 
 
-def read(path: Path, split: str | None = None, class_names: Sequence[str] | None = None) -> Annotations:
+def read(
+    path: Path, split: str | None = None, class_names: Sequence[str] | None = None, faults: Faults = refuse
+) -> Annotations:
     """The annotations of one split, or of the whole set.
 
     Raises:
-        UserError: XML that is broken, unsafe or lacks something, or an object of a class not among ``class_names``.
+        Fault: XML that is broken, unsafe or lacks something, or an object of a class not among ``class_names``. Where
+            ``faults`` returns, files and objects that are faulty are left out.
     """
     folders = _xml_folders(path)
     everything = [file for folder in folders.values() for file in files_in(folder, (".xml",))]
-    chosen = everything if split is None else _chosen(path, folders, split, everything)
-    files = {file: _read_file(file) for file in (everything if class_names is None else chosen)}
+    chosen = everything if split is None else _chosen(path, folders, split, everything, faults)
+    files = _read_files(everything if class_names is None else chosen, faults)
     declared = sorted({name for file in files.values() for name in file.names})
-    names, labels = label_lookup(declared, class_names)
-    label_of = {name: label for name, label in zip(declared, labels, strict=True) if label is not None}
-    picked = [files[file] for file in chosen]
-    rows = [(file, number) for file in picked for number in range(len(file.names))]
-    for file, number in rows:
-        if file.names[number] not in label_of:
-            raise UserError(f"{file.where(number)}: its class is not declared. Expected one of: {name_list(names)}.")
+    names, _ = label_lookup(declared, class_names)
+    label_of = {name: label for label, name in enumerate(names)}
+    picked = [files[file] for file in chosen if file in files]
+    rows = [
+        (owner, file, number)
+        for owner, file in enumerate(picked)
+        for number in range(len(file.names))
+        if _is_declared(file, number, label_of, faults)
+    ]
     images = {folder: ImageFinder(_image_folders(folder)) for folder in {file.path.parent for file in picked}}
     return Annotations(
         class_names=names,
         category_ids=tuple(range(1, len(names) + 1)),
         images=[ImageEntry(file.image(images[file.path.parent]), file.path.stem, file.size) for file in picked],
         boxes=BoxColumns(
-            owners=[owner for owner, file in enumerate(picked) for _ in file.names],
-            xyxy=[box for file in picked for box in file.boxes],
-            labels=[label_of[name] for file in picked for name in file.names],
-            where=lambda row: rows[row][0].where(rows[row][1]),
-            ignore=[difficult for file in picked for difficult in file.difficult],
+            owners=[owner for owner, _, _ in rows],
+            xyxy=[file.boxes[number] for _, file, number in rows],
+            labels=[label_of[file.names[number]] for _, file, number in rows],
+            where=lambda row: rows[row][1].where(rows[row][2]),
+            ignore=[file.difficult[number] for _, file, number in rows],
             first_pixel=1,
         ),
         notes=_unannotated(everything, images) if split is None else (),
@@ -129,7 +137,7 @@ def _image_sets(path: Path) -> dict[str, Path]:
     return {name: file for name, file in lists.items() if name.rpartition("_")[2] not in lists.keys() - {name}}
 
 
-def _chosen(path: Path, folders: dict[str, Path], split: str, everything: list[Path]) -> list[Path]:
+def _chosen(path: Path, folders: dict[str, Path], split: str, everything: list[Path], faults: Faults) -> list[Path]:
     """The XML files of a split."""
     if "" not in folders:
         return files_in(folders[split], (".xml",))
@@ -143,15 +151,24 @@ def _chosen(path: Path, folders: dict[str, Path], split: str, everything: list[P
         if stem not in known:
             stem = re.sub(r"\s+-?[01]$", "", stem)  # some lists say in a second column whether a class is present
         if stem in lines:
-            raise UserError(f"{listed}, line {number}: {stem} is listed already in line {lines[stem]}. Remove one.")
+            reason = f"{stem} is listed already in line {lines[stem]}"
+            faults(Fault("listed-twice", f"{listed}, line {number}", reason, "Remove one."))
+            continue
         lines[stem] = number
     missing = [stem for stem in lines if stem not in known]
     if missing:
-        raise UserError(
-            f"{listed}, line {lines[missing[0]]}: {folders['']} holds no {missing[0]}.xml ({len(missing)} of "
-            f"{len(lines)} are missing). Put the files there, or remove the lines."
-        )
-    return [known[stem] for stem in lines]
+        reason = f"{folders['']} holds no {missing[0]}.xml ({len(missing)} of {len(lines)} are missing)"
+        remedy = "Put the files there, or remove the lines."
+        members = [folders[""] / f"{stem}.xml" for stem in missing]
+        faults(Fault("missing-file", f"{listed}, line {lines[missing[0]]}", reason, remedy, members=members))
+    return [known[stem] for stem in lines if stem in known]
+
+
+def _is_declared(file: _File, number: int, label_of: dict[str, int], faults: Faults) -> bool:
+    if file.names[number] not in label_of:
+        remedy = f"Expected one of: {name_list(list(label_of))}."
+        faults(Fault("undeclared-class", file.where(number), "its class is not declared", remedy))
+    return file.names[number] in label_of
 
 
 def _unannotated(everything: list[Path], images: dict[Path, ImageFinder]) -> list[str]:
@@ -168,31 +185,50 @@ def _unannotated(everything: list[Path], images: dict[Path, ImageFinder]) -> lis
     return notes
 
 
-def _read_file(path: Path) -> _File:
+def _read_files(paths: Sequence[Path], faults: Faults) -> dict[Path, _File]:
+    files = {}
+    for path in paths:
+        try:
+            files[path] = _read_file(path, faults)
+        except Fault as fault:
+            faults(fault)
+    return files
+
+
+def _read_file(path: Path, faults: Faults) -> _File:
+    root = _root(path)
+    size = size_or_none(_text(root, "size/height"), _text(root, "size/width"), str(path), faults)
+    file = _File(path, _text(root, "filename").replace("\\", "/").rpartition("/")[2], size, [], [], [], [])
+    for number, element in enumerate(root.findall("object"), 1):
+        where = f"{path}, object {number}"
+        try:
+            name, box = _name(element, where), _box(element, where)
+        except Fault as fault:
+            faults(fault)
+            continue
+        file.numbers.append(number)
+        file.names.append(name)
+        file.boxes.append(box)
+        file.difficult.append(_text(element, "difficult") == "1")
+    return file
+
+
+def _root(path: Path) -> Element:
     try:
         root = ElementTree.parse(path).getroot()
     except ParseError as error:
         line, column = error.position
-        raise UserError(
-            f"{path}, line {line}, column {column + 1}: broken XML ({error}). Mend or remove the file."
-        ) from None
+        where = f"{path}, line {line}, column {column + 1}"
+        raise Fault("broken-file", where, f"broken XML ({error})", _MEND, members=[path]) from None
     except DefusedXmlException as error:
-        raise UserError(
-            f"{path}: unsafe XML is not read ({type(error).__name__}). Remove the entities from it."
-        ) from None
+        reason = f"unsafe XML is not read ({type(error).__name__})"
+        raise Fault("broken-file", str(path), reason, "Remove the entities from it.", members=[path]) from None
     except (OSError, ValueError, LookupError) as error:  # LookupError: an unknown encoding
-        raise UserError(f"{path}: cannot be read as XML ({error}). Mend or remove the file.") from None
+        raise Fault("broken-file", str(path), f"cannot be read as XML ({error})", _MEND, members=[path]) from None
     if root is None or root.tag != "annotation":
-        raise UserError(f"{path}: the root element is not <annotation>, so this is not a Pascal VOC file. Remove it.")
-    objects = root.findall("object")
-    return _File(
-        path=path,
-        image_name=_text(root, "filename").replace("\\", "/").rpartition("/")[2],
-        size=declared_size(_text(root, "size/height"), _text(root, "size/width"), str(path)),
-        names=[_name(element, f"{path}, object {number}") for number, element in enumerate(objects, 1)],
-        boxes=[_box(element, f"{path}, object {number}") for number, element in enumerate(objects, 1)],
-        difficult=[_text(element, "difficult") == "1" for element in objects],
-    )
+        reason = "the root element is not <annotation>, so this is not a Pascal VOC file"
+        raise Fault("broken-file", str(path), reason, "Remove it.", members=[path])
+    return root
 
 
 def _text(element: Element, tag: str) -> str:
@@ -202,7 +238,7 @@ def _text(element: Element, tag: str) -> str:
 def _name(element: Element, where: str) -> str:
     name = _text(element, "name")
     if not name:
-        raise UserError(f"{where}: has no <name>. Expected the class of the object there.")
+        raise Fault("broken-annotation", where, "has no <name>", "Expected the class of the object there.")
     return name
 
 
@@ -214,5 +250,6 @@ def _box(element: Element, where: str) -> list[float]:
             box.append(float(text))
         except ValueError:
             what = f"holds {text[:40]!r}" if text else "is missing"
-            raise UserError(f"{where}: <bndbox><{side}> {what}. Expected a number of pixels.") from None
+            reason = f"<bndbox><{side}> {what}"
+            raise Fault("broken-annotation", where, reason, "Expected a number of pixels.") from None
     return box

@@ -15,9 +15,9 @@ from retinanet.data.dataset import DetectionDataset, load_dataset
 from retinanet.data.loader import evaluation_batches
 from retinanet.evaluate.coco import coco_metrics
 from retinanet.evaluate.report import EvaluationResult, save_coco_results
-from retinanet.losses.detection import DetectionLoss
+from retinanet.losses.detection import Assignment, DetectionLoss
 from retinanet.model.device import choose_device
-from retinanet.types import Detections, UserError
+from retinanet.types import Batch, Detections, RawOutput, UserError
 from retinanet.weights.checkpoint import Detector
 from retinanet.weights.pretrained import load_pretrained
 
@@ -95,6 +95,7 @@ def one_pass(
     batch_size: int = 8,
     workers: int = 0,
     autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
+    watch: Callable[[RawOutput, Batch, Assignment], None] | None = None,
 ) -> Pass:
     """Run a detector over a data set once; every rank takes its share and all get the whole result.
 
@@ -106,6 +107,7 @@ def one_pass(
         batch_size: images per forward pass.
         workers: processes that read images.
         autocast: context of the forward passes.
+        watch: is shown the raw output of every batch of this rank, in inference mode.
     """
     rank, world = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
     indices = range(rank, len(dataset), world)
@@ -125,6 +127,8 @@ def one_pass(
             assignment = criterion.assign(raw.lattice, raw.grids, batch.targets)
             losses = criterion(raw, batch.targets, assignment, normaliser=1.0)
             detections = detector.detections(raw, batch)
+            if watch is not None:
+                watch(raw, batch, assignment)
         sums += torch.tensor(
             [
                 float(losses.classification),

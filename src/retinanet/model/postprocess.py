@@ -92,14 +92,15 @@ class Postprocess:
     def _level(self, raw: RawOutput, image: int, level: int) -> tuple[Tensor, Tensor, Tensor]:
         """Logits (n,) float32, labels (n,) and boxes (n, 4) of the candidates of one level."""
         logits = raw.logits[level][image]
-        channel, y, x = top_points(logits, self._logit_threshold(), self.topk)
+        channel, y, x = top_points(logits, self.logit_threshold(), self.topk)
         a, label = channel // raw.num_classes, channel % raw.num_classes
         anchors = raw.lattice.boxes_at(torch.full_like(a, level), y, x, a)
         coordinate = torch.arange(4, device=a.device)
         deltas = raw.deltas[level][image][a[:, None] * 4 + coordinate, y[:, None], x[:, None]]
         return logits[channel, y, x].float(), label, raw.coder.decode(deltas, anchors)
 
-    def _logit_threshold(self) -> float:
+    def logit_threshold(self) -> float:
+        """The logit of the score threshold."""
         return math.log(self.score / (1 - self.score)) if self.score > 0 else -math.inf
 
 

@@ -19,6 +19,7 @@ from retinanet.images.io import IMAGE_SUFFIXES, image_size, read_image
 from retinanet.plot.draw import draw_detections
 from retinanet.predict.predictor import Predictor
 from retinanet.types import Detections, UserError
+from retinanet.weights.checkpoint import DEFAULT_THRESHOLD
 
 LEGIBLE = 600
 CSV_COLUMNS = ("image_path", "xmin", "ymin", "xmax", "ymax", "label", "score")
@@ -44,7 +45,7 @@ def predict(
     images: list[str],
     *,
     output: str = "predictions",
-    score: float = 0.3,
+    score: float | None = None,
     pictures: bool = True,
     batch_size: int = 8,
     device: str = "auto",
@@ -56,7 +57,8 @@ def predict(
         model: model folder, torchvision/NAME or a hub repository.
         images: files, folders (searched with their subfolders) and patterns such as "scans/*.png".
         output: folder for the results, made if need be.
-        score: detections below this score are left out of pictures and files.
+        score: detections below this score are left out of pictures and files. By default each class has the threshold
+            that the model holds for it, or 0.3 where it holds none.
         pictures: whether to write annotated pictures.
         batch_size: images per forward pass.
         device: auto, cpu, cuda, cuda:1, mps.
@@ -65,7 +67,7 @@ def predict(
     Raises:
         UserError: no usable model, no such image, or results are there already.
     """
-    if not 0 <= score <= 1:
+    if score is not None and not 0 <= score <= 1:
         raise UserError(f"--score is between 0 and 1, got {score}")
     paths = find_images(images)
     folder = Path(output)
@@ -88,7 +90,12 @@ def predict(
 
 
 def _predict_into(
-    scratch: Path, predictor: Predictor, paths: Sequence[Path], names: Mapping[Path, str], folder: Path, score: float
+    scratch: Path,
+    predictor: Predictor,
+    paths: Sequence[Path],
+    names: Mapping[Path, str],
+    folder: Path,
+    least: float | None,
 ) -> list[Prediction]:
     """Predict, and write what belongs into ``folder`` below ``scratch``."""
     found: list[Prediction] = []
@@ -97,17 +104,24 @@ def _predict_into(
     for start in track(range(0, len(paths), size), "predict", console=console, transient=True, disable=quiet):
         chunk = [(path, read_image(path)) for path in paths[start : start + size]]
         for (path, pixels), detections in zip(chunk, predictor([pixels for _, pixels in chunk]), strict=True):
-            shown = detections.above(score)
+            shown = above(detections, predictor.detector.thresholds) if least is None else detections.above(least)
             found.append(Prediction(path, (int(pixels.shape[1]), int(pixels.shape[2])), shown))
             if path in names:
                 picture = scratch / "pictures" / names[path]
                 picture.parent.mkdir(parents=True, exist_ok=True)
                 zoom = max(1, LEGIBLE // min(pixels.shape[1:]))  # enlarged until the labels can be read
-                draw_detections(pixels, shown, score=score, zoom=zoom).save(picture)
+                draw_detections(pixels, shown, score=0.0, zoom=zoom).save(picture)
     document = coco_document(found, predictor.class_names, folder)
     (scratch / "detections.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     (scratch / "detections.csv").write_text(csv_document(found), encoding="utf-8", errors="surrogateescape")
     return found
+
+
+def above(detections: Detections, thresholds: Mapping[str, float]) -> Detections:
+    """The detections that reach the threshold of their class, by its name; 0.3 for a class without one."""
+    limits = [thresholds.get(name, DEFAULT_THRESHOLD) for name in detections.class_names]
+    keep = detections.scores >= detections.scores.new_tensor(limits)[detections.labels]
+    return Detections(detections.boxes[keep], detections.scores[keep], detections.labels[keep], detections.class_names)
 
 
 def find_images(patterns: Sequence[str]) -> list[Path]:

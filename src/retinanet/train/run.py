@@ -13,9 +13,11 @@ import yaml
 from lightning_fabric import Fabric
 from rich.console import Console
 
+from retinanet.boxes.matching import Matcher
 from retinanet.data.dataset import DetectionDataset
 from retinanet.data.loader import StepSampler
 from retinanet.data.transforms import Augment
+from retinanet.diagnose.anchors import audit
 from retinanet.model.postprocess import Postprocess
 from retinanet.plot.figures import save_figure, training_curves
 from retinanet.train.config import ImageConfig, LossConfig, OptimConfig, RunConfig, plain
@@ -29,6 +31,9 @@ from retinanet.train.start import build_detector, check_images, check_output, fi
 from retinanet.types import UserError
 from retinanet.weights.checkpoint import Detector
 from retinanet.weights.transfer import Transfer
+
+AUDITED = 10_000  # boxes that tell how the anchors fit
+BADLY_COVERED = 0.05  # share of boxes without an anchor at the background IoU from which on there is a hint
 
 
 @dataclass(frozen=True)
@@ -115,7 +120,7 @@ def train(
     training = assemble(fabric, detector, train_set, val_set, config, untrained=origin is None)
     progress = load_state(folder, training.parts()) if resume else Progress()
     if fabric.is_global_zero:
-        describe(training, model, None if resume else moved)
+        describe(training, model, None if resume else moved, data)
         if not resume:
             write_start(folder, config, moved)
     log = RunLog(folder, total=training.sampler.stop, start=progress.step, enabled=fabric.is_global_zero)
@@ -170,8 +175,8 @@ def assemble(
     )
 
 
-def describe(training: Training, model: str, moved: Transfer | None) -> None:
-    """Tell the person what is going to happen, what was left out of the data, and what is taken over of ``model``."""
+def describe(training: Training, model: str, moved: Transfer | None, data: str) -> None:
+    """Tell the person what is going to happen, what was left out, how the anchors fit, what is kept of ``model``."""
     detector, fabric = training.detector, training.fabric
     parameters = sum(p.numel() for p in detector.net.parameters() if p.requires_grad)
     lines = [
@@ -181,10 +186,29 @@ def describe(training: Training, model: str, moved: Transfer | None) -> None:
         f"model: {detector.architecture.backbone}, {parameters / 1e6:.1f} M trained parameters, images of "
         f"{detector.preprocess.short} to {detector.preprocess.long} pixels",
         f"device: {fabric.world_size} x {fabric.device.type}, precision {fabric._precision.precision}",
+        *anchor_lines(training, data),
     ]
     if moved is not None:
         lines += [f"weights from {model}:", *(f"  {line}" for line in moved.summary().splitlines())]
     Console(stderr=True).print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+
+
+def anchor_lines(training: Training, data: str) -> list[str]:
+    """How the anchors fit the training boxes, and a hint where they do not; audited on ``AUDITED`` boxes where more."""
+    samples, detector = training.train_set.samples, training.detector
+    every = -(-sum(len(sample.target) for sample in samples) // AUDITED) or 1
+    audited = audit(
+        samples[::every],
+        detector.class_names,
+        lattice=detector.architecture.anchors,
+        preprocess=detector.preprocess,
+        matcher=cast(Matcher, training.criterion.matcher),
+    )
+    lines = audited.summary().splitlines()
+    lines[0] += f" (one image in {every} was looked at)" if every > 1 else ""
+    if audited.below(audited.matcher.background) > BADLY_COVERED:
+        lines.append(f"  hint: many boxes are unlike every anchor; retinanet check {data} proposes anchors that fit")
+    return lines
 
 
 def write_start(folder: Path, config: Mapping[str, Any], moved: Transfer | None) -> None:

@@ -1,0 +1,14 @@
+"""``retinanet diagnose MODEL DATA``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from retinanet.cli.arguments import parse
+from retinanet.diagnose.run import diagnose
+
+
+def run(words: Sequence[str]) -> None:
+    """Parse, diagnose, print the main numbers."""
+    usage = "retinanet diagnose MODEL DATA [--split val] [options]"
+    print(diagnose(**vars(parse(diagnose, words, positionals=["model", "data"], usage=usage))).summary())
