@@ -49,6 +49,7 @@ def randomised(net, seed=0):
 
 def small(slots, seed=0):
     """torchvision's RetinaNet over a ResNet-18: quick where the trunk does not matter."""
+    torch.manual_seed(seed)  # of what is not drawn anew below
     backbone = resnet_fpn_backbone(
         backbone_name="resnet18",
         weights=None,
@@ -66,11 +67,13 @@ def file_of(net, tmp_path, name="weights.pth"):
 
 @pytest.fixture(scope="module")
 def v1():
+    torch.manual_seed(1)
     return randomised(retinanet_resnet50_fpn(weights=None, weights_backbone=None), 1)
 
 
 @pytest.fixture(scope="module")
 def v2():
+    torch.manual_seed(2)
     return randomised(retinanet_resnet50_fpn_v2(weights=None, weights_backbone=None), 2)
 
 
@@ -102,10 +105,10 @@ def test_parity_would_see_a_difference(tmp_path):
     state = detector.net.state_dict()
     for key, seen, unseen in (
         ("heads.cls.output.bias", "logits", "deltas"),
-        ("heads.box.conv.2.weight", "deltas", "logits"),
+        ("heads.box.conv.2.bias", "deltas", "logits"),
     ):
         kept = state[key].clone()
-        state[key].view(-1)[0] += 0.5
+        state[key] += 0.5  # all of it: one channel may be dead
         found = parity.compare(detector, file, tuple(coco_slots()))
         state[key].copy_(kept)
         assert getattr(found, seen) > 0 and getattr(found, unseen) == found.features == 0, key
