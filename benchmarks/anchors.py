@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("trunk")
     parser.add_argument("--output", type=Path, default=Path("runs/anchors"))
     parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--larger", action="store_true", help="also the proposal that may enlarge the images")
+    parser.add_argument("--larger", action="store_true", help="also with larger images")
     arguments = parser.parse_args()
     data = make_data(arguments.output / "data", {"train": 60, "val": 40})
     dataset = load_dataset(data, "train")
@@ -113,6 +113,9 @@ def main() -> None:
         proposal = propose(dataset.samples, dataset.class_names, most_pixels=most, **now)
         print(f"{name}\n{proposal.summary()}")
         audits[name] = proposal.after
+        if proposal.after.preprocess != now["preprocess"]:
+            size = {**now, "preprocess": proposal.after.preprocess}
+            audits["default, larger images"] = audit(dataset.samples, dataset.class_names, **size)
     for name, audited in audits.items():
         folder = arguments.output / name.replace(", ", "-").replace(" ", "-")
         print(name, json.dumps(measure(data, arguments.trunk, folder, audited, arguments.epochs)), flush=True)

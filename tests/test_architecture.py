@@ -18,7 +18,7 @@ HOMES = {  # heavy library -> the only files or rooms that import it
     "lightning_fabric": ("train/",),
     "safetensors": ("weights/", "model/backbone.py"),
     "defusedxml": ("data/",),
-    "yaml": ("cli/", "data/", "train/"),
+    "yaml": ("cli/", "data/", "train/", "diagnose/run.py"),
     "torchvision": ("boxes/", "data/", "weights/"),
     "huggingface_hub": ("weights/hub.py",),
 }

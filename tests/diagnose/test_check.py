@@ -70,13 +70,15 @@ def test_a_model_folder_sets_anchors_and_size(trained, data, tmp_path):
         ({"model": "resnet5"}, "unknown model 'resnet5'"),
         ({"short": 0}, "0 < short <= long"),
         ({"architecture": {"anchors": {"size": [1]}}}, "did you mean 'sizes'"),
-        ({"fix": "{data}"}, "{data}"),
+        ({"fix": "{data}"}, "--fix needs the images"),
+        ({"fix": "{data}", "pixels": True}, "lies in the data set that is mended"),
+        ({"workers": 0}, "--workers: expected at least 1 thread"),
     ],
 )
 def test_mistakes(options, message, data, tmp_path):
     options = {key: value.format(data=data) if isinstance(value, str) else value for key, value in options.items()}
     with pytest.raises(UserError) as caught:
-        check(str(data), output=str(tmp_path / "out"), pixels=False, **options)
+        check(str(data), output=str(tmp_path / "out"), **{"pixels": False, **options})
     assert message.format(data=data) in str(caught.value)
 
 
@@ -90,3 +92,29 @@ def test_an_earlier_report_stays(data, tmp_path):
         check(str(data), output=str(tmp_path / "file"), **TINY)
     with pytest.raises(UserError, match="the file exists"):
         check(str(data), output=str(tmp_path / "new"), write=str(tmp_path / "file"), **TINY)
+
+
+def test_nothing_to_learn_and_no_way_to_train(tmp_path, capsys):
+    """A set without a box, and one of a single image, which cannot be split: errors in the report as on the console."""
+    from PIL import Image
+
+    for name, boxes, images in (("bare", [], 4), ("single", [[5, 5, 20, 20]], 1)):
+        folder = tmp_path / name
+        folder.mkdir()
+        for number in range(images):
+            Image.effect_noise((60, 40), 30 + number).save(folder / f"{number}.png")
+        document = {
+            "images": [{"id": n, "file_name": f"{n}.png", "width": 60, "height": 40} for n in range(images)],
+            "annotations": [
+                {"id": n, "image_id": 0, "category_id": 1, "bbox": box, "area": 400, "iscrowd": 0}
+                for n, box in enumerate(boxes)
+            ],
+            "categories": [{"id": 1, "name": "cell"}],
+        }
+        (folder / "annotations.json").write_text(json.dumps(document))
+        assert main(["check", str(folder), "--output", str(tmp_path / f"{name}-out"), *words(**TINY)]) == 1
+        slug = "nothing-to-learn" if name == "bare" else "no-training"
+        assert slug in capsys.readouterr().out
+        numbers = json.loads((tmp_path / f"{name}-out" / "check.json").read_text())
+        assert numbers["doctor"]["findings"][0]["kind"] == slug
+        assert "Nothing would stop training" not in (tmp_path / f"{name}-out" / "report.html").read_text()

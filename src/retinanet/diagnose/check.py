@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from retinanet.boxes.lattice import AnchorLattice
 from retinanet.data.dataset import training_datasets
 from retinanet.diagnose import anchor_report, doctor
 from retinanet.diagnose.anchors import AnchorAudit, audit
-from retinanet.diagnose.findings import DoctorReport
+from retinanet.diagnose.findings import DoctorReport, Finding, finding
 from retinanet.diagnose.mend import mend
 from retinanet.diagnose.output import check_output, write_report
 from retinanet.diagnose.propose import Proposal, propose
@@ -46,7 +46,7 @@ class CheckResult:
     @property
     def stops(self) -> bool:
         """Whether something would stop training."""
-        return self.doctor.stops or self.anchors is None
+        return self.doctor.stops
 
     def summary(self) -> str:
         """For the console."""
@@ -103,16 +103,24 @@ def check(
     check_output(folder, RESULTS, overwrite=overwrite)
     if write is not None and Path(write).exists() and not overwrite:
         raise UserError(f"--write {write}: the file exists. Name another, or pass --overwrite")
+    if workers is not None and workers < 1:
+        raise UserError(f"--workers: expected at least 1 thread, got {workers}")
+    if fix is not None and not pixels:
+        raise UserError("--fix needs the images: it mends what is wrong with their sizes. Leave out --pixels false")
     lattice, preprocess = _planned(model, architecture or {}, {"short": short, "long": long})
     report = doctor.examine(data, preprocess=preprocess, min_side=min_side, pixels=pixels, workers=workers)
     notes: list[str] = []
     anchors, proposal = None, None
     try:
         train_set, _ = training_datasets(data)
+        if not any((~sample.target.ignore).any() for sample in train_set.samples):
+            report = _with(report, finding("nothing-to-learn", train_set.name, "not one image to train on has a box"))
         anchors = audit(train_set.samples, train_set.class_names, lattice=lattice, preprocess=preprocess)
         proposal = propose(train_set.samples, train_set.class_names, lattice=lattice, preprocess=preprocess)
     except UserError as error:
         notes.append(f"the anchors were not judged, because training would stop here: {error}")
+        if not report.stops:
+            report = _with(report, finding("no-training", data, str(error), remedy="The reason names what to mend."))
     if write is not None:
         notes.append(_write(Path(write), proposal))
     if fix is not None:
@@ -125,6 +133,11 @@ def check(
     about["version"] = __version__
     write_report(folder, RESULTS, f"Check of {Path(data).name}", sections, about, result.to_dict())
     return result
+
+
+def _with(report: DoctorReport, found: Finding) -> DoctorReport:
+    """The report with one more finding."""
+    return replace(report, findings=(found, *report.findings))
 
 
 def _planned(

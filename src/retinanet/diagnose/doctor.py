@@ -44,6 +44,11 @@ _EACH = {
 }
 
 
+_WRONG_SIZES = ("exif-rotation", "swapped-size", "wrong-size")
+_BY_SIZE = ("outside-box", "over-edge-box", "tiny-box", "whole-image-box")
+"""What is said of a box by the size of its image, and says nothing where that size is wrong."""
+
+
 def examine(
     data: str | Path,
     *,
@@ -79,7 +84,9 @@ def examine(
     for part in parts:
         found += box_findings(part, preprocess, min_side)
         found += _empty_images(part)
-    found += size_findings(parts, looks)
+    sizes = size_findings(parts, looks)
+    wrong = {one.image for one in sizes if one.kind in _WRONG_SIZES}
+    found = [one for one in found if one.image not in wrong or one.kind not in _BY_SIZE] + sizes
     found += copy_findings(parts, looks)
     found += class_findings(parts, Path(data))
     if Path(data).is_dir():

@@ -18,6 +18,8 @@ REPEATED_IMAGES, REPEATED_SHARE = 5, 0.01
 """The same box is suspicious in so many images, and in this share of the images of the split."""
 ONE_BASED_STARTS, ONE_BASED_ENDS = 8, 3
 """So many sides exactly at 1, or exactly one pixel outside, and none at 0: the pixels were counted from 1."""
+PASTED_BOXES, PASTED_SIDE = 4, 16
+"""So many boxes of exactly one size, with sides of at least so many pixels, are not drawn by hand."""
 WHOLE_IMAGE = 0.99
 """Share of both sides from which a box covers the whole image."""
 
@@ -87,6 +89,7 @@ def box_findings(part: Part, preprocess: Preprocess, min_side: float) -> list[Fi
         *_duplicates(part),
         *_near_duplicates(part),
         *_repeated(part),
+        *_pasted(part),
         *_tiny(part, preprocess, min_side),
         *_whole_image(part),
     ]
@@ -243,6 +246,30 @@ def _repeated(part: Part) -> list[Finding]:
         row = int(rows[index[firsts[group] : firsts[group] + counts[group]]].min())
         reason = f"{part.class_name(row)} {_text(part.corners[row])} stands in {counts[group]} images"
         found.append(part.finding("repeated-box", row, reason))
+    return found
+
+
+def _pasted(part: Part) -> list[Finding]:
+    """So many boxes of a class with the very same sides in one image, one finding for each such image and size."""
+    sides = part.corners[:, 2:] - part.corners[:, :2]
+    rows = np.flatnonzero(part.usable & (sides.min(1, initial=np.inf) >= PASTED_SIDE) & ~_covers_image(part))
+    if not len(rows):
+        return []
+    table = np.column_stack([part.judged.owners[rows], part.labels[rows], sides[rows].round(2)])
+    _, firsts, counts = np.unique(table, axis=0, return_index=True, return_counts=True)
+    found = []
+    for group in np.flatnonzero(counts >= PASTED_BOXES).tolist():
+        row = int(rows[firsts[group]])
+        width, height = sides[row]
+        reason = f"{counts[group]} {part.class_name(row)} of exactly {width:g} x {height:g} pixels"
+        found.append(
+            finding(
+                "pasted-box",
+                part.images[part.judged.owners[row]].path,
+                reason,
+                image=part.images[part.judged.owners[row]].path,
+            )
+        )
     return found
 
 

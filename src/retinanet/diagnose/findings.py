@@ -48,6 +48,8 @@ KINDS: Mapping[str, Kind] = {
     "wrong-size": Kind(
         "error", "sizes that are not those of the image", "Annotate the image anew, or put the original back."
     ),
+    "no-training": Kind("error", "training cannot start"),
+    "nothing-to-learn": Kind("error", "no box to learn from", "Check the annotations and the split to train on."),
     "not-finite-box": Kind("warning", "boxes that are not finite", "Draw the box anew; training leaves it out."),
     "degenerate-box": Kind("warning", "boxes without extent", "Draw the box anew; training leaves it out."),
     "outside-box": Kind("warning", "boxes outside their image", "Draw the box anew; training leaves it out."),
@@ -87,6 +89,11 @@ KINDS: Mapping[str, Kind] = {
     "empty-image": Kind("note", "images without boxes", "Right if nothing is in it: training takes it as background."),
     "whole-image-box": Kind("note", "boxes that cover the whole image", "Right if the object fills the image."),
     "turned-image": Kind("note", "images that are turned by EXIF", "Boxes are taken to be those of the upright image."),
+    "pasted-box": Kind(
+        "note",
+        "boxes of one size in one image",
+        "Look at them: were they pasted instead of drawn? Right where boxes are of a fixed size by design.",
+    ),
     "class-not-in-val": Kind("note", "classes that are not validated", "Bring some of them into the validation."),
     "copy-in-split": Kind("note", "copies of an image in one split", "Remove one of them."),
     "near-copy-in-split": Kind("note", "images of one split that look the same", "Look at them."),

@@ -46,8 +46,9 @@ def mend(data: str | Path, output: str | Path, report: DoctorReport) -> Path:
 
     * Left out: annotations, lines and files that cannot be read, undeclared classes, images that are missing,
       unreadable or share their id, boxes that are not finite, without extent or outside, and exact duplicates.
-    * Mended: boxes over the edge are clipped, swapped width and height set right, boxes turned with the EXIF rotation
-      or scaled with a resized image; an image whose size cannot be explained so is left out.
+    * Mended: boxes over the edge are clipped, a wrong declared size is set right where the boxes lie on the true one,
+      boxes are turned with the EXIF rotation, or scaled where all lie on a declared size of the same shape; an image
+      whose size cannot be explained so is left out.
     * An image, or its exact copy, in two splits is left out of the one that is trained on.
     * Classes keep their order, images and annotations get new ids, and the images are named by relative paths.
 
@@ -68,7 +69,7 @@ def mend(data: str | Path, output: str | Path, report: DoctorReport) -> Path:
     parts = examined_parts(data, faults)
     copy = _Copy(_broken_images(report), _elsewhere(parts, report))
     copy.done += [f"left out: {fault}" for fault in dict.fromkeys(map(str, faults))]
-    documents = {part.name: _document(part, output / "annotations", copy) for part in parts}
+    documents = {part.name: _document(_resized(part, copy), output / "annotations", copy) for part in parts}
     documents = {name: document for name, document in documents.items() if document["images"]}
     if not documents or not any(document["categories"] for document in documents.values()):
         raise UserError(f"{data}: nothing of it can be used, so there is nothing to mend. Look at the findings.")
@@ -123,8 +124,7 @@ def _document(part: Part, home: Path, copy: _Copy) -> dict[str, Any]:
         if image.path in copy.elsewhere[part.name]:
             copy.done.append(f"image left out of {part.name}: {image.path}, it is in another split")
             continue
-        boxes = part.judged.boxes[rows[number]]
-        fitted = _fitted(image.path, image.size, boxes, copy)
+        fitted = _fitted(image.path, image.size, part, rows[number], copy)
         if fitted is None:
             continue
         if image.path not in images:
@@ -137,6 +137,32 @@ def _document(part: Part, home: Path, copy: _Copy) -> dict[str, Any]:
             annotations.append(entry)
     categories = [{"id": label + 1, "name": name} for label, name in enumerate(part.found.class_names)]
     return {"images": list(images.values()), "annotations": annotations, "categories": categories}
+
+
+def _resized(part: Part, copy: _Copy) -> Part:
+    """The split judged anew, where images are not of their declared size but their boxes lie on the true one."""
+    images = list(part.images)
+    for number, image in enumerate(images):
+        kind = copy.broken.get(image.path)
+        if image.size is None or kind not in ("swapped-size", "wrong-size"):
+            continue
+        true, corners = image_size(image.path), part.corners[part.judged.owners == number]
+        # Boxes that lie on the declared size as well may have been drawn on an image of that size.
+        if _lie_on(corners, true) and (kind == "swapped-size" or not _lie_on(corners, image.size)):
+            images[number] = image._replace(size=true)
+    return Part.of(part.name, part.found, images)
+
+
+def _scalable(declared: tuple[int, int], true: tuple[int, int], corners: np.ndarray) -> bool:
+    """Whether the image was resized after it had been annotated: the same shape, and every box on the old size."""
+    shape = true[1] * declared[0] / (true[0] * declared[1])
+    return abs(shape - 1) < _SAME_SHAPE and _lie_on(corners, declared)
+
+
+def _lie_on(corners: np.ndarray, size: tuple[int, int]) -> bool:
+    """Whether every box (n, 4) with an extent lies on an image of (height, width), a pixel over the edge allowed."""
+    real = corners[np.isfinite(corners).all(1) & (corners[:, 2:] > corners[:, :2]).all(1)]
+    return bool((real[:, :2] >= -1).all() and (real[:, 2:] <= (size[1] + 1, size[0] + 1)).all())
 
 
 def _kept_rows(part: Part, copy: _Copy) -> list[list[int]]:
@@ -157,10 +183,10 @@ def _kept_rows(part: Part, copy: _Copy) -> list[list[int]]:
 
 
 def _fitted(
-    path: Path, declared: tuple[int, int] | None, boxes: np.ndarray, copy: _Copy
+    path: Path, declared: tuple[int, int] | None, part: Part, rows: Sequence[int], copy: _Copy
 ) -> tuple[tuple[int, int], np.ndarray] | None:
     """The true size of an image and its boxes on it, or None where the image has to be left out."""
-    kind = copy.broken.get(path)
+    kind, boxes = copy.broken.get(path), part.judged.boxes[list(rows)]
     if declared is None or kind in ("missing-image", "unreadable-image"):
         copy.done.append(f"image left out: {path}, it is missing or cannot be read")
         return None
@@ -171,10 +197,11 @@ def _fitted(
     if kind == "exif-rotation":
         copy.done.append(f"boxes turned with the EXIF rotation: {path}")
         return true, turned(boxes, exif_orientation(path), declared)
-    if kind == "swapped-size" and (boxes[:, 2:] <= (width, height)).all():
-        copy.done.append(f"width and height swapped back: {path}")
+    if declared == true:  # judged anew
+        what = "width and height swapped back" if kind == "swapped-size" else "declared size set right, boxes kept"
+        copy.done.append(f"{what}: {path}")
         return true, boxes
-    if kind == "wrong-size" and abs(width * old_height / (height * old_width) - 1) < _SAME_SHAPE:
+    if kind == "wrong-size" and _scalable(declared, true, part.corners[list(rows)]):
         copy.done.append(f"boxes scaled with the image: {path}")
         return true, boxes * np.array([width / old_width, height / old_height] * 2)
     copy.done.append(f"image left out: {path}, its boxes do not fit its size")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
@@ -36,6 +38,7 @@ from retinanet.weights.pretrained import load_pretrained, model_folder
 RESULTS = ("report.html", "diagnosis.json")
 WORST = 4  # images that are traced in pictures
 LEGIBLE = 600
+FEW = 10
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,10 @@ class Diagnosis:
         if self.thresholds:
             shown = ", ".join(f"{name} {score:.2f}" for name, score in self.thresholds.items())
             parts.append(f"thresholds stored in the model, which predict uses from now on: {shown}")
+            if few := [curve.name for curve in self.errors.curves if 0 < curve.objects < FEW]:
+                parts.append(
+                    f"fewer than {FEW} objects stand behind the threshold of {', '.join(few)}: do not trust it"
+                )
         elif self.thresholds is not None:
             parts.append("no thresholds were stored: no class has a right detection at any score")
         return "\n\n".join([*parts, f"report: {self.output / RESULTS[0]}"])
@@ -86,8 +93,8 @@ def diagnose(
     split: str = "val",
     output: str = "diagnosis",
     write_thresholds: bool = False,
-    alpha: float = 0.25,
-    gamma: float = 2.0,
+    alpha: float | None = None,
+    gamma: float | None = None,
     batch_size: int = 8,
     workers: int = 0,
     device: str = "auto",
@@ -102,8 +109,9 @@ def diagnose(
         split: which part of the data; not the one that a final number is to be reported on.
         output: folder for report.html and diagnosis.json.
         write_thresholds: store the threshold of the best F1 of each class in the model folder, for predict.
-        alpha: of the focal loss that the model was trained with.
-        gamma: likewise.
+        alpha: of the focal loss that the model was trained with; by default as config.yaml in the model folder says,
+            else 0.25.
+        gamma: likewise, else 2.
         batch_size: images per forward pass.
         workers: processes that read images; 0 reads in this one.
         device: auto, cpu, cuda, cuda:1, mps.
@@ -121,7 +129,8 @@ def diagnose(
     dataset = load_dataset(data, split, class_names=detector.class_names, strict=strict)
     where = choose_device(device)
     detector.net.to(where)
-    watched = _Watched(detector, len(dataset), FocalLoss(alpha, gamma))
+    loss = _loss(model_folder(model), alpha, gamma)
+    watched = _Watched(detector, len(dataset), loss)
     with watched.progress:
         found = one_pass(
             detector,
@@ -149,8 +158,21 @@ def diagnose(
         anchor_report.section(anchors),
     ]
     about = {"model": model, "data": data, "split": split, "images": len(dataset), "version": __version__}
+    about |= {"alpha": loss.alpha, "gamma": loss.gamma}
     write_report(folder, RESULTS, f"Diagnosis of {Path(model).name}", sections, about, result.to_dict())
     return result
+
+
+def _loss(folder: Path | None, alpha: float | None, gamma: float | None) -> FocalLoss:
+    """The focal loss of the training: as given, as the run in the model folder says, or the paper's."""
+    said: dict[str, Any] = {}
+    if folder is not None and (folder / "config.yaml").is_file():
+        with suppress(OSError, ValueError, yaml.YAMLError):
+            run = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+            said = dict(run["loss"]) if isinstance(run, dict) and isinstance(run.get("loss"), dict) else {}
+    given = {"alpha": alpha, "gamma": gamma}
+    known = {key: value for key, value in said.items() if key in given and isinstance(value, float | int)}
+    return FocalLoss(**{**known, **{key: value for key, value in given.items() if value is not None}})
 
 
 class _Watched:

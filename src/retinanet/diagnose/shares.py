@@ -196,7 +196,9 @@ def section(shares: Shares, pictures: Sequence[tuple[str, Image.Image]] = ()) ->
         title="Why boxes were missed",
         text=(
             "Every annotated box was followed through the post-processing. Its gate is the rule at which the last box "
-            f"in place (IoU of at least 0.5) for it ended; a detection scores above {shares.score:g}.\n\n"
+            f"in place (IoU of at least 0.5) for it ended; a detection scores above {shares.score:g}. More boxes are "
+            "missed at a higher score, such as the thresholds of the classes; and the errors named missed above are "
+            "fewer, because they leave out objects that a mended localisation or class would find.\n\n"
             f"    {shares.summary()}"
         ),
         tables=[
@@ -205,7 +207,9 @@ def section(shares: Shares, pictures: Sequence[tuple[str, Image.Image]] = ()) ->
             _by("size", sizes, gates, "small: below 32 x 32 pixels of the original image; large: from 96 x 96 on."),
             Table(("detections", "number"), kinds, "What is neither a match nor ignored is a false positive."),
         ],
-        figures=[("Shares of the missed boxes by gate, for each class and size", gate_bars(bars, GATES[1:]))],
+        figures=[("Shares of the missed boxes by gate, for each class and size", gate_bars(bars, GATES[1:]))]
+        if len(gates) > 1
+        else [],
         pictures=pictures,
     )
 

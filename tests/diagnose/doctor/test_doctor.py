@@ -463,7 +463,7 @@ def test_groups_are_worst_first_and_everything_is_json():
     assert {group.kind: group.count for group in groups}["wrong-size"] == 2 and report.stops
     assert all(one.remedy for one in findings if one.kind not in
                ("broken-file", "class-names", "broken-annotation", "undeclared-class", "unknown-image",
-                "duplicate-image-id", "listed-twice", "bad-size"))  # fmt: skip
+                "duplicate-image-id", "listed-twice", "bad-size", "no-training"))  # fmt: skip
     assert json.loads(json.dumps(report.to_dict(), allow_nan=False))["findings"][0]["box"] is None
 
 
@@ -500,3 +500,14 @@ def test_pictures_that_share_the_hash_only_are_not_alike(scene, tmp_path):
     for name in ("train/train1.png", "val/val1.png"):  # flat pictures say nothing about each other
         Image.new("RGB", (60, 40), (90, 90, len(name))).save(tmp_path / name)
     assert found(tmp_path) == []
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_pasted_boxes(scene, tmp_path, form):
+    """Four of exactly one size in one image are told; three, or small ones, or of two classes, are not."""
+    boxes = [["cat", x, y, x + 17, y + 18] for x, y in ((3, 3), (23, 4), (41, 3), (5, 21))]
+    scene.splits["train"][0].boxes = boxes
+    scene.splits["train"][1].boxes = [*boxes[:3], ["dog", *boxes[3][1:]]]
+    scene.splits["train"][2].boxes = [["cat", 4 * x, 3, 4 * x + 9, 13] for x in range(1, 9, 3)] * 1
+    told = [one for one in look(scene.write(form, tmp_path)).findings if one.kind == "pasted-box"]
+    assert [one.image.name for one in told] == ["train0.png"] and "4 cat of exactly 17 x 18" in told[0].reason

@@ -192,3 +192,29 @@ def test_nothing_left_is_told(scene, tmp_path):
     with pytest.raises(UserError, match="nothing of it can be used"):
         mend(data, tmp_path / "copy", look(data))
     assert not (tmp_path / "copy").exists()
+
+
+@pytest.mark.parametrize(
+    ("true", "boxes", "kept"),
+    [
+        # declared 60 x 40 (width x height) in every case
+        ((40, 60), [[5, 45, 20, 58], [3, 3, 30, 30]], True),  # swapped: below the declared edge
+        ((120, 80), [[70, 50, 110, 75], [5, 5, 20, 20]], True),  # larger, drawn on the true image
+        ((120, 80), [[5, 5, 50, 35]], [[10.0, 10.0, 100.0, 70.0]]),  # drawn on the declared one, then enlarged
+        ((120, 100), [[70, 50, 110, 95]], True),  # of another shape, drawn on the true image
+        ((120, 100), [[5, 5, 50, 35]], None),  # nobody knows
+        ((30, 20), [[5, 5, 50, 35], [0, 0, 200, 200]], None),  # on neither
+    ],
+)
+def test_boxes_beyond_a_wrong_declared_size(scene, tmp_path, true, boxes, kept):
+    """No box is cut at a size that is not the image's, and none is thrown away for it."""
+    scene.splits["train"][0].boxes = [["cat", *box] for box in boxes]
+    data = scene.write("coco", tmp_path / "set")
+    with Image.open(data / "train/train0.png") as picture:
+        picture.resize(true).save(data / "train/train0.png")
+    found = contents(mended(data, tmp_path / "copy"), "train")
+    if kept is None:
+        assert "train0.png" not in found
+    else:
+        wanted = boxes if kept is True else kept
+        assert found["train0.png"] == sorted(("cat", *map(float, box)) for box in wanted)
