@@ -20,7 +20,8 @@ from retinanet.images.preprocess import Preprocess
 from retinanet.model.presets import Architecture, preset
 from retinanet.types import UserError
 from retinanet.weights.changes import changed
-from retinanet.weights.pretrained import load_pretrained, model_folder
+from retinanet.weights.checkpoint import load_detector
+from retinanet.weights.pretrained import model_folder
 
 RESULTS = ("report.html", "check.json")
 
@@ -146,10 +147,11 @@ def _planned(
     """The anchors and the resize of the training to come."""
     given = {key: value for key, value in sides.items() if value is not None}
     architecture: Architecture
-    if model_folder(model) is None:
+    home = model_folder(model)
+    if home is None:
         architecture, preprocess = preset(model), Preprocess()
     else:
-        detector = load_pretrained(model)
+        detector = load_detector(home)
         architecture, preprocess = detector.architecture, detector.preprocess
     return changed(architecture, changes, "architecture").anchors, changed(preprocess, given, "image")
 

@@ -125,11 +125,12 @@ def diagnose(
         raise UserError(f"expected batch_size >= 1 and workers >= 0, got {batch_size} and {workers}")
     folder = Path(output)
     check_output(folder, RESULTS, overwrite=overwrite)
-    detector = load_pretrained(model)
+    home = model_folder(model)
+    detector = load_pretrained(home or model)
     dataset = load_dataset(data, split, class_names=detector.class_names, strict=strict)
     where = choose_device(device)
     detector.net.to(where)
-    loss = _loss(model_folder(model), alpha, gamma)
+    loss = _loss(home, alpha, gamma)
     watched = _Watched(detector, len(dataset), loss)
     with watched.progress:
         found = one_pass(
@@ -148,7 +149,7 @@ def diagnose(
         lattice=detector.architecture.anchors,
         preprocess=detector.preprocess,
     )
-    stored = store_thresholds(model_folder(model) or model, errors.curves) if write_thresholds else None
+    stored = store_thresholds(home or model, errors.curves) if write_thresholds else None
     result = Diagnosis(watched.focal.result(), errors, watched.shares.result(), anchors, stored, folder)
     pictures = _pictures(detector, dataset, watched.worst())
     sections = [

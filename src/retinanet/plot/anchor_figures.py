@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 from numpy.typing import NDArray
 
-from retinanet.plot.figures import FAINT, INK, _style
+from retinanet.plot.figures import FAINT, INK, style_axes
 
 BLUE, VERMILION, ORANGE = "#0072b2", "#d55e00", "#e69f00"
 DRAWN = 4000  # boxes in a scatter; more hide each other
@@ -102,8 +102,8 @@ def positives_by_size(sides: Numbers, positives: Numbers, forced: Numbers) -> Fi
     """
     figure = Figure(figsize=(7.0, 5.6), layout="constrained")
     counts, shares = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-    _style(counts, "Positive anchors of a box", "", "positive anchors\n(5, 25, 50, 75, 95 %)")
-    _style(shares, "", "square root of the area after the resize / pixels", "share of boxes")
+    style_axes(counts, "Positive anchors of a box", "", "positive anchors\n(5, 25, 50, 75, 95 %)")
+    style_axes(shares, "", "square root of the area after the resize / pixels", "share of boxes")
     shares.set_ylim(0, 1)
     shares.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     if not len(sides):
@@ -154,5 +154,5 @@ def _shares(values: Numbers, edges: Numbers) -> Numbers:
 def _axes(title: str, x: str, y: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(7.0, 4.2), layout="constrained")
     axes = figure.subplots()
-    _style(axes, title, x, y)
+    style_axes(axes, title, x, y)
     return figure, axes

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
-from retinanet.plot.figures import FAINT, INK
+from retinanet.plot.figures import FAINT, INK, style_axes
 
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#6b7280"
 # (colour, line style, marker) of the classes of a figure; more classes than these are drawn as thin grey lines.
@@ -85,7 +85,7 @@ def error_bars(gains: Mapping[str, float], special: Mapping[str, float], counts:
         text = "not measured" if np.isnan(value) else f"{value:+.3f}"
         _note(left, text, (max(np.nan_to_num(value), 0), place))
     left.set_yticks(places, names)
-    _look(left, "What mending each type of error would add", "gain in AP50", "", grid="x")
+    style_axes(left, "What mending each type of error would add", "gain in AP50", "", grid="x")
     numbers = [counts[name] for name in gains]
     right.barh(places[: len(gains)], numbers, color="#b9bfc7", edgecolor=INK, height=0.68)
     for place, number in zip(places, numbers, strict=False):
@@ -93,7 +93,7 @@ def error_bars(gains: Mapping[str, float], special: Mapping[str, float], counts:
     right.set_yticks(places[: len(gains)], list(gains))
     right.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
     right.xaxis.set_major_formatter("{x:,.0f}")
-    _look(right, "How many there are", "errors", "", grid="x")
+    style_axes(right, "How many there are", "errors", "", grid="x")
     for axes in (left, right):
         low, high = axes.get_xlim()
         axes.set_xlim(min(low, 0), high + 0.16 * (high - min(low, 0)))
@@ -128,7 +128,9 @@ def confusion_map(matrix: ArrayLike, names: Sequence[str]) -> Figure:
     small, slanted = 9 if len(labels) <= 30 else 6, len(labels) > 4
     axes.set_xticks(range(len(labels)), labels, rotation=45 if slanted else 0, ha="right" if slanted else "center")
     axes.set_yticks(range(len(labels)), labels)
-    _look(axes, "Confusions", "class given (background: overlooked)", "class of the object (background: none)", grid="")
+    style_axes(
+        axes, "Confusions", "class given (background: overlooked)", "class of the object (background: none)", grid=""
+    )
     axes.tick_params(labelsize=small)
     axes.spines[:].set_visible(True)
     figure.colorbar(image, ax=axes, shrink=0.8, label="share of the row")
@@ -142,7 +144,7 @@ def precision_recall(curves: Sequence[Curve]) -> Figure:
     """
     figure = Figure(figsize=(8.4, 5.8), layout="constrained")
     axes = figure.subplots()
-    _look(axes, "Precision and recall at IoU 0.5", "recall", "precision")
+    style_axes(axes, "Precision and recall at IoU 0.5", "recall", "precision")
     recall = np.linspace(0.005, 1, 400)
     for f1 in (0.2, 0.4, 0.6, 0.8):
         with np.errstate(divide="ignore"):
@@ -208,13 +210,13 @@ def reliability_diagram(
         score[there], share[there], "o", color=INK, markersize=4.5, zorder=4, label="mean score and share of a bin"
     )
     found = "no detections" if np.isnan(error) else f"expected calibration error {error:.3f}"
-    _look(above, f"{_short(name) or 'Reliability'}: {found}", "", "share that is right")
+    style_axes(above, f"{_short(name) or 'Reliability'}: {found}", "", "share that is right")
     above.set_ylim(0, 1)
     above.legend(frameon=False, fontsize=9, loc="upper left", handlelength=2.2)
     below.bar(middle[there], numbers[there], width[there], color="#b9bfc7", edgecolor=INK, linewidth=0.8)
     below.set_yscale("symlog", linthresh=1)
     below.set_ylim(bottom=0)
-    _look(below, "", "score", "detections")
+    style_axes(below, "", "score", "detections")
     below.set_xlim(0, 1)
     return figure
 
@@ -249,7 +251,7 @@ def group_bars(panels: Mapping[str, Sequence[Bar]]) -> Figure:
         axes.set_xticks(places, [f"{_short(bar.name)}\n{bar.objects:,} obj." for bar in bars])
         axes.set_xlim(-0.6, max(len(bars), 3) - 0.4)
         axes.set_ylim(0, 1.05)
-        _look(axes, title, "", "average precision")
+        style_axes(axes, title, "", "average precision")
         axes.tick_params(axis="x", labelsize=8 if len(bars) < 7 else 7)
     if shown:
         figure.legend(
@@ -275,15 +277,3 @@ def _short(name: str, most: int = 24) -> str:
 def _note(axes: Axes, text: str, point: tuple[float, float], **look: Any) -> None:
     """Text to the right of a point."""
     axes.annotate(text, point, xytext=(4, 0), textcoords="offset points", va="center", **look)
-
-
-def _look(axes: Axes, title: str, x: str, y: str, grid: str = "y") -> None:
-    axes.set_title(title, loc="left", fontsize=11, color=INK, weight="bold")
-    axes.set_xlabel(x, color=INK)
-    axes.set_ylabel(y, color=INK)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(INK)
-    axes.tick_params(colors=INK, labelsize=9)
-    if grid:
-        axes.grid(axis="x" if grid == "x" else "y", color=FAINT, linewidth=0.7)
-    axes.set_axisbelow(True)

@@ -93,7 +93,7 @@ def _number(value: Any) -> float:
 def _losses(axes: Axes, rows: Sequence[Row]) -> None:
     """Each loss as measured (faint) and smoothed; the validation loss as dots."""
     steps = column(rows, "step")
-    _style(axes, "Loss", "step", "loss per positive anchor")
+    style_axes(axes, "Loss", "step", "loss per positive anchor")
     shown: list[Series] = []
     for name, label, colour, line in LOSSES:
         values = column(rows, name)
@@ -117,7 +117,7 @@ def _losses(axes: Axes, rows: Sequence[Row]) -> None:
 
 def _metrics(axes: Axes, rows: Sequence[Row]) -> None:
     """AP, AP50 and AP75 over epochs, the best AP marked."""
-    _style(axes, "Average precision on the validation images", "epoch", "AP")
+    style_axes(axes, "Average precision on the validation images", "epoch", "AP")
     epochs = column(rows, "epoch")
     shown = []
     for name, label, colour, line in METRICS:
@@ -148,7 +148,7 @@ def _metrics(axes: Axes, rows: Sequence[Row]) -> None:
 
 
 def _learning_rate(axes: Axes, rows: Sequence[Row]) -> None:
-    _style(axes, "Learning rate", "step", "learning rate")
+    style_axes(axes, "Learning rate", "step", "learning rate")
     steps, values = column(rows, "step"), column(rows, "lr")
     there = np.isfinite(steps) & np.isfinite(values)
     if there.any():
@@ -162,14 +162,16 @@ def _absent(rows: Sequence[Row], name: str) -> NDArray[np.bool_]:
     return np.array([row.get(name) is None or row.get(name) == "" for row in rows], dtype=bool)
 
 
-def _style(axes: Axes, title: str, x: str, y: str) -> None:
+def style_axes(axes: Axes, title: str, x: str, y: str, grid: str = "y") -> None:
+    """The look of all axes: a title, labels, and grid lines from the axis named ``grid``, "x", "y" or "" for none."""
     axes.set_title(title, loc="left", fontsize=11, color=INK, weight="bold")
     axes.set_xlabel(x, color=INK)
     axes.set_ylabel(y, color=INK)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(INK)
     axes.tick_params(colors=INK, labelsize=9)
-    axes.grid(axis="y", color=FAINT, linewidth=0.7)
+    if grid:
+        axes.grid(axis="x" if grid == "x" else "y", color=FAINT, linewidth=0.7)
     axes.set_axisbelow(True)
 
 

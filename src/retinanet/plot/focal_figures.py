@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import ArrayLike
 
-from retinanet.plot.figures import FAINT, INK
+from retinanet.plot.figures import INK, style_axes
 
 # (colour, line style), told apart in grey by the style; the largest gamma comes first and is a full line.
 LINES: tuple[tuple[str, Any], ...] = (
@@ -46,7 +46,7 @@ def cumulative_loss(
         figure.subplots(1, 2, sharey=True), ("Foreground", "Background"), (foreground, background), strict=True
     ):
         word = title.lower()
-        _style(axes, title, f"fraction of {word} windows, easiest first", "cumulative normalised loss")
+        style_axes(axes, title, f"fraction of {word} windows, easiest first", "cumulative normalised loss")
         shown = _curves(axes, np.asarray(shares), curves)
         axes.set(xlim=(0, 1), ylim=(0, 1.02))
         _legend(axes, shown, f"no {word} windows")
@@ -63,7 +63,7 @@ def hardest_windows(shares: ArrayLike, background: Mapping[float, ArrayLike], co
     """
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
-    _style(axes, "The hardest negatives", "fraction of background windows, hardest first", "share of the loss")
+    style_axes(axes, "The hardest negatives", "fraction of background windows, hardest first", "share of the loss")
     hardest = 1 - np.asarray(shares)[::-1]
     within = (hardest > 0) & (hardest * count > 0.999)
     curves = {gamma: (1 - np.asarray(curve)[::-1])[within] for gamma, curve in background.items()}
@@ -89,7 +89,7 @@ def probability_histograms(
     """
     figure = Figure(figsize=(7.6, 4.2), layout="constrained")
     axes = figure.subplots()
-    _style(axes, "Probabilities of the windows", "probability (logit scale)", "windows in a bin")
+    style_axes(axes, "Probabilities of the windows", "probability (logit scale)", "windows in a bin")
     edges = np.asarray(logit_edges, dtype=np.float64)
     signs = (("negatives", negative, NEGATIVE, "", "-"), ("positives", positive, POSITIVE, "////", "--"))
     handles = []
@@ -121,7 +121,7 @@ def loss_by_level(names: Sequence[str], positive: ArrayLike, negative: ArrayLike
     """
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")
     axes = figure.subplots()
-    _style(axes, "Classification loss by level", "level of the pyramid", "share of the loss (%)")
+    style_axes(axes, "Classification loss by level", "level of the pyramid", "share of the loss (%)")
     places = np.arange(len(names))
     for label, values, colour, hatch, shift in _signs(positive, negative):
         bars = axes.bar(places + shift * 0.2, values, 0.4, color=colour, edgecolor=INK, hatch=hatch, label=label)
@@ -146,7 +146,7 @@ def loss_by_class(names: Sequence[str], positive: ArrayLike, negative: ArrayLike
     axes = figure.subplots()
     rest = len(names) - len(most)
     title = "Classification loss by class" + (f" (the {len(most)} with the most of {len(names)})" if rest else "")
-    _style(axes, title, "share of the loss (%)", "", grid="x")
+    style_axes(axes, title, "share of the loss (%)", "", grid="x")
     places = np.arange(len(most))
     for label, values, colour, hatch, shift in _signs(np.asarray(positive)[most], np.asarray(negative)[most]):
         bars = axes.barh(places + shift * 0.2, values, 0.4, color=colour, edgecolor=INK, hatch=hatch, label=label)
@@ -204,14 +204,3 @@ def _percent(value: float) -> str:
 
 def _short(name: str) -> str:
     return name if len(name) <= MOST_LETTERS else name[: MOST_LETTERS - 1] + "…"
-
-
-def _style(axes: Axes, title: str, x: str, y: str, grid: str = "y") -> None:
-    axes.set_title(title, loc="left", fontsize=11, color=INK, weight="bold")
-    axes.set_xlabel(x, color=INK)
-    axes.set_ylabel(y, color=INK)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(INK)
-    axes.tick_params(colors=INK, labelsize=9)
-    axes.grid(axis="x" if grid == "x" else "y", color=FAINT, linewidth=0.7)
-    axes.set_axisbelow(True)

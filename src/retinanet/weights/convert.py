@@ -122,8 +122,8 @@ def converted(
         preprocess=changed(settings.preprocess, changes.get("preprocess", {}), "preprocess"),
         postprocess=changed(settings.postprocess, changes.get("postprocess", {}), "postprocess"),
     )
-    # Compared as torchvision runs it: what the user changed has no counterpart there.
-    parity = compare(theirs, file, settings.slots) if origin.name == "torchvision" else None
+    # Compared as the source runs it: what the user changed has no counterpart there.
+    parity = compare(theirs, file, settings.slots) if origin.measured else None
     return Conversion(ours, origin.name, file, used, left_out, filled, settings, parity)
 
 

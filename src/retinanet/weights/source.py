@@ -90,6 +90,7 @@ class Source:
         left_out: patterns of keys that have none, each with the reason; any other such key is an error.
         settings: what a file implies; it gets the file, the tensors under our names and the names of the classes that
             the user gave, and refuses with :class:`~retinanet.types.UserError` what cannot be converted.
+        measured: whether its own code is at hand, so that every conversion is compared with it (torchvision alone).
     """
 
     name: str
@@ -97,6 +98,7 @@ class Source:
     rename: Callable[[str], str | None]
     left_out: Mapping[str, str]
     settings: Callable[[WeightsFile, Tensors, tuple[str, ...]], Settings]
+    measured: bool = False
 
 
 def by_prefix(key: str, names: Mapping[str, str]) -> str | None:

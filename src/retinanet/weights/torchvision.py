@@ -136,6 +136,7 @@ SOURCE = Source(
     rename=rename,
     left_out={},
     settings=settings,
+    measured=True,
 )
 
 
