@@ -8,7 +8,7 @@ import pytest
 HOUSE = Path(__file__).parents[1] / "src" / "retinanet"
 FLOORS = {
     **{"types": 1, "boxes": 2, "losses": 3, "images": 3, "data": 4, "plot": 4, "model": 4, "weights": 5},
-    **{"evaluate": 6, "predict": 6, "export": 7, "diagnose": 7, "train": 8, "serve": 8, "cli": 9},
+    **{"predict": 6, "evaluate": 7, "export": 8, "diagnose": 8, "train": 9, "serve": 9, "cli": 10},
 }
 HOMES = {  # heavy library -> the only files or rooms that import it
     "matplotlib": ("plot/",),
@@ -21,6 +21,9 @@ HOMES = {  # heavy library -> the only files or rooms that import it
     "yaml": ("cli/", "data/", "train/", "diagnose/run.py"),
     "torchvision": ("boxes/", "data/", "weights/"),
     "huggingface_hub": ("weights/hub.py",),
+    "rasterio": ("images/windows.py",),
+    **dict.fromkeys(("onnxruntime", "openvino"), ("predict/", "export/")),
+    **dict.fromkeys(("onnx", "onnxscript", "nncf"), ("export/",)),
 }
 UPWARD = {("model/retinanet.py", "retinanet.weights.pretrained.load_pretrained")}  # RetinaNet.from_pretrained(name)
 NAMELESS = {"utils", "util", "misc", "common", "helpers", "helper"}

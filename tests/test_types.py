@@ -96,3 +96,27 @@ def test_raw_output_knows_its_grids_and_classes():
 
 def test_user_errors_are_value_errors():
     assert issubclass(UserError, ValueError) and issubclass(Interrupted, UserError)
+
+
+def test_arrays_give_the_numbers_of_tensors(monkeypatch):
+    """An exported model finds numpy arrays."""
+
+    class Stand:
+        class Detections:
+            def __init__(self, **fields):
+                self.fields = fields
+
+    monkeypatch.setitem(sys.modules, "supervision", Stand)
+    for found in (FOUND, NOTHING):
+        arrays = Detections(found.boxes.numpy(), found.scores.numpy(), found.labels.numpy(), found.class_names)
+        assert len(arrays) == len(found) and arrays.names == found.names
+        assert arrays.to_dicts() == found.to_dicts()
+        assert arrays.to_coco(7) == found.to_coco(7)
+        for score in (0.0, 0.25, 0.3, 0.5, 0.9):
+            assert arrays.above(score).to_dicts() == found.above(score).to_dicts()
+        fields, wanted = arrays.to_supervision().fields, found.to_supervision().fields
+        assert all((fields[key] == wanted[key]).all() for key in ("xyxy", "confidence", "class_id"))
+    tenth = torch.tensor([0.1])
+    at = Detections(torch.zeros(1, 4), tenth, torch.zeros(1, dtype=torch.int64), ("ant",))
+    arrays = Detections(at.boxes.numpy(), at.scores.numpy(), at.labels.numpy(), at.class_names)
+    assert len(at.above(0.1)) == len(arrays.above(0.1)) == 1  # 0.1 as float32 is the limit, not as float64

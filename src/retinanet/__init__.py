@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from retinanet.diagnose.run import diagnose
     from retinanet.diagnose.why import why
     from retinanet.evaluate.run import evaluate
+    from retinanet.export.benchmark import benchmark
+    from retinanet.export.run import export
     from retinanet.model.postprocess import Postprocess
     from retinanet.model.retinanet import RetinaNet
     from retinanet.predict.predictor import Predictor
@@ -35,10 +37,12 @@ __all__ = [
     "RetinaNet",
     "RunConfig",
     "UserError",
+    "benchmark",
     "check",
     "convert",
     "diagnose",
     "evaluate",
+    "export",
     "load_dataset",
     "predict",
     "train",
@@ -56,10 +60,12 @@ _HOME = {
     "RetinaNet": "model.retinanet",
     "RunConfig": "train.config",
     "UserError": "types",
+    "benchmark": "export.benchmark",
     "check": "diagnose.check",
     "convert": "weights.convert",
     "diagnose": "diagnose.run",
     "evaluate": "evaluate.run",
+    "export": "export.run",
     "load_dataset": "data.dataset",
     "predict": "predict.run",
     "train": "train.run",
@@ -77,7 +83,7 @@ def __getattr__(name: str) -> Any:
 
 
 class _Package(ModuleType):
-    """This package: its functions train, evaluate and predict are named like rooms of it.
+    """This package: its functions train, evaluate, predict and export are named like rooms of it.
 
     Whoever imports a module of such a room makes Python set the room as attribute here. It must not hide the function.
     """

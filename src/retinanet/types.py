@@ -23,12 +23,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # who predicts with an exported model need not have torch
+    import torch
+    from torch import Tensor
 
-if TYPE_CHECKING:
     from retinanet.boxes.coding import BoxCoder
     from retinanet.boxes.lattice import AnchorLattice
+
+DEFAULT_THRESHOLD = 0.3  # where neither the user nor the model says from which score on a detection is shown
 
 
 class UserError(ValueError):
@@ -68,6 +70,8 @@ class Target:
     @staticmethod
     def empty() -> Target:
         """An image without objects: a shape of its own, not a special case."""
+        import torch
+
         return Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.bool))
 
 
@@ -147,6 +151,9 @@ class RawOutput:
 class Detections:
     """The objects found in one image, best score first.
 
+    Boxes, scores and labels are tensors on the CPU where a model folder found them, and numpy arrays where an exported
+    model did; everything here works on both, and both give the same numbers.
+
     Attributes:
         boxes: (D, 4) float32 xyxy.
         scores: (D,) float32 in [0, 1].
@@ -154,9 +161,9 @@ class Detections:
         class_names: K names.
     """
 
-    boxes: Tensor
-    scores: Tensor
-    labels: Tensor
+    boxes: Any
+    scores: Any
+    labels: Any
     class_names: tuple[str, ...]
 
     def __len__(self) -> int:
@@ -180,8 +187,7 @@ class Detections:
     def to_coco(self, image_id: int | str, category_ids: tuple[int, ...] | None = None) -> list[dict[str, Any]]:
         """COCO results: ``bbox`` is xywh; category ids default to label + 1."""
         ids = category_ids or tuple(range(1, len(self.class_names) + 1))
-        corners = self.boxes.double()
-        xywh = torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], dim=1).tolist()
+        xywh = [[x1, y1, x2 - x1, y2 - y1] for x1, y1, x2, y2 in self.boxes.tolist()]  # in float64: no digit is lost
         rows = zip(xywh, self.scores.tolist(), self.labels.tolist(), strict=True)
         return [
             {"image_id": image_id, "category_id": ids[label], "bbox": box, "score": score} for box, score, label in rows
@@ -196,8 +202,8 @@ class Detections:
         import numpy as np
 
         return supervision.Detections(
-            xyxy=self.boxes.numpy(),
-            confidence=self.scores.numpy(),
-            class_id=self.labels.numpy(),
+            xyxy=np.asarray(self.boxes),
+            confidence=np.asarray(self.scores),
+            class_id=np.asarray(self.labels),
             data={"class_name": np.array(self.names, dtype=str)},
         )

@@ -238,3 +238,19 @@ def test_a_contact_sheet_tiles_and_shrinks_but_never_enlarges():
     assert sheet.getpixel((0, 90)) == (255, 0, 0)
     assert contact_sheet([red, red], 2, width=110, gap=10).size == (110, 25)
     assert contact_sheet([red], 4).size == (100, 50)
+
+
+def test_arrays_are_drawn_as_tensors_are(image):
+    """What an exported model finds."""
+    array = image.permute(1, 2, 0).numpy()
+    parts = (FOUND.boxes.numpy(), FOUND.scores.numpy(), FOUND.labels.numpy())
+    found, annotated = Detections(*parts, NAMES), target([[40, 60, 120, 150], 1], [[9, 9, 90, 90], 0, "ignored"])
+    for draw in (draw_detections, lambda *what: draw_comparison(*what, annotated, score=0.0)):
+        wanted = draw(image, FOUND)
+        for pixels in (image, array, array[::-1][::-1], to_picture(image)):
+            assert draw(pixels, found).tobytes() == wanted.tobytes()
+    labels = {"labels": FOUND.labels.numpy(), "scores": FOUND.scores.numpy(), "class_names": NAMES}
+    assert draw_boxes(array, parts[0], **labels).tobytes() == draw_detections(image, FOUND, score=0).tobytes()
+    for wrong in (array.astype(np.float32), array[..., 0], np.asarray(image)):
+        with pytest.raises(UserError, match=r"an image to draw on is .*\(H, W, 3\) uint8 RGB array, got"):
+            to_picture(wrong)

@@ -5,23 +5,17 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from retinanet.data.dataset import load_dataset
+from retinanet.plot.marks import class_colour
 from retinanet.predict import run as predict_run
+from retinanet.predict.documents import CSV_COLUMNS, Prediction, coco_document, csv_document
 from retinanet.predict.predictor import Predictor
-from retinanet.predict.run import (
-    CSV_COLUMNS,
-    Prediction,
-    above,
-    coco_document,
-    csv_document,
-    find_images,
-    picture_names,
-    predict,
-)
+from retinanet.predict.run import above, find_images, picture_names, predict
 from retinanet.types import Detections, UserError
 from retinanet.weights.checkpoint import save_thresholds
 
@@ -304,3 +298,65 @@ def test_pictures_of_others_are_kept_unless_asked_for(tmp_path):
     with pytest.raises(UserError, match="--overwrite"):
         predict("no model is needed", [str(tmp_path / "1.png")], output=str(tmp_path / "out"))
     assert other.read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"workers": 0}, "--workers is at least 1, got 0"),
+        ({"tile_scale": 2.0}, "--tile_scale is for images that are cut into windows; give --tile too"),
+        ({"tile": 8}, "tile"),
+        ({"mode": "throughput"}, "mode throughput is for exported models"),
+    ],
+)
+def test_options_that_make_no_sense(trained, data, tmp_path, options, words):
+    with pytest.raises(UserError, match=words):
+        predict(str(trained), [str(data / "test")], output=str(tmp_path / "out"), device="cpu", **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_workers_change_nothing(trained, data, predicted, tmp_path):
+    found, folder = predicted
+    options = {"output": str(tmp_path / "out"), "score": 0.001, "batch_size": 2, "device": "cpu", "workers": 5}
+    again = predict(str(trained), [str(data / "test")], **options)
+    assert [one.path for one in again] == [one.path for one in found]
+    assert (tmp_path / "out" / "detections.csv").read_bytes() == (folder / "detections.csv").read_bytes()
+    for path in (folder / "pictures").iterdir():
+        assert path.read_bytes() == (tmp_path / "out" / "pictures" / path.name).read_bytes()
+
+
+def test_one_tile_is_the_whole_image(trained, data, predicted, tmp_path):
+    found, folder = predicted
+    options = {"output": str(tmp_path / "out"), "score": 0.001, "batch_size": 2, "device": "cpu", "tile": 80}
+    tiled = predict(str(trained), [str(data / "test")], **options, overlap=10)
+    for one, other in zip(tiled, found, strict=True):
+        assert one.size == other.size and one.detections.names == other.detections.names
+        torch.testing.assert_close(one.detections.boxes, other.detections.boxes, rtol=0, atol=1e-3)
+    for path in (folder / "pictures").iterdir():
+        assert Image.open(path).size == Image.open(tmp_path / "out" / "pictures" / path.name).size
+
+
+def test_pictures_of_large_images_are_small(trained, data, tmp_path, monkeypatch):
+    """What was found lies where it lies in the image, made smaller."""
+    large = Image.open(data / "test" / "test_0.png").convert("RGB").resize((160, 128))
+    large.save(tmp_path / "large.png")
+    monkeypatch.setattr(predict_run, "OVERVIEW", 40)
+    monkeypatch.setattr(predict_run, "LEGIBLE", 1)
+    options = {"output": str(tmp_path / "out"), "device": "cpu", "tile": 96, "overlap": 32, "tile_scale": 1.0}
+    (found,) = predict(str(trained), [str(tmp_path / "large.png")], **options, score=0.0)
+    assert len(found.detections) > 0 and found.size == (128, 160)
+    assert float(torch.as_tensor(found.detections.boxes)[:, 2].max()) > 40
+    picture = Image.open(tmp_path / "out" / "pictures" / "large.png")
+    assert picture.size == (40, 32)
+    colours = {tuple(pixel) for row in np.asarray(picture) for pixel in row}
+    assert colours & {class_colour(label) for label in found.detections.labels.tolist()}
+
+
+def test_a_full_disk_leaves_nothing_behind(trained, data, tmp_path, monkeypatch):
+    def full(self, *_args, **_options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(UserError, match=r"cannot be written \(.*No space left on device\)"):
+        predict(str(trained), [str(data / "test")], output=str(tmp_path / "out"), device="cpu", score=0.0)
+    assert not list(tmp_path.iterdir())

@@ -14,7 +14,7 @@ from retinanet.model.postprocess import Postprocess
 from retinanet.model.presets import Architecture
 from retinanet.train.config import ImageConfig, OptimConfig, RunConfig, plain
 from retinanet.train.resume import STATE
-from retinanet.train.start import check_output, fine_tuned, origin_of, starts_anew
+from retinanet.train.start import build_detector, check_output, fine_tuned, magnification, origin_of, starts_anew
 from retinanet.types import UserError
 from retinanet.weights.checkpoint import Detector, load_detector, save_detector
 
@@ -229,3 +229,23 @@ def test_a_model_is_a_preset_or_a_folder(trained, tmp_path):
         origin_of("resnet5")
     with pytest.raises(UserError, match=r"no model in .*: expected a folder with config\.json"):
         origin_of(str(tmp_path))
+
+
+def test_the_scale_is_the_median_over_the_training_images(data):
+    dataset, rule = load_dataset(data, "train"), Preprocess(short=384, long=512)
+    first = dataset.samples[0]
+    sizes = [(480, 640), (1000, 4000), (480, 640), (100, 100), (480, 640)]  # 0.8, 0.128, 0.8, 3.84, 0.8
+    dataset.samples = [replace(first, size=size) for size in sizes]
+    assert magnification(dataset, rule) == pytest.approx(0.8)
+    dataset.samples = dataset.samples[1:2]
+    assert magnification(dataset, rule) == pytest.approx(0.128)
+
+
+def test_a_model_remembers_the_scale_of_the_images_that_it_learned_from(go_on, trained, data):
+    """The images have 64 x 80 pixels."""
+    saved = load_detector(trained)
+    assert saved.scale == pytest.approx(saved.preprocess.size(64, 80)[0] / 64, rel=0.02)
+    assert go_on()[0].scale == saved.scale
+    assert go_on(image=ImageConfig(short=32, long=40))[0].scale == 0.5
+    made_of = ("none", load_dataset(data, "train"), {}, ImageConfig(short=128, long=160), Postprocess())
+    assert build_detector("resnet18", *made_of).scale == 2.0

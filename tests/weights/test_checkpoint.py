@@ -1,4 +1,5 @@
 import json
+import math
 from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 
@@ -361,3 +362,17 @@ def test_other_configurations(folder, changes, match):
 def test_another_number_of_classes(folder):
     change_config(folder, class_names=["one", "two"], thresholds=None)
     refused(folder, r"2 tensors are wrong: heads\.cls\.output\.bias: shape \(6,\), expected \(4,\)")
+
+
+def test_scale_is_optional(detector, folder, tmp_path):
+    assert "scale" not in read_config(folder) and load_detector(folder).scale is None
+    save_detector(tmp_path / "scaled", replace(detector, scale=0.8))
+    assert read_config(tmp_path / "scaled")["scale"] == 0.8 and load_detector(tmp_path / "scaled").scale == 0.8
+    save_thresholds(tmp_path / "scaled", {})
+    assert load_detector(tmp_path / "scaled").scale == 0.8
+
+
+@pytest.mark.parametrize("value", [0, -1, True, "0.8", [0.8], math.inf, math.nan])
+def test_scales_that_are_none(folder, value):
+    change_config(folder, scale=value)
+    refused(folder, r"config\.json: scale is .*expected a number above 0")

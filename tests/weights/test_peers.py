@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from retinanet.predict.predictor import Predictor
+from retinanet.predict.torch_backend import TorchBackend
 from retinanet.weights.convert import converted
 from retinanet.weights.files import WeightsFile
 
@@ -193,7 +194,7 @@ def test_detections_of_a_photo(peers, name, limit):
     """
     peer, size = peers(name), (97, 130)
     rule = replace(peer.detector.preprocess, short=128, long=213)
-    predictor = Predictor(replace(peer.detector, preprocess=rule), device="cpu")
+    predictor = Predictor(TorchBackend(replace(peer.detector, preprocess=rule), device="cpu"))
     found = predictor(made.photo()).above(float(peer.numbers["photo_floor"]))
     theirs = [peer.numbers[f"photo_{key}"] for key in ("boxes", "scores", "labels")]
     theirs[0] = theirs[0] + peer.edge * size[0] / 128

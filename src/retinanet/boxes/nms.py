@@ -42,3 +42,35 @@ def _greedy(boxes: Tensor, threshold: float) -> Tensor:
     # Ranks instead of scores leave no ties, so a device's sort has nothing to decide.
     ranks = torch.arange(len(boxes), 0, -1, dtype=torch.float32, device=boxes.device)
     return torchvision.ops.nms(boxes, ranks, threshold)
+
+
+@torch.library.custom_op("retinanet::nms_keep", mutates_args=())
+def nms_keep(
+    boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float, class_agnostic: bool, num_classes: int, most: int
+) -> Tensor:
+    """:func:`nms` for exported graphs, where nothing may have a size that depends on the data.
+
+    Args:
+        boxes: (N, n, 4) xyxy.
+        scores: (N, n); a candidate has a score above 0.
+        labels: (N, n) int64 in [0, K).
+        threshold: as in :func:`nms`.
+        class_agnostic: as in :func:`nms`.
+        num_classes: K.
+        most: how many are kept of a class at most.
+
+    Returns:
+        (N, n) bool, whether a candidate is kept.
+    """
+    keep = torch.zeros_like(scores, dtype=torch.bool)
+    for row, box, score, label in zip(keep, boxes, scores, labels, strict=True):
+        there = (score > 0).nonzero()[:, 0]
+        row[there[nms(box[there], score[there], label[there], threshold, class_agnostic)]] = True
+    return keep
+
+
+@nms_keep.register_fake
+def _(
+    boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float, class_agnostic: bool, num_classes: int, most: int
+) -> Tensor:
+    return torch.empty_like(scores, dtype=torch.bool)

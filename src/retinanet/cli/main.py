@@ -16,6 +16,8 @@ COMMANDS = {
     "evaluate": "measure average precision on annotated images",
     "predict": "find objects in images",
     "diagnose": "after training: where does the loss go, what goes wrong, what would mending it be worth?",
+    "export": "write a model for ONNX Runtime, OpenVINO or torch.export, with proof that it finds the same",
+    "benchmark": "measure every way to run a model on this machine: AP, latency, images/s, memory, size",
     "convert": "make a model of somebody's RetinaNet weights, or write one for torchvision",
     "why": "say what happened to every annotated box of an image",
 }

@@ -19,8 +19,8 @@ from retinanet.diagnose.overlaps import (
     average_precision,
     plain,
 )
-from retinanet.types import Detections, Sample, UserError
-from retinanet.weights.checkpoint import DEFAULT_THRESHOLD, save_thresholds
+from retinanet.types import DEFAULT_THRESHOLD, Detections, Sample, UserError
+from retinanet.weights.checkpoint import save_thresholds
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from retinanet.model.device import choose_device
 from retinanet.plot.draw import draw_comparison, to_picture
 from retinanet.plot.html import Section, Table
 from retinanet.plot.why_figures import TracedBox, close_ups, draw_trace
-from retinanet.types import Batch, Detections, Sample, UserError
-from retinanet.weights.checkpoint import DEFAULT_THRESHOLD, Detector
+from retinanet.types import DEFAULT_THRESHOLD, Batch, Detections, Sample, UserError
+from retinanet.weights.checkpoint import Detector
 from retinanet.weights.pretrained import load_pretrained
 
 RESULTS = ("report.html", "why.json", "why.png")

@@ -17,8 +17,10 @@ from retinanet.evaluate.coco import coco_metrics
 from retinanet.evaluate.report import EvaluationResult, save_coco_results
 from retinanet.losses.detection import Assignment, DetectionLoss
 from retinanet.model.device import choose_device
+from retinanet.predict.predictor import Predictor
 from retinanet.types import Batch, Detections, RawOutput, UserError
 from retinanet.weights.checkpoint import Detector
+from retinanet.weights.exported import exported_file
 from retinanet.weights.pretrained import load_pretrained
 
 RESULTS = ("evaluation.json", "predictions.json")
@@ -31,12 +33,12 @@ class Pass:
     Attributes:
         detections: one entry per sample, in the order of the data set.
         loss: divided as the criterion divides it, over the whole set: ``classification``, ``box``, ``total``.
-        images_per_second: from pixels to detections, reading excluded.
+        images_per_second: from pixels to detections, reading excluded; None if it was not measured.
     """
 
     detections: list[Detections]
     loss: Mapping[str, float]
-    images_per_second: float
+    images_per_second: float | None
 
 
 def evaluate(
@@ -54,7 +56,7 @@ def evaluate(
     """COCO average precision of a model on annotated images.
 
     Args:
-        model: model folder, torchvision/NAME or a hub repository.
+        model: model folder, exported model, torchvision/NAME or a hub repository. An exported model has no loss.
         data: annotated images in COCO, VOC, YOLO or CSV form.
         split: which part of the data.
         output: folder for ``evaluation.json`` and ``predictions.json`` (COCO results); by default nothing is written.
@@ -72,13 +74,18 @@ def evaluate(
         raise UserError(f"expected batch_size >= 1 and workers >= 0, got {batch_size} and {workers}")
     if output is not None:
         check_output(Path(output), overwrite=overwrite)
-    detector = load_pretrained(model)
-    dataset = load_dataset(data, split, class_names=detector.class_names, strict=strict)
-    where = choose_device(device)
-    detector.net.to(where)
-    result = one_pass(detector, dataset, batch_size=batch_size, workers=workers, device=where)
+    if exported_file(model):
+        predictor = Predictor.load(model, device=device, batch_size=batch_size)
+        dataset = load_dataset(data, split, class_names=predictor.class_names, strict=strict)
+        result, where = Pass(list(predictor.stream([one.path for one in dataset.samples])), {}, None), "cpu"
+    else:
+        detector = load_pretrained(model)
+        dataset = load_dataset(data, split, class_names=detector.class_names, strict=strict)
+        where = str(choose_device(device))
+        detector.net.to(where)
+        result = one_pass(detector, dataset, batch_size=batch_size, workers=workers, device=torch.device(where))
     metrics = coco_metrics(dataset.samples, result.detections, dataset.class_names, category_ids=dataset.category_ids)
-    about = {"model": str(model), "data": str(data), "split": split, "device": str(where)}
+    about = {"model": str(model), "data": str(data), "split": split, "device": where}
     report = EvaluationResult(metrics, result.loss, result.images_per_second, about)
     if output is not None:
         report.to_json(Path(output) / RESULTS[0])

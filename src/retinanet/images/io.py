@@ -1,4 +1,4 @@
-"""Image files to RGB uint8 tensors, whatever the file holds."""
+"""Image files to RGB uint8 pixels, whatever the file holds."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
-from torch import Tensor
 
 from retinanet.types import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".jp2", ".ppm", ".pgm", ".pbm")
 MAX_PIXELS = 200_000_000
@@ -35,7 +38,7 @@ _UPRIGHT = {
 _SIDES_SWAPPED = (5, 6, 7, 8)
 
 
-def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Tensor:
+def read_pixels(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     """The image as a viewer shows it: upright (EXIF orientation applied) and in RGB.
 
     Grey, 1-bit, palette, CMYK and YCbCr images become RGB. Transparent pixels are laid over white. 16-bit grey is
@@ -49,7 +52,7 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Tensor:
         max_pixels: an image with more pixels is refused before anything is decoded.
 
     Returns:
-        (3, H, W) uint8, contiguous.
+        (H, W, 3) uint8.
 
     Raises:
         UserError: the file is missing, truncated, not an image, or over the limit.
@@ -57,7 +60,7 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Tensor:
     path = Path(path)
     with _opened(path, max_pixels) as image:
         try:
-            return picture_pixels(image)
+            return picture_array(image)
         except MemoryError:
             raise
         except Image.DecompressionBombError:  # a small image cut into huge tiles
@@ -68,14 +71,30 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Tensor:
             ) from error
 
 
-def picture_pixels(image: Image.Image) -> Tensor:
-    """A picture of Pillow by the rules of :func:`read_image`: upright and in RGB, (3, H, W) uint8, contiguous."""
-    orientation = _orientation(image)  # before the pixels are loaded, which may drop it
-    image.load()
-    upright = _rgb(image)
+def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Tensor:
+    """What :func:`read_pixels` reads, as a tensor (3, H, W) uint8, contiguous."""
+    return _planes(read_pixels(path, max_pixels=max_pixels))
+
+
+def picture_array(picture: Image.Image) -> NDArray[np.uint8]:
+    """A picture of Pillow by the rules of :func:`read_pixels`: upright and in RGB, (H, W, 3) uint8."""
+    orientation = _orientation(picture)  # before the pixels are loaded, which may drop it
+    picture.load()
+    upright = _rgb(picture)
     if orientation in _UPRIGHT:
         upright = upright.transpose(_UPRIGHT[orientation])
-    return torch.from_numpy(np.array(upright)).permute(2, 0, 1).contiguous()  # (H, W, 3) -> (3, H, W)
+    return np.array(upright)
+
+
+def picture_pixels(picture: Image.Image) -> Tensor:
+    """What :func:`picture_array` makes of a picture, as a tensor (3, H, W) uint8, contiguous."""
+    return _planes(picture_array(picture))
+
+
+def _planes(pixels: NDArray[np.uint8]) -> Tensor:
+    import torch
+
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()  # (H, W, 3) -> (3, H, W)
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
@@ -147,7 +166,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _scaled(values: np.ndarray, mode: str) -> np.ndarray:
-    """32-bit values on 0..255, by the rule in the docstring of ``read_image``."""
+    """32-bit values on 0..255, by the rule in the docstring of ``read_pixels``."""
     finite = values[np.isfinite(values)]
     low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
     whites = (1, 255) if mode == "F" else (255, 65535)

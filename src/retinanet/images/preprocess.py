@@ -1,19 +1,19 @@
 """From images of any size to one padded batch, and boxes back to original pixels.
 
-The rule travels in the model file; training, evaluation, prediction and export all call this code.
+The rule travels in the model file; training, evaluation, prediction and export all call this code. The rule itself
+needs no torch: ``arrays.py`` follows it on numpy arrays, for exported models.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
-
-import torch
-from torch import Tensor
-from torch.nn import functional
+from typing import TYPE_CHECKING, Literal
 
 from retinanet.types import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -83,9 +83,12 @@ class Preprocess:
 
     def resize(self, image: Tensor) -> Tensor:
         """Bilinear resize, (3, H, W) uint8 -> (3, H', W') uint8, or float32 where ``resampling`` is ``normalised``."""
+        import torch
+        from torch.nn import functional
+
         size = self.size(image.shape[-2], image.shape[-1])
         if self.resampling == "normalised":
-            return functional.interpolate(self._normalised(image[None]), size=size, mode="bilinear")[0]
+            return functional.interpolate(self._normalised(image[None].contiguous()), size=size, mode="bilinear")[0]
         if size == tuple(image.shape[-2:]):
             return image
         # Pixels of three bytes side by side take torch's vectorised path: three times the speed of planes.
@@ -101,6 +104,8 @@ class Preprocess:
         Returns:
             (N, 3, H, W) of the same type, zero where no image is, and (N, 2) int64 sizes (h, w) of the content.
         """
+        import torch
+
         sizes = torch.tensor([image.shape[-2:] for image in images], dtype=torch.int64)
         height, width = (-(-int(side + self.margin) // self.multiple) * self.multiple for side in sizes.amax(dim=0))
         batch = torch.zeros((len(images), 3, height, width), dtype=images[0].dtype).contiguous(
@@ -122,6 +127,8 @@ class Preprocess:
 
     def _normalised(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) uint8 RGB -> float32, the operations in the order in which every code base has them."""
+        import torch
+
         mean = torch.tensor(self.mean, device=images.device)[:, None, None]
         std = torch.tensor(self.std, device=images.device)[:, None, None]
         ordered = images.flip(1) if self.channels == "BGR" else images

@@ -22,3 +22,9 @@ def choose_device(device: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise UserError(f"device {device!r} cannot be used here ({reason}). Expected auto, cpu, cuda or mps") from None
     return chosen
+
+
+def cpu_computes_bf16() -> bool:
+    """Whether this CPU multiplies bf16 in hardware; elsewhere it would be emulated and slower than fp32."""
+    abilities = torch.cpu.get_capabilities()
+    return bool(abilities.get("avx512_bf16") or abilities.get("amx_bf16"))

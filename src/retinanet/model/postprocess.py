@@ -118,7 +118,7 @@ def top_points(logits: Tensor, threshold: float, most: int) -> tuple[Tensor, Ten
         channel, row and column, each (n,) int64, in the order channel, row, column.
     """
     limit = float(torch.tensor(threshold, dtype=logits.dtype))  # as the comparison would round it
-    points = (logits >= limit if limit > threshold else logits > limit).nonzero()
+    points = _places(logits >= limit if limit > threshold else logits > limit)
     if len(points) > most:
         values = logits[points[:, 0], points[:, 1], points[:, 2]]
         cut = values.topk(most, sorted=False).values.min()
@@ -127,3 +127,13 @@ def top_points(logits: Tensor, threshold: float, most: int) -> tuple[Tensor, Ten
         points = points[above]
     channel, row, column = points.unbind(dim=1)
     return channel, row, column
+
+
+def _places(mask: Tensor) -> Tensor:
+    """``mask.nonzero()`` of (C, H, W), which takes seven times as long where channels lie side by side in memory."""
+    channels, height, width = mask.shape
+    if mask.is_contiguous() or not mask.permute(1, 2, 0).is_contiguous():
+        return mask.nonzero()
+    found = mask.permute(1, 2, 0).flatten().nonzero()[:, 0]  # in the order row, column, channel
+    flat = (found % channels * (height * width) + found // channels).sort().values
+    return torch.stack([flat // (height * width), flat // width % height, flat % width], dim=1)

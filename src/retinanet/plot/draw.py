@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw
-from torch import Tensor
 
-from retinanet.boxes.geometry import area, iou
 from retinanet.plot.marks import Colour, Mark, class_colour, draw_frame, draw_marks, font_for, line_width
 from retinanet.types import Detections, Target, UserError
+
+if TYPE_CHECKING:  # detections of an exported model are drawn without torch
+    from torch import Tensor
+
+Drawable = Image.Image | NDArray[np.uint8] | Any  # a picture, an array (H, W, 3) or a tensor (3, H, W)
 
 # Told apart by colour, by lightness and by line: right, wrong, overlooked, not judged.
 Style = tuple[Colour, tuple[float, float] | None]
@@ -21,19 +26,19 @@ IGNORED: Style = ((160, 160, 160), (1, 3))
 
 
 def draw_boxes(
-    image: Tensor | Image.Image,
-    boxes: Tensor,
-    labels: Tensor | None = None,
+    image: Drawable,
+    boxes: Any,
+    labels: Any = None,
     *,
     class_names: Sequence[str] = (),
-    scores: Tensor | None = None,
+    scores: Any = None,
     zoom: int = 1,
 ) -> Image.Image:
     """Draw boxes, a colour per class, on a copy of an image.
 
     Args:
-        image: (3, H, W) uint8 RGB tensor, or a picture of Pillow.
-        boxes: (M, 4) xyxy in pixels of the image.
+        image: (3, H, W) uint8 RGB tensor, (H, W, 3) uint8 RGB array, or a picture of Pillow.
+        boxes: (M, 4) xyxy in pixels of the image, tensor or array, as are labels and scores.
         labels: (M,) int64; they choose the colours.
         class_names: K names for the tags; without them no class is written.
         scores: (M,) in [0, 1], written on the tags.
@@ -43,24 +48,20 @@ def draw_boxes(
         An RGB picture of zoom times the size.
 
     Raises:
-        UserError: if the image is neither of the two, or the arguments do not fit together.
+        UserError: if the image is none of these, or the arguments do not fit together.
     """
     picture = to_picture(image, zoom)
     draw_marks(picture, _class_marks(boxes, labels, class_names, scores, zoom))
     return picture
 
 
-def draw_detections(
-    image: Tensor | Image.Image, detections: Detections, *, score: float = 0.3, zoom: int = 1
-) -> Image.Image:
+def draw_detections(image: Drawable, detections: Detections, *, score: float = 0.3, zoom: int = 1) -> Image.Image:
     """Draw the detections whose score is at least ``score``; see :func:`draw_boxes`."""
     shown = detections.above(score)
     return draw_boxes(image, shown.boxes, shown.labels, class_names=shown.class_names, scores=shown.scores, zoom=zoom)
 
 
-def draw_target(
-    image: Tensor | Image.Image, target: Target, class_names: Sequence[str], *, zoom: int = 1
-) -> Image.Image:
+def draw_target(image: Drawable, target: Target, class_names: Sequence[str], *, zoom: int = 1) -> Image.Image:
     """Draw annotated boxes; ignore regions are dotted and grey. See :func:`draw_boxes`."""
     known = target.select(~target.ignore)
     picture = to_picture(image, zoom)
@@ -70,7 +71,7 @@ def draw_target(
 
 
 def draw_comparison(
-    image: Tensor | Image.Image,
+    image: Drawable,
     detections: Detections,
     target: Target,
     *,
@@ -84,7 +85,7 @@ def draw_comparison(
     does at one threshold. A detection of no object that lies in an ignore region is not drawn.
 
     Args:
-        image: (3, H, W) uint8 RGB tensor, or a picture of Pillow.
+        image: as for :func:`draw_boxes`.
         detections: what was found.
         target: what is there.
         score: detections below it are left out.
@@ -100,9 +101,9 @@ def draw_comparison(
     captions = [_captions(name, s) for name, s in zip(shown.names, shown.scores.tolist(), strict=True)]
     picture = to_picture(image, zoom)
     marks = [
-        *_marks(shown.boxes[false], zoom, FALSE, [captions[i] for i in false.tolist()]),
+        *_marks(shown.boxes[false.tolist()], zoom, FALSE, [captions[i] for i in false.tolist()]),
         *_marks(target.boxes[missed], zoom, MISSED, [(names[n],) for n in target.labels[missed].tolist()]),
-        *_marks(shown.boxes[hit], zoom, HIT, [captions[i] for i in hit.tolist()]),
+        *_marks(shown.boxes[hit.tolist()], zoom, HIT, [captions[i] for i in hit.tolist()]),
         *_marks(target.boxes[target.ignore], zoom, IGNORED),
     ]
     draw_marks(picture, marks)
@@ -114,12 +115,17 @@ def draw_comparison(
 
 def match_detections(detections: Detections, target: Target, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
     """Which detections are hits, which are false alarms, and which objects are missed: three int64 index tensors."""
-    overlaps = iou(detections.boxes, target.boxes)  # (D, M)
-    same = detections.labels[:, None] == target.labels
+    import torch
+
+    from retinanet.boxes.geometry import area, iou
+
+    boxes, scores, labels = (torch.as_tensor(part) for part in (detections.boxes, detections.scores, detections.labels))
+    overlaps = iou(boxes, target.boxes)  # (D, M)
+    same = labels[:, None] == target.labels
     free = ~target.ignore
     hit: list[int] = []
     rest: list[int] = []
-    for d in torch.argsort(detections.scores, descending=True, stable=True).tolist():
+    for d in torch.argsort(scores, descending=True, stable=True).tolist():
         candidates = torch.where(same[d] & free, overlaps[d], -1.0)
         best = int(candidates.argmax()) if len(target) else -1
         if best >= 0 and candidates[best] >= threshold:
@@ -128,8 +134,8 @@ def match_detections(detections: Detections, target: Target, threshold: float) -
         else:
             rest.append(d)
     # intersection / area of the detection, from the IoU
-    inside = overlaps * (area(detections.boxes)[:, None] + area(target.boxes)) / (1 + overlaps)
-    ignored = (same & target.ignore & (inside >= threshold * area(detections.boxes)[:, None])).any(1)
+    inside = overlaps * (area(boxes)[:, None] + area(target.boxes)) / (1 + overlaps)
+    ignored = (same & target.ignore & (inside >= threshold * area(boxes)[:, None])).any(1)
     false = [d for d in rest if not ignored[d]]
     return torch.tensor(hit, dtype=torch.int64), torch.tensor(false, dtype=torch.int64), free.nonzero()[:, 0]
 
@@ -161,22 +167,29 @@ def contact_sheet(images: Sequence[Image.Image], columns: int = 3, *, width: int
     return sheet
 
 
-def to_picture(image: Tensor | Image.Image, zoom: int = 1) -> Image.Image:
-    """An RGB copy of a (3, H, W) uint8 tensor or a picture, enlarged ``zoom`` times."""
+def to_picture(image: Drawable, zoom: int = 1) -> Image.Image:
+    """An RGB copy of a (3, H, W) uint8 tensor, a (H, W, 3) uint8 array or a picture, enlarged ``zoom`` times."""
     if zoom < 1:
         raise UserError(f"zoom is a whole number from 1 up, got {zoom}")
-    if isinstance(image, Tensor):
-        if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
-            shape = tuple(image.shape)
-            raise UserError(f"an image to draw on is a (3, H, W) uint8 RGB tensor, got {shape} {image.dtype}")
-        picture = Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
-    else:
+    if isinstance(image, Image.Image):
         picture = image.convert("RGB") if image.mode != "RGB" else image.copy()
+    else:
+        picture = Image.fromarray(_pixels(image))
     return (
         picture
         if zoom == 1
         else picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.LANCZOS)
     )
+
+
+def _pixels(image: Any) -> NDArray[np.uint8]:
+    """(H, W, 3), contiguous, of such an array or of a tensor (3, H, W)."""
+    planes = not isinstance(image, np.ndarray)
+    pixels = np.asarray(image.detach().cpu()) if planes else image
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[0 if planes else 2] != 3:
+        expected = "a (3, H, W) uint8 RGB tensor or a (H, W, 3) uint8 RGB array"
+        raise UserError(f"an image to draw on is {expected}, got {tuple(image.shape)} {image.dtype}")
+    return np.ascontiguousarray(pixels.transpose(1, 2, 0) if planes else pixels)
 
 
 def _fit(image: Image.Image, width: int) -> Image.Image:
@@ -185,7 +198,7 @@ def _fit(image: Image.Image, width: int) -> Image.Image:
     return image.resize((width, max(1, round(image.height * width / image.width))), Image.Resampling.LANCZOS)
 
 
-def _corners(boxes: Tensor, zoom: int) -> list[tuple[float, float, float, float]]:
+def _corners(boxes: Any, zoom: int) -> list[tuple[float, float, float, float]]:
     return [(x1 * zoom, y1 * zoom, x2 * zoom, y2 * zoom) for x1, y1, x2, y2 in boxes.tolist()]
 
 
@@ -196,9 +209,7 @@ def _captions(name: str, score: float | None) -> tuple[str, ...]:
     return tuple(text for text in texts if text)
 
 
-def _class_marks(
-    boxes: Tensor, labels: Tensor | None, class_names: Sequence[str], scores: Tensor | None, zoom: int
-) -> list[Mark]:
+def _class_marks(boxes: Any, labels: Any, class_names: Sequence[str], scores: Any, zoom: int) -> list[Mark]:
     count = len(boxes)
     for what, given in (("labels", labels), ("scores", scores)):
         if given is not None and len(given) != count:
@@ -214,7 +225,7 @@ def _class_marks(
     return [Mark(box, class_colour(n), _captions(name, value)) for box, n, name, value in rows]
 
 
-def _marks(boxes: Tensor, zoom: int, style: Style, captions: Sequence[tuple[str, ...]] | None = None) -> list[Mark]:
+def _marks(boxes: Any, zoom: int, style: Style, captions: Sequence[tuple[str, ...]] | None = None) -> list[Mark]:
     texts = [()] * len(boxes) if captions is None else captions
     return [Mark(box, style[0], text, style[1]) for box, text in zip(_corners(boxes, zoom), texts, strict=True)]
 

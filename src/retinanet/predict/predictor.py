@@ -2,57 +2,88 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
-from retinanet.data.loader import Collate, resized
-from retinanet.images.io import picture_pixels, read_image
-from retinanet.model.device import choose_device
-from retinanet.types import Batch, Detections, Sample, Target, UserError
-from retinanet.weights.checkpoint import Detector
-from retinanet.weights.pretrained import load_pretrained
+from retinanet.images.io import picture_array, read_pixels
+from retinanet.predict.backend import Backend, Mode, Prepared
+from retinanet.predict.exported import exported_file, open_exported
+from retinanet.predict.stream import streamed
+from retinanet.types import Detections, UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Predictor:
     """Finds objects in images.
 
     Args:
-        detector: the model; its network is moved to ``device``.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        backend: what runs the model.
         batch_size: images per forward pass.
     """
 
-    def __init__(self, detector: Detector, *, device: str = "auto", batch_size: int = 8) -> None:
+    def __init__(self, backend: Backend, *, batch_size: int = 8) -> None:
         if batch_size < 1:
             raise UserError(f"batch_size is at least 1, got {batch_size}")
-        self.detector = detector
+        self.backend = backend
         self.batch_size = batch_size
-        self.device = choose_device(device)
-        detector.net.eval().to(self.device).to(memory_format=torch.channels_last)
-        self._collate = Collate(detector.preprocess)
 
     @classmethod
-    def load(cls, model: str | Path, *, device: str = "auto", batch_size: int = 8) -> Predictor:
-        """A predictor from a model folder, or by name (see :func:`retinanet.weights.pretrained.model_folder`).
+    def load(
+        cls,
+        model: str | Path,
+        *,
+        device: str = "auto",
+        batch_size: int = 8,
+        precision: Literal["fp32", "bf16"] = "fp32",
+        mode: Mode = "latency",
+        compile: bool = False,
+    ) -> Predictor:
+        """A predictor from an exported model, a model folder or a name.
+
+        An exported model needs its runtime, numpy and Pillow: neither torch nor timm is imported for it.
+
+        Args:
+            model: an exported model (its file, or the folder that has it); a model folder; or a name (see
+                :func:`retinanet.weights.pretrained.model_folder`).
+            device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``; an exported model runs on the CPU.
+            batch_size: images per forward pass.
+            precision: of a model folder: ``bf16`` where the device computes in it, else fp32 with a warning. That of an
+                exported model was settled when it was exported.
+            mode: of an exported model: ``latency``, one forward pass at a time on all cores; ``throughput``, one image
+                per core at a time, which is faster for many images.
+            compile: of a model folder: compile the network first, which takes minutes.
 
         Raises:
-            UserError: there is no usable model, or no such device.
+            UserError: there is no usable model, no such device, or an option that this kind of model does not have.
         """
-        return cls(load_pretrained(model), device=device, batch_size=batch_size)
+        if precision not in ("fp32", "bf16") or mode not in ("latency", "throughput"):
+            raise UserError(f"precision is fp32 or bf16, mode latency or throughput; got {precision!r} and {mode!r}")
+        if file := exported_file(model):
+            backend: Backend = open_exported(file, mode)
+            _check_exported(backend, file, device, precision, compile)
+            return cls(backend, batch_size=batch_size)
+        if mode == "throughput":
+            raise UserError("mode throughput is for exported models; make one with: retinanet export MODEL")
+        from retinanet.predict.torch_backend import TorchBackend
+        from retinanet.weights.pretrained import load_pretrained
+
+        detector = load_pretrained(model)
+        return cls(TorchBackend(detector, device=device, precision=precision, compile=compile), batch_size=batch_size)
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """K names."""
-        return self.detector.class_names
+        return self.backend.class_names
 
     @overload
-    def __call__(self, images: str | Path | np.ndarray | Tensor) -> Detections: ...
+    def __call__(self, images: str | Path | Image.Image | NDArray[np.uint8] | Tensor) -> Detections: ...
 
     @overload
     def __call__(self, images: Sequence[Any]) -> list[Detections]: ...
@@ -70,45 +101,78 @@ class Predictor:
         Raises:
             UserError: an image cannot be read, or is of another shape or type.
         """
-        if not isinstance(images, list | tuple):
-            return self([images])[0]
-        found: list[Detections] = []
-        for start in range(0, len(images), self.batch_size):
-            found += self._batch([to_pixels(image) for image in images[start : start + self.batch_size]])
-        return found
+        if isinstance(images, list | tuple):
+            return list(self.stream(images))
+        return self.backend.run([self._prepared(images)])[0]
 
-    @torch.inference_mode()
-    def _batch(self, images: Sequence[Tensor]) -> list[Detections]:
-        samples = [resized(_sample(image), self.detector.preprocess) for image in images]
-        batch = self._collate(samples)
-        assert isinstance(batch, Batch)
-        batch = batch.to(self.device)
-        return self.detector.detections(self.detector.raw(batch), batch)
+    def stream(self, images: Iterable[Any], *, workers: int | None = None) -> Generator[Detections]:
+        """Detections in each of any number of images, in their order.
+
+        Threads read and resize the next images while the network runs on the last ones; only a few batches of resized
+        images are held at any time. Where the model runs several calls at once, a call has one image.
+
+        Args:
+            images: see :meth:`__call__`.
+            workers: threads that read and resize; by default as many as there are cores.
+
+        Raises:
+            UserError: an image cannot be used; when its turn comes, so the detections of those before it are there.
+        """
+        if workers is not None and workers < 1:
+            raise UserError(f"workers is at least 1, got {workers}")
+        return streamed(self.backend, self._prepared, images, batch_size=self.batch_size, workers=workers)
+
+    def tiled(
+        self,
+        image: Any,
+        *,
+        tile: int | tuple[int, int] = 1024,
+        overlap: int = 128,
+        merge: Literal["nms", "nmm"] = "nms",
+        scale: float | None = None,
+        progress: Callable[..., Any] | None = None,
+    ) -> Detections:
+        """Detections in one large image, tile by tile; see :func:`retinanet.predict.tiled.predict_tiled`."""
+        from retinanet.predict.tiled import predict_tiled
+
+        return predict_tiled(self, image, tile=tile, overlap=overlap, merge=merge, scale=scale, progress=progress)
+
+    def _prepared(self, image: Any) -> Prepared:
+        return self.backend.prepare(to_array(image))
 
 
-def to_pixels(image: Any) -> Tensor:
-    """Any kind of image -> (3, H, W) uint8 RGB tensor.
+def to_array(image: Any) -> NDArray[np.uint8]:
+    """Any kind of image -> (H, W, 3) uint8 RGB array; arrays and tensors are not copied.
 
     Raises:
         UserError: it cannot be read, or is of another shape or type.
     """
     if isinstance(image, str | Path):
-        return read_image(image)
+        return read_pixels(image)
     if isinstance(image, Image.Image):
-        return picture_pixels(image)
-    if isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[2] == 3:
-        image = torch.from_numpy(np.array(image, order="C")).permute(2, 0, 1)  # a copy: pictures may be read only
-    if not isinstance(image, Tensor) or image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
+        return picture_array(image)
+    array = image
+    if str(getattr(image, "dtype", "")) == "torch.uint8" and image.ndim == 3 and image.shape[0] == 3:
+        array = image.detach().cpu().permute(1, 2, 0).numpy()  # (3, H, W) -> (H, W, 3)
+    if not isinstance(array, np.ndarray) or array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
         kind = f"{type(image).__name__} of shape {tuple(getattr(image, 'shape', ()))} and {getattr(image, 'dtype', '')}"
         raise UserError(
             "an image is a path, a picture of Pillow, an array (H, W, 3) uint8 or a tensor (3, H, W) uint8, all RGB; "
             f"got {kind}"
         )
-    if 0 in image.shape:
+    if 0 in array.shape:
         raise UserError(f"an image has at least one pixel, got shape {tuple(image.shape)}")
-    return image
+    return array
 
 
-def _sample(image: Tensor) -> Sample:
-    size = (int(image.shape[1]), int(image.shape[2]))
-    return Sample(Path(), 0, size, Target.empty(), torch.zeros(0), image)
+def _check_exported(backend: Backend, file: Path, device: str, precision: str, compile: bool) -> None:
+    """Options that only a model folder has are refused by name."""
+    if device not in ("auto", "cpu"):
+        raise UserError(f"device {device!r} cannot be used: {file} is an exported model, which runs on the CPU")
+    if compile:
+        raise UserError(f"compile is for model folders; {file} is an exported model, which is compiled already")
+    if precision == "bf16" and not backend.name.endswith("bf16"):
+        raise UserError(
+            f"precision bf16 cannot be used: {file} is {backend.name}; the precision of an exported model is settled "
+            "by: retinanet export MODEL --precision bf16"
+        )

@@ -2,42 +2,37 @@
 
 from __future__ import annotations
 
-import csv
 import glob
-import io
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any, Literal
 
+import numpy as np
+from PIL import Image
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 
-from retinanet.images.io import IMAGE_SUFFIXES, image_size, read_image
-from retinanet.plot.draw import draw_detections
+from retinanet.images.io import IMAGE_SUFFIXES, image_size, read_pixels
+from retinanet.images.windows import ImageWindows, overview
+from retinanet.plot.draw import draw_boxes, draw_detections
+from retinanet.predict.backend import Mode, cores
+from retinanet.predict.documents import Prediction, coco_document, csv_document
+from retinanet.predict.exported import exported_file
 from retinanet.predict.predictor import Predictor
-from retinanet.types import Detections, UserError
-from retinanet.weights.checkpoint import DEFAULT_THRESHOLD
+from retinanet.predict.stream import in_order
+from retinanet.predict.tiled import predict_tiled
+from retinanet.types import DEFAULT_THRESHOLD, Detections, UserError
 
 LEGIBLE = 600
-CSV_COLUMNS = ("image_path", "xmin", "ymin", "xmax", "ymax", "label", "score")
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What was found in one image.
-
-    Attributes:
-        path: the image.
-        size: (height, width).
-        detections: boxes in its pixels.
-    """
-
-    path: Path
-    size: tuple[int, int]
-    detections: Detections
+OVERVIEW = 4096  # most pixels of the long side of a picture of an image that was cut into tiles
+Report = Callable[[float, float], object]  # how much is done, of how much
+Finder = Callable[[Sequence[Path], Report], Generator[Detections]]
 
 
 def predict(
@@ -49,78 +44,175 @@ def predict(
     pictures: bool = True,
     batch_size: int = 8,
     device: str = "auto",
+    precision: Literal["fp32", "bf16"] = "fp32",
+    mode: Mode | None = None,
+    compile: bool = False,
+    workers: int | None = None,
+    tile: int | None = None,
+    overlap: int = 128,
+    merge: Literal["nms", "nmm"] = "nms",
+    tile_scale: float | None = None,
     overwrite: bool = False,
 ) -> list[Prediction]:
     """Find objects in images; write annotated pictures, detections.json (COCO) and detections.csv.
 
     Args:
-        model: model folder, torchvision/NAME or a hub repository.
+        model: model folder, exported model, torchvision/NAME or a hub repository.
         images: files, folders (searched with their subfolders) and patterns such as "scans/*.png".
         output: folder for the results, made if need be.
         score: detections below this score are left out of pictures and files. By default each class has the threshold
             that the model holds for it, or 0.3 where it holds none.
         pictures: whether to write annotated pictures.
         batch_size: images per forward pass.
-        device: auto, cpu, cuda, cuda:1, mps.
+        device: auto, cpu, cuda, cuda:1, mps; an exported model runs on the CPU.
+        precision: in which a model folder computes; bf16 where the device has it. That of an exported model is settled.
+        mode: of an exported model; throughput gives a core to each image and is the default for more than one image,
+            latency gives all cores to one image at a time.
+        compile: compile the network of a model folder first, which takes minutes.
+        workers: threads that read, and as many that draw; by default one per core.
+        tile: cut every image into windows of this many pixels, for images far larger than the model's input.
+        overlap: pixels that neighbouring windows share.
+        merge: what becomes of detections of one object in several windows; nms keeps the best, nmm joins them.
+        tile_scale: how much windows are enlarged for the model; by default as the images of training were, where the
+            model says so.
         overwrite: replace the results of an earlier prediction in output.
 
     Raises:
-        UserError: no usable model, no such image, or results are there already.
+        UserError: no usable model, no such image, an option that this kind of model does not have, or results are
+            there already.
     """
-    if score is not None and not 0 <= score <= 1:
-        raise UserError(f"--score is between 0 and 1, got {score}")
+    _check_options(score, workers, tile, tile_scale)
     paths = find_images(images)
     folder = Path(output)
     names = picture_names(paths) if pictures else {}
     check_output(folder, names, overwrite=overwrite)
-    for path in paths:
-        image_size(path)  # a file that is no image is refused before anything is written
-    predictor = Predictor.load(model, device=device, batch_size=batch_size)
+    sizes = [image_size(path) for path in paths]  # a file that is no image is refused before anything is written
+    if mode is None:
+        mode = "throughput" if len(paths) > 1 and tile is None and exported_file(model) else "latency"
+    predictor = Predictor.load(
+        model, device=device, batch_size=batch_size, precision=precision, mode=mode, compile=compile
+    )
+    finder: Finder = partial(_streamed, predictor, workers=workers)
+    if tile is not None:
+        finder = partial(_tiled, predictor, tile=tile, overlap=overlap, merge=merge, scale=tile_scale)
+    with _moved_when_whole(folder) as scratch:
+        targets = {path: scratch / "pictures" / name for path, name in names.items()}
+        least = predictor.backend.thresholds if score is None else score
+        draw = _draw_overview if tile is not None else _draw
+        found = _find(finder, paths, sizes, least, partial(draw, targets), workers or cores())
+        document = coco_document(found, predictor.class_names, folder)
+        (scratch / "detections.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        (scratch / "detections.csv").write_text(csv_document(found), encoding="utf-8", errors="surrogateescape")
+    return found
+
+
+def _check_options(score: float | None, workers: int | None, tile: int | None, tile_scale: float | None) -> None:
+    if score is not None and not 0 <= score <= 1:
+        raise UserError(f"--score is between 0 and 1, got {score}")
+    if workers is not None and workers < 1:
+        raise UserError(f"--workers is at least 1, got {workers}")
+    if tile is None and tile_scale is not None:
+        raise UserError("--tile_scale is for images that are cut into windows; give --tile too")
+
+
+@contextmanager
+def _moved_when_whole(folder: Path) -> Iterator[Path]:
+    """An empty folder beside ``folder``; what is in it at the end is moved there, and after an error nothing is."""
     home = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
     try:
-        with tempfile.TemporaryDirectory(prefix=".predict-", dir=home) as scratch:
-            found = _predict_into(Path(scratch), predictor, paths, names, folder, score)
-            for path in [path for path in Path(scratch).rglob("*") if path.is_file()]:  # all are whole by now
+        with tempfile.TemporaryDirectory(prefix=".predict-", dir=home) as name:
+            scratch = Path(name)
+            yield scratch
+            for path in [path for path in scratch.rglob("*") if path.is_file()]:  # all are whole by now
                 target = folder / path.relative_to(scratch)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(path, target)
     except OSError as error:
         raise UserError(f"--output {folder} cannot be written ({error}). Choose another folder") from None
-    return found
 
 
-def _predict_into(
-    scratch: Path,
-    predictor: Predictor,
+def _streamed(
+    predictor: Predictor, paths: Sequence[Path], report: Report, *, workers: int | None
+) -> Generator[Detections]:
+    with closing(predictor.stream(paths, workers=workers)) as stream:
+        for done, detections in enumerate(stream, start=1):
+            report(done, len(paths))
+            yield detections
+
+
+def _tiled(predictor: Predictor, paths: Sequence[Path], report: Report, **how: Any) -> Generator[Detections]:
+    for number, path in enumerate(paths):
+
+        def progress(done: int, windows: int, before: int = number) -> None:
+            report(before + done / windows, len(paths))
+
+        yield predict_tiled(predictor, path, **how, progress=progress)
+
+
+def _find(
+    finder: Finder,
     paths: Sequence[Path],
-    names: Mapping[Path, str],
-    folder: Path,
-    least: float | None,
+    sizes: Sequence[tuple[int, int]],
+    least: float | Mapping[str, float],
+    draw: Callable[[Prediction], None],
+    workers: int,
 ) -> list[Prediction]:
-    """Predict, and write what belongs into ``folder`` below ``scratch``."""
+    """Find; what is found in an image is drawn while the next ones are worked on."""
     found: list[Prediction] = []
-    size, console = predictor.batch_size, Console(stderr=True)
-    quiet = len(paths) == 1 or not console.is_terminal
-    for start in track(range(0, len(paths), size), "predict", console=console, transient=True, disable=quiet):
-        chunk = [(path, read_image(path)) for path in paths[start : start + size]]
-        for (path, pixels), detections in zip(chunk, predictor([pixels for _, pixels in chunk]), strict=True):
-            shown = above(detections, predictor.detector.thresholds) if least is None else detections.above(least)
-            found.append(Prediction(path, (int(pixels.shape[1]), int(pixels.shape[2])), shown))
-            if path in names:
-                picture = scratch / "pictures" / names[path]
-                picture.parent.mkdir(parents=True, exist_ok=True)
-                zoom = max(1, LEGIBLE // min(pixels.shape[1:]))  # enlarged until the labels can be read
-                draw_detections(pixels, shown, score=0.0, zoom=zoom).save(picture)
-    document = coco_document(found, predictor.class_names, folder)
-    (scratch / "detections.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    (scratch / "detections.csv").write_text(csv_document(found), encoding="utf-8", errors="surrogateescape")
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("predict")
+
+        def report(done: float, total: float) -> None:
+            bar.update(task, completed=done, total=total)
+
+        def predictions() -> Iterator[Prediction]:
+            with closing(finder(paths, report)) as detections:
+                for path, size, one in zip(paths, sizes, detections, strict=True):
+                    found.append(Prediction(path, size, above(one, least)))
+                    yield found[-1]
+
+        with ThreadPoolExecutor(workers) as pool:
+            for drawn in in_order(pool, draw, predictions(), ahead=workers):
+                drawn.result()
     return found
 
 
-def above(detections: Detections, thresholds: Mapping[str, float]) -> Detections:
-    """The detections that reach the threshold of their class, by its name; 0.3 for a class without one."""
-    limits = [thresholds.get(name, DEFAULT_THRESHOLD) for name in detections.class_names]
-    keep = detections.scores >= detections.scores.new_tensor(limits)[detections.labels]
+def _draw(targets: Mapping[Path, Path], one: Prediction) -> None:
+    """Read the image again, which takes less than keeping the pixels of all that are on their way."""
+    if one.path in targets:
+        zoom = max(1, LEGIBLE // min(one.size))  # enlarged until the labels can be read
+        _save(draw_detections(read_pixels(one.path), one.detections, score=0.0, zoom=zoom), targets[one.path])
+
+
+def _draw_overview(targets: Mapping[Path, Path], one: Prediction) -> None:
+    """The whole image made smaller: it may be far larger than memory."""
+    if one.path in targets:
+        with ImageWindows(one.path) as windows:
+            pixels, factor = overview(windows, OVERVIEW)
+        found, zoom = one.detections, max(1, LEGIBLE // min(pixels.shape[:2]))
+        picture = draw_boxes(
+            pixels,
+            np.asarray(found.boxes) / factor,
+            found.labels,
+            class_names=found.class_names,
+            scores=found.scores,
+            zoom=zoom,
+        )
+        _save(picture, targets[one.path])
+
+
+def _save(picture: Image.Image, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(target)
+
+
+def above(detections: Detections, least: float | Mapping[str, float]) -> Detections:
+    """The detections that reach a score, or the threshold of their class by its name; 0.3 for a class without one."""
+    if not isinstance(least, Mapping):
+        return detections.above(least)
+    limits = np.array([least.get(name, DEFAULT_THRESHOLD) for name in detections.class_names], dtype=np.float32)
+    keep = np.flatnonzero(np.asarray(detections.scores) >= limits[np.asarray(detections.labels)]).tolist()
     return Detections(detections.boxes[keep], detections.scores[keep], detections.labels[keep], detections.class_names)
 
 
@@ -183,42 +275,3 @@ def check_output(folder: Path, names: Mapping[Path, str], *, overwrite: bool) ->
     results = [folder / "detections.json", folder / "detections.csv", *pictures]
     if not overwrite and any(result.exists() for result in results):
         raise UserError(f"{folder} holds results already. Choose another --output or pass --overwrite")
-
-
-def coco_document(found: Sequence[Prediction], class_names: Sequence[str], folder: Path) -> dict[str, object]:
-    """A COCO data set of the detections, each with its score: labelling tools load it, and so does ``evaluate``.
-
-    Args:
-        found: the images and what is in them.
-        class_names: K names.
-        folder: where the document will lie; images are named relative to it.
-    """
-    home = os.path.realpath(folder)
-    annotations: list[dict[str, object]] = []
-    for number, one in enumerate(found, start=1):
-        for row in one.detections.to_coco(number):
-            width, height = row["bbox"][2:]
-            annotations.append({"id": len(annotations) + 1, **row, "area": width * height, "iscrowd": 0})
-    return {
-        "images": [
-            {"id": number, "file_name": os.path.relpath(one.path, home), "height": one.size[0], "width": one.size[1]}
-            for number, one in enumerate(found, start=1)
-        ],
-        "categories": [{"id": number, "name": name} for number, name in enumerate(class_names, start=1)],
-        "annotations": annotations,
-    }
-
-
-def csv_document(found: Sequence[Prediction]) -> str:
-    """One line per detection; an image without any has a line with empty fields."""
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(CSV_COLUMNS)
-    for one in found:
-        rows = one.detections.to_dicts()
-        for row in rows:
-            box = [f"{side:.2f}" for side in row["box"]]
-            writer.writerow([one.path, *box, row["name"], f"{row['score']:.4f}"])
-        if not rows:
-            writer.writerow([one.path, *[""] * 6])
-    return text.getvalue()

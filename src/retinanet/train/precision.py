@@ -9,6 +9,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from retinanet.model.device import cpu_computes_bf16
 from retinanet.train.config import RunConfig
 from retinanet.types import UserError
 
@@ -34,12 +35,6 @@ def build_fabric(run: RunConfig) -> Fabric:
     except (ValueError, RuntimeError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"cannot train on accelerator {run.accelerator}, devices {run.devices}: {reason}") from None
-
-
-def cpu_computes_bf16() -> bool:
-    """Whether this CPU multiplies bf16 in hardware; elsewhere it would be emulated and slower than fp32."""
-    abilities = torch.cpu.get_capabilities()
-    return bool(abilities.get("avx512_bf16") or abilities.get("amx_bf16"))
 
 
 def prepare_for_cpu(net: nn.Module) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import statistics
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -106,7 +107,8 @@ def build_detector(
     architecture: Architecture = changed(base, changes, "architecture")
     net = _build(architecture, len(dataset.class_names), weights)
     preprocess = changed(Preprocess(mean=net.backbone.mean, std=net.backbone.std), _given(image), "image")
-    return Detector(net, architecture, preprocess, postprocess, dataset.class_names)
+    scale = magnification(dataset, preprocess)
+    return Detector(net, architecture, preprocess, postprocess, dataset.class_names, scale=scale)
 
 
 def fine_tuned(
@@ -135,17 +137,27 @@ def fine_tuned(
     moved = transfer(named_as(saved.net, net), net, fresh=fresh)
     defaults = vars(Postprocess())
     given = {key: value for key, value in vars(postprocess).items() if value != defaults[key]}
+    preprocess = changed(saved.preprocess, _given(image), "image")
     detector = replace(
         saved,
         net=net,
         architecture=new,
-        preprocess=changed(saved.preprocess, _given(image), "image"),
+        preprocess=preprocess,
         postprocess=replace(saved.postprocess, **given),
         class_names=dataset.class_names,
         metrics={},
         thresholds={},
+        scale=magnification(dataset, preprocess),
     )
     return detector, moved
+
+
+def magnification(dataset: DetectionDataset, preprocess: Preprocess) -> float:
+    """How large the images of a data set are shown to the network, relative to their own pixels: the median.
+
+    It is taken from the sizes in the annotations; no image is read.
+    """
+    return statistics.median(sum(preprocess.size(*sample.size)) / sum(sample.size) for sample in dataset.samples)
 
 
 def _check_fits(origin: Path, weights: str, old: Architecture, new: Architecture) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -21,10 +22,10 @@ from retinanet.model.postprocess import Postprocess
 from retinanet.model.presets import Architecture
 from retinanet.model.retinanet import RetinaNet
 from retinanet.types import Batch, Detections, RawOutput, UserError
+from retinanet.weights.exported import exported_file
 
 FORMAT = 2
 CONFIG, TENSORS = "config.json", "model.safetensors"
-DEFAULT_THRESHOLD = 0.3  # where neither the user nor the model says from which score on a detection is shown
 T = TypeVar("T")
 
 
@@ -41,6 +42,8 @@ class Detector:
         metrics: what it was last evaluated to, e.g. ``{"AP": 0.58}``.
         thresholds: the score from which on a detection of a class is shown, by class name, as measured on annotated
             images; a class may be missing, and evaluation does not use them.
+        scale: how large the training images were shown to the network, relative to their own pixels (the median);
+            tiles of a larger image are shown likewise. None where it is not known.
     """
 
     net: RetinaNet
@@ -50,6 +53,7 @@ class Detector:
     class_names: tuple[str, ...]
     metrics: dict[str, Any] = field(default_factory=dict)
     thresholds: dict[str, float] = field(default_factory=dict)
+    scale: float | None = None
 
     def raw(self, batch: Batch) -> RawOutput:
         """The network's output for a batch that lies on the network's device."""
@@ -88,6 +92,7 @@ def save_detector(folder: Path, detector: Detector, tensors: Mapping[str, Tensor
         "class_names": list(detector.class_names),
         "metrics": detector.metrics,
         **({"thresholds": detector.thresholds} if detector.thresholds else {}),
+        **({"scale": detector.scale} if detector.scale is not None else {}),
     }
     state = detector.net.state_dict() if tensors is None else tensors
     contiguous = {key: value.detach().cpu().contiguous() for key, value in state.items()}
@@ -141,13 +146,14 @@ def load_detector(folder: str | Path) -> Detector:
         class_names = tuple(config["class_names"])
         metrics = dict(config.get("metrics", {}))
         thresholds = _thresholds(config.get("thresholds", {}), class_names)
+        scale = _scale(config.get("scale"))
         net = architecture.build(len(class_names))
     except UserError as error:
         raise UserError(f"{folder / CONFIG}: {error}") from None
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, ArithmeticError) as error:
         raise UserError(f"{folder / CONFIG} is not a model's configuration: {error!r}") from None
     load_tensors(net, folder / TENSORS)
-    return Detector(net.eval(), architecture, preprocess, postprocess, class_names, metrics, thresholds)
+    return Detector(net.eval(), architecture, preprocess, postprocess, class_names, metrics, thresholds, scale)
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -157,6 +163,11 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         UserError: as :func:`load_detector`.
     """
     folder = Path(folder)
+    if exported_file(folder):
+        raise UserError(
+            f"{folder} is an exported model; it can predict, evaluate and benchmark. For this command give the model "
+            "folder it was exported from"
+        )
     if folder.is_file():
         raise UserError(
             f"{folder} is a file; a model is a folder with {CONFIG} and {TENSORS}. To make one of the weights of "
@@ -218,6 +229,15 @@ def _thresholds(values: Any, class_names: Sequence[str]) -> dict[str, float]:
         if isinstance(value, bool) or not isinstance(value, float | int) or not 0 <= value <= 1:
             raise UserError(f"the threshold of {name!r} is {value!r}, expected a number from 0 to 1")
     return {name: float(value) for name, value in values.items()}
+
+
+def _scale(value: Any) -> float | None:
+    """A number above 0, or None."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, float | int) or not 0 < value < math.inf:
+        raise UserError(f"scale is {value!r}, expected a number above 0")
+    return float(value)
 
 
 def _of_this_format(anchors: Mapping[str, Any]) -> dict[str, Any]:

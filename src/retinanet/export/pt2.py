@@ -1,0 +1,40 @@
+"""torch.export's own file, and what AOTInductor makes of it."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from pathlib import Path
+
+import torch
+
+from retinanet.export.module import DetectionModule, RawModule, trace
+from retinanet.predict.card import Card
+from retinanet.predict.pt2_backend import COMPILED, KEY
+from retinanet.types import UserError
+from retinanet.weights.checkpoint import Detector
+
+
+def write_pt2(detector: Detector, card: Card, path: Path, *, compile: bool) -> None:
+    """Write a torch.export program; with ``compile`` also machine code for this kind of CPU, beside it.
+
+    Raises:
+        UserError: there is no C++ compiler.
+    """
+    if compile and not any(map(shutil.which, ("g++", "clang++"))):
+        raise UserError(
+            "--compile needs a C++ compiler (g++ or clang++), and there is none. Install one, or leave it out"
+        )
+    dtype = torch.bfloat16 if card.precision == "bf16" else torch.float32
+    module = RawModule(detector, dtype) if card.raw else DetectionModule(detector, dtype)
+    module.to(memory_format=torch.channels_last)
+    program = trace(module)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch, about weights that share memory
+        torch.export.save(program, path, extra_files={KEY: card.to_json()})
+        if compile:
+            torch._inductor.aoti_compile_and_package(
+                program,
+                package_path=str(path.with_name(path.stem + COMPILED)),
+                inductor_configs={"aot_inductor.metadata": {KEY: card.to_json()}},
+            )
