@@ -1,6 +1,6 @@
-"""Convolutions as oneDNN likes them: weights laid out once instead of at every call, the activation in the same pass.
+"""Quick convolutions for inference on x86 CPUs: Winograd's, or oneDNN's with the weights laid out once.
 
-For inference on x86 CPUs. Every value is that of the plain convolution and activation.
+Every value is that of the plain convolution and activation, but for the rounding.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from retinanet.model.heads import Tower
 from retinanet.model.retinanet import RetinaNet
+from retinanet.model.winograd import TILES, WinogradConv, suits, tiles
 
 _PROBE = 64  # pixels of the image that shows which activation follows which convolution
 _ACTIVATIONS: dict[type[nn.Module], tuple[str, list[float]]] = {  # oneDNN's names, and limits
@@ -26,7 +27,7 @@ class PackedConv(nn.Module):
     """A convolution and its activation; it has no parameters, and cannot be moved or saved.
 
     Args:
-        conv: a plain convolution on the CPU; its weights are copied.
+        conv: a plain convolution on the CPU; its weights are laid out for the size of the maps, anew when that changes.
         activation: its kind, one of those that oneDNN knows; by default there is none.
     """
 
@@ -35,10 +36,15 @@ class PackedConv(nn.Module):
         self.geometry = (conv.padding, conv.stride, conv.dilation, conv.groups)
         self.activation = ("none", []) if activation is None else _ACTIVATIONS[activation]
         self.bias = None if conv.bias is None else conv.bias.detach()
-        self.weight = torch.ops.mkldnn._reorder_convolution_weight(conv.weight.detach(), *self.geometry)
+        self.weight = conv.weight.detach()
+        self.size: torch.Size | None = None  # of the maps that the layout is for
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, C, H, W), channels last -> as the convolution and the activation."""
+        if images.shape != self.size:  # a layout for another size, or for none, can be ten times slower
+            plain = self.weight.to_dense() if self.weight.is_mkldnn else self.weight
+            self.weight = torch.ops.mkldnn._reorder_convolution_weight(plain, *self.geometry, list(images.shape))
+            self.size = images.shape
         arguments = (*self.geometry, *self.activation, "")
         output: Tensor = torch.ops.mkldnn._convolution_pointwise(images, self.weight, self.bias, *arguments)
         return output
@@ -68,9 +74,12 @@ def pack(net: RetinaNet) -> None:
         assert bool((near | ~one.isfinite()).all()), "a packed convolution had a companion"
     for name, tower in list(net.heads.named_children()):
         if isinstance(tower, Tower) and all(isinstance(norm, nn.Identity) for norm in tower.norm):
-            hidden = [PackedConv(conv, nn.ReLU) for conv in tower.conv if isinstance(conv, nn.Conv2d)]
-            setattr(net.heads, name, nn.Sequential(*hidden, PackedConv(tower.output)))
-    for part in (net.fpn, net.heads):
+            hidden = [_quick(conv, nn.ReLU) for conv in tower.conv if isinstance(conv, nn.Conv2d)]
+            setattr(net.heads, name, nn.Sequential(*hidden, _quick(tower.output)))
+    for name, conv in net.fpn.output.items():
+        assert isinstance(conv, nn.Conv2d)
+        net.fpn.output[name] = _quick(conv)
+    for part in (net.fpn.lateral, net.heads):
         _replace_convs(part, {})
 
 
@@ -78,6 +87,28 @@ def _replace_convs(root: nn.Module, activations: dict[nn.Conv2d, type[nn.Module]
     for name, module in list(root.named_modules()):
         if type(module) is nn.Conv2d and _plain(module):
             _put(root, name, PackedConv(module, activations.get(module)))
+
+
+class QuickConv(nn.Module):
+    """A convolution of the pyramid or the towers, by whichever way is faster for the size of the map.
+
+    Args:
+        conv: a convolution for which Winograd's way exists.
+        activation: its kind.
+    """
+
+    def __init__(self, conv: nn.Conv2d, activation: type[nn.Module] | None = None) -> None:
+        super().__init__()
+        self.few, self.many = PackedConv(conv, activation), WinogradConv(conv, activation)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """As :class:`PackedConv`."""
+        output: Tensor = self.many(images) if tiles(images) >= TILES else self.few(images)
+        return output
+
+
+def _quick(conv: nn.Conv2d, activation: type[nn.Module] | None = None) -> nn.Module:
+    return QuickConv(conv, activation) if suits(conv) else PackedConv(conv, activation)
 
 
 def _plain(conv: nn.Conv2d) -> bool:
