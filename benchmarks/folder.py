@@ -1,4 +1,4 @@
-"""A folder of images end to end, ``retinanet predict MODEL FOLDER --pictures false``: torch in fp32 against OpenVINO int8.
+"""A folder of images, ``retinanet predict MODEL FOLDER --pictures false``: torch in fp32 against OpenVINO int8.
 
 The images of DATA are copied, as often as it takes, to a folder of 500 files. Each run is a process of its own, and the
 two kinds take turns. Told are the seconds of the whole process, from its start to its end, and of the call of
@@ -24,15 +24,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from retinanet import export, predict
-from retinanet.export.stopwatch import machine
+import retinanet  # whose parts are imported when they are used: a process without torch stays so
+from retinanet.benchmark.stopwatch import machine
 from retinanet.predict.exported import exported_file
 from retinanet.predict.run import find_images
 
 
 @dataclass(frozen=True)
 class Run:
-    """Seconds that passed and seconds of CPU time, of a whole process and of its call of ``predict``; and what it found."""
+    """Seconds that passed and of CPU time, of a process and of its call of ``predict``; and what it found."""
 
     process: float
     process_cpu: float
@@ -44,7 +44,7 @@ class Run:
 def child(model: str, folder: str, output: str) -> None:
     """Predict, and print what it took."""
     began, cpu = time.perf_counter(), time.process_time()
-    found = predict(model, [folder], output=output, pictures=False, device="cpu")
+    found = retinanet.predict(model, [folder], output=output, pictures=False, device="cpu")
     print(time.perf_counter() - began, time.process_time() - cpu, sum(len(one.detections) for one in found))
 
 
@@ -93,7 +93,7 @@ def main() -> None:
         exported = options.model / "openvino-int8"
         if exported_file(exported) is None:
             exported = Path(scratch) / "openvino-int8"
-            export(
+            retinanet.export(
                 str(options.model),
                 format="openvino",
                 precision="int8",

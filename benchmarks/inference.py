@@ -7,8 +7,8 @@ in it. ``convert`` makes a model folder of these weights and the exports are mad
 Timed is what makes detections of an image in memory: for torchvision ``model([image])`` with a float image that its
 transform normalises and need not resize; for the others the backend's ``run`` with the same image in uint8, which
 pads, normalises, computes the network and does the post-processing. All take turns in one process, which is bound to
-so many cores. The share of post-processing is measured inside torch, and with OpenVINO as the time of the whole graph
-less that of a graph that ends at the heads, in the same turns.
+so many cores. The share of post-processing is measured inside torch, and with OpenVINO int8 as the time of the whole
+graph less that of a graph that ends at the heads, in the same turns.
 
     python benchmarks/inference.py [--repeats 30] [--threads 2] [--size 640] [--only "OpenVINO int8" ...]
 """
@@ -28,11 +28,11 @@ import torch
 from torchvision.models.detection import RetinaNet, retinanet_resnet50_fpn
 
 from retinanet import convert
+from retinanet.benchmark.competitors import TimedPostprocess
+from retinanet.benchmark.stopwatch import Seconds, Spread, interleaved, machine
 from retinanet.data.synthetic import render_scenes
-from retinanet.export.competitors import TimedPostprocess
 from retinanet.export.onnx import write_onnx
 from retinanet.export.openvino import write_openvino
-from retinanet.export.stopwatch import Seconds, Spread, interleaved, machine
 from retinanet.images.arrays import pad_arrays
 from retinanet.images.io import read_pixels
 from retinanet.predict.backend import Backend, ExportedModel, cores
@@ -99,12 +99,10 @@ def our_model(model: RetinaNet, size: int, folder: Path) -> Detector:
 
 def graphs(detector: Detector, folder: Path, only: list[str]) -> dict[str, ExportedModel]:
     """The exports that are wanted; those whose name ends in "heads" are without post-processing."""
-    data = render_scenes(folder / "scenes", train=64, val=0, test=0)
+    data = render_scenes(folder / "scenes", train=24, val=0, test=0)
     images = sorted((data / "train").iterdir())
     made = {}
-    wanted = [(name, name, False) for name in only] + [
-        (f"{n} heads", n, True) for n in only if n.startswith("OpenVINO")
-    ]
+    wanted = [(name, name, False) for name in only] + [(f"{n} heads", n, True) for n in only if n == "OpenVINO int8"]
     for name, kind, raw in wanted:
         runtime, precision = kind.rsplit(maxsplit=1)
         writer, file = {"OpenVINO": (write_openvino, "model.xml"), "ONNX Runtime": (write_onnx, "model.onnx")}[runtime]
@@ -179,7 +177,7 @@ def entries(only: list[str], size: int, folder: Path) -> dict[str, Entry]:
 
 def report(found: Mapping[str, Entry], taken: Mapping[str, list[Seconds]]) -> None:
     """Medians and quartiles in ms, ratios, targets and the share of post-processing."""
-    print(f"{'':<20}{'median':>9}{'quartiles':>16}{'ratio':>8}{'target':>8}{'boxes':>7}{'post, ms':>10}{'share':>8}")
+    print(f"{'':<20}{'median':>9}{'quartiles':>19}{'ratio':>8}{'target':>8}{'boxes':>7}{'post, ms':>10}{'share':>8}")
     spreads = {name: Spread.of([1e3 * call["all"] for call in calls]) for name, calls in taken.items()}
     for name, entry in found.items():
         if name.endswith("heads"):
@@ -190,7 +188,7 @@ def report(found: Mapping[str, Entry], taken: Mapping[str, list[Seconds]]) -> No
         if "post" in taken[name][0]:
             post = Spread.of([1e3 * call["post"] for call in taken[name]]).median
         ratio = spreads[PEER].median / own.median
-        text = f"{name:<20}{own.median:>9.1f}{f'{own.low:.1f} to {own.high:.1f}':>16}{ratio:>8.2f}"
+        text = f"{name:<20}{own.median:>9.1f}{f'{own.low:.1f} to {own.high:.1f}':>19}{ratio:>8.2f}"
         text += f"{target or '':>8}{entry.found:>7}"
         print(text + ("" if post is None else f"{post:>10.2f}{post / own.median:>8.1%}"))
 

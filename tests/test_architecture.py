@@ -8,7 +8,7 @@ import pytest
 HOUSE = Path(__file__).parents[1] / "src" / "retinanet"
 FLOORS = {
     **{"types": 1, "boxes": 2, "losses": 3, "images": 3, "data": 4, "plot": 4, "model": 4, "weights": 5},
-    **{"predict": 6, "evaluate": 7, "export": 8, "diagnose": 8, "train": 9, "serve": 9, "cli": 10},
+    **{"predict": 6, "evaluate": 7, "export": 8, "diagnose": 8, "benchmark": 9, "train": 9, "serve": 9, "cli": 10},
 }
 HOMES = {  # heavy library -> the only files or rooms that import it
     "matplotlib": ("plot/",),
@@ -22,7 +22,7 @@ HOMES = {  # heavy library -> the only files or rooms that import it
     "torchvision": ("boxes/", "data/", "weights/"),
     "huggingface_hub": ("weights/hub.py",),
     "rasterio": ("images/windows.py",),
-    **dict.fromkeys(("onnxruntime", "openvino"), ("predict/", "export/")),
+    **dict.fromkeys(("onnxruntime", "openvino"), ("predict/", "export/", "benchmark/")),
     **dict.fromkeys(("onnx", "onnxscript", "nncf"), ("export/",)),
 }
 UPWARD = {("model/retinanet.py", "retinanet.weights.pretrained.load_pretrained")}  # RetinaNet.from_pretrained(name)

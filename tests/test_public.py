@@ -20,9 +20,10 @@ def test_every_public_name_is_there_and_is_the_real_one():
 def test_functions_and_modules_of_one_name_do_not_shadow_each_other():
     """``retinanet.train`` and ``retinanet.evaluate`` are functions although there are packages of these names."""
     code = (
-        "import retinanet.train.config, retinanet.evaluate.coco, retinanet.predict.run\n"
+        "import retinanet.train.config, retinanet.evaluate.coco, retinanet.predict.run, retinanet.export.report\n"
         "import retinanet\n"
         "assert callable(retinanet.train) and callable(retinanet.evaluate) and callable(retinanet.predict)\n"
+        "assert callable(retinanet.export)\n"
         "from retinanet import Predictor, evaluate, predict, train\n"
         "assert callable(train) and callable(evaluate) and callable(predict)\n"
         "from retinanet.train.config import RunConfig\n"

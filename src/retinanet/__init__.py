@@ -8,13 +8,13 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from retinanet.benchmark.run import benchmark
     from retinanet.data.dataset import load_dataset
     from retinanet.data.transforms import Augment
     from retinanet.diagnose.check import check
     from retinanet.diagnose.run import diagnose
     from retinanet.diagnose.why import why
     from retinanet.evaluate.run import evaluate
-    from retinanet.export.benchmark import benchmark
     from retinanet.export.run import export
     from retinanet.model.postprocess import Postprocess
     from retinanet.model.retinanet import RetinaNet
@@ -60,7 +60,7 @@ _HOME = {
     "RetinaNet": "model.retinanet",
     "RunConfig": "train.config",
     "UserError": "types",
-    "benchmark": "export.benchmark",
+    "benchmark": "benchmark.run",
     "check": "diagnose.check",
     "convert": "weights.convert",
     "diagnose": "diagnose.run",
@@ -83,7 +83,7 @@ def __getattr__(name: str) -> Any:
 
 
 class _Package(ModuleType):
-    """This package: its functions train, evaluate, predict and export are named like rooms of it.
+    """This package: its functions train, evaluate, predict, export and benchmark are named like rooms.
 
     Whoever imports a module of such a room makes Python set the room as attribute here. It must not hide the function.
     """

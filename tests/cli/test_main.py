@@ -50,7 +50,7 @@ def test_the_help_of_every_command(capsys, command):
         "train": ["--data", "--output", "--optim.lr", "peak learning rate", "--resume", "--run.devices", "--config"],
         "evaluate": ["--split", "--output", "--batch_size", "images per forward pass"],
         "predict": ["--score", "--overwrite", "files, folders"],
-        "export": ["--format", "--calibrate", "--verify", "heads only"],
+        "export": ["--format", "--calibrate", "--verify", "--raw"],
         "benchmark": ["--backends", "--repeats", "--images", "images per second"],
         "convert": ["--source", "--to", "--class_names", "torchvision:NAME"],
         "check": ["--fix", "--write", "--min_side", "mended copy"],

@@ -161,7 +161,7 @@ def test_a_model_folder_has_no_throughput_mode(trained):
 
 
 def test_commands_that_need_the_network_say_so(exported):
-    with pytest.raises(UserError, match="is an exported model; it can predict, evaluate and benchmark"):
+    with pytest.raises(UserError, match="is an exported model; it can predict and be evaluated"):
         load_detector(exported)
 
 

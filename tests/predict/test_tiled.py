@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from retinanet.images.preprocess import Preprocess
-from retinanet.predict.backend import Prepared
+from retinanet.predict.backend import Limits, Prepared
 from retinanet.predict.predictor import Predictor
 from retinanet.predict.tiled import EDGE, predict_tiled, starts
 from retinanet.types import Detections, UserError
@@ -31,7 +31,7 @@ class Colours:
 
     def __init__(self, scale=1.0, streams=1, short=800):
         self.thresholds = {}
-        self.scale, self.streams = scale, streams
+        self.scale, self.streams, self.limits = scale, streams, Limits(max_detections=1000)
         self.preprocess = Preprocess(short=short, long=4 * short)
         self.batches, self.rules, self.windows = [], [], []
 
@@ -107,7 +107,7 @@ def test_objects_larger_than_the_overlap_are_put_together(overlap):
 
 def test_of_objects_larger_than_the_overlap_nms_keeps_the_largest_part():
     image = image_of((100, 300), [(50, 30, 110, 40)])  # cut at 100 by the first window, at 80 by the second
-    found = predictor().tiled(image, tile=100, overlap=20)
+    found = predictor().tiled(image, tile=100, overlap=20, merge="nms")
     assert [80, 30, 160, 70] in found.boxes.tolist() and [50, 30, 100, 70] in found.boxes.tolist()
 
 
@@ -242,12 +242,12 @@ def test_boxes_that_end_near_a_border_of_their_window_are_fragments():
         )
         image = np.zeros((60, 180, 3), np.uint8)
         image[0, 0] = 255
-        found = one.tiled(image, tile=(60, 100), overlap=20)
+        found = one.tiled(image, tile=(60, 100), overlap=20, merge="nms")
         assert len(found) == 2  # they share no more than 20 columns
         one.backend.found = lambda pixels, gap=gap: one.backend.pack(
             [[81, 10, 100 - gap, 50]] if pixels[0, 0, 0] else [[5, 10, 75, 50]], [0.9 if pixels[0, 0, 0] else 0.8], [0]
         )
-        assert len(one.tiled(image, tile=(60, 100), overlap=20)) == kept
+        assert len(one.tiled(image, tile=(60, 100), overlap=20, merge="nms")) == kept
 
 
 def test_kinds_of_images(tmp_path):
@@ -317,7 +317,7 @@ LARGE = """
 import re, sys
 import numpy as np
 from retinanet.images.preprocess import Preprocess
-from retinanet.predict.backend import Prepared
+from retinanet.predict.backend import Limits, Prepared
 from retinanet.predict.predictor import Predictor
 from retinanet.types import Detections
 
@@ -326,6 +326,7 @@ def peak():  # getrusage would count what the parent process held
 
 class Sums:
     class_names, thresholds, name, scale, streams, preprocess = ("a",), {}, "sums", 1.0, 1, Preprocess()
+    limits = Limits()
 
     def prepare(self, image, rule=None):
         return Prepared(np.array(image), image.shape[:2])
@@ -355,3 +356,31 @@ def test_memory_does_not_grow_with_the_image(tmp_path):
         assert int(windows) == int(found) == 9 * (9 if width == 4000 else 36)
         peaks.append(float(peak))
     assert peaks[1] - peaks[0] < 10, peaks
+
+
+def test_tiles_that_are_full_are_told(caplog):
+    one = predictor()
+    image = image_of((100, 300), [(10, 10, 20, 20), (150, 30, 20, 20)])
+    one.tiled(image, tile=100, overlap=20)
+    assert not caplog.messages
+    one.backend.limits = Limits(max_detections=1)
+    one.tiled(image, tile=100, overlap=20)
+    assert "of 4 tiles hold 1 detections, the most that the model reports" in caplog.text
+
+
+def test_the_suppression_is_the_models():
+    """Two boxes of one class, and one of another, that overlap by a third of their union, in different windows."""
+    one = predictor()
+    image = np.zeros((60, 180, 3), np.uint8)
+    image[0, 0] = 255
+    left, right = [[50, 10, 90, 50]], [[0, 10, 30, 50]]  # the second window begins at 80
+
+    def found(limits, label=0):
+        one.backend.limits = limits
+        one.backend.found = lambda pixels: one.backend.pack(
+            left if pixels[0, 0, 0] else right, [0.9 if pixels[0, 0, 0] else 0.8], [0 if pixels[0, 0, 0] else label]
+        )
+        return len(one.tiled(image, tile=(60, 100), overlap=20, merge="nms"))
+
+    assert found(Limits(nms=0.5)) == 2 and found(Limits(nms=0.1)) == 1
+    assert found(Limits(nms=0.1), label=1) == 2 and found(Limits(nms=0.1, class_agnostic=True), label=1) == 1

@@ -60,6 +60,7 @@ def _explained(reason: str, parser: ArgumentParser, options: Sequence[str]) -> s
     files = [word.partition("=")[2] for word in options if word.startswith("--config=")]
     reason = reason.replace('in "<unicode string>", ', "")
     reason = re.sub(r"<class '(\w+)'>", r"\1", reason).replace("typing.Literal", "one of ")
+    reason = reason.replace("Expected a one of", "expected one of")
     reason = re.sub(r'^Parser key "([^"]+)": ', r"--\1: ", reason)
     reason = re.sub(r"the following arguments are required: (.+)", rf"missing: \1. usage: {parser.usage}", reason)
     unknown = re.search(r"(?:Group '([^']+)' does not accept o|O)ption '([^']+)'", reason)

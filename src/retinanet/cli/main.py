@@ -71,6 +71,9 @@ def _guarded(command: str, words: list[str]) -> int:
     except UserError as error:
         print(f"retinanet {command}: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever reads the output has seen enough, as head does
+        sys.stdout = None  # or Python would complain when it flushes
+        return 0
     except KeyboardInterrupt:
         print(f"retinanet {command}: interrupted", file=sys.stderr)
         return 130

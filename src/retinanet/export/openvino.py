@@ -19,6 +19,9 @@ def write_openvino(
     """Write ``path`` (.xml) and its weights (.bin); in int8, ``images`` set the scales.
 
     bf16 is a matter of the runtime: the file holds fp32 weights, and the card says how to compute.
+
+    Raises:
+        OSError: they cannot be written.
     """
     model = openvino.Core().read_model(to_onnx(detector, card).SerializeToString())
     if card.precision == "int8":
@@ -26,4 +29,7 @@ def write_openvino(
 
         model = quantised(model, detector.preprocess, images, keep_class_output=keep_class_output)
     model.set_rt_info(card.to_json(), KEYS)
-    openvino.save_model(model, path, compress_to_fp16=False)
+    try:
+        openvino.save_model(model, path, compress_to_fp16=False)
+    except RuntimeError as error:  # such as a full disk
+        raise OSError(f"OpenVINO: {error}") from None

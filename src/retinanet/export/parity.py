@@ -203,9 +203,9 @@ def _apart(one: Detections, other: Detections, i: int, j: int) -> tuple[float, f
 
 def _unexplained(one: Detections, other: Detections, matched: set[int], rule: Postprocess) -> int:
     """How many detections of ``one`` have no partner in ``other`` although no rounding can have decided that."""
-    limits = [rule.score, *(float(d.scores.min()) for d in (one, other) if len(d) == rule.max_detections)]
-    left = [i for i in range(len(one)) if i not in matched]
-    left = [i for i in left if all(abs(float(one.scores[i]) - limit) > SCORE for limit in limits)]
+    cut = float(other.scores.min()) + SCORE if len(other) == rule.max_detections else 0.0
+    scores = one.scores.tolist()
+    left = [i for i in range(len(one)) if i not in matched and scores[i] > cut and abs(scores[i] - rule.score) > SCORE]
     overlaps = iou(one.boxes[left], torch.cat([one.boxes, other.boxes]))
     return int((((overlaps - rule.nms).abs() > ROUNDING).all(dim=1)).sum())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import warnings
 from pathlib import Path
@@ -31,7 +32,10 @@ def write_pt2(detector: Detector, card: Card, path: Path, *, compile: bool) -> N
     program = trace(module)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch, about weights that share memory
-        torch.export.save(program, path, extra_files={KEY: card.to_json()})
+        # By way of memory: torch's own writer ends the process where the disk is full.
+        buffer = io.BytesIO()
+        torch.export.save(program, buffer, extra_files={KEY: card.to_json()})
+        path.write_bytes(buffer.getbuffer())
         if compile:
             torch._inductor.aoti_compile_and_package(
                 program,

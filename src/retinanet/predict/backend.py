@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -34,6 +34,20 @@ class Prepared:
     size: tuple[int, int]
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What the model does to the detections of one image, and tiles have to do across images; see ``Postprocess``."""
+
+    nms: float = 0.5
+    class_agnostic: bool = False
+    max_detections: int = 100
+
+    @classmethod
+    def of(cls, postprocess: Mapping[str, Any]) -> Limits:
+        """Those of a configuration, which may know more or less."""
+        return cls(**{entry.name: postprocess[entry.name] for entry in fields(cls) if entry.name in postprocess})
+
+
 class Backend(Protocol):
     """A model that is ready to run.
 
@@ -42,6 +56,7 @@ class Backend(Protocol):
         thresholds: the score from which on a detection of a class is shown; a class may be missing.
         preprocess: how images become its input.
         scale: how much larger or smaller than their pixels the images of training were, if that is known.
+        limits: what the model does to the detections of one image.
         streams: how many calls of :meth:`run` may profitably go on at once, in threads.
         name: for messages and tables, such as "OpenVINO int8".
     """
@@ -50,6 +65,7 @@ class Backend(Protocol):
     thresholds: Mapping[str, float]
     preprocess: Preprocess
     scale: float | None
+    limits: Limits
     streams: int
     name: str
 
@@ -79,6 +95,7 @@ class ExportedModel:
         self.thresholds: Mapping[str, float] = card.thresholds
         self.preprocess = card.preprocess
         self.scale = card.scale
+        self.limits = Limits.of(card.postprocess)
         self.streams = streams
         self.name = f"{runtime} {card.precision}"
         self.card = card

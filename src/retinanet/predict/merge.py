@@ -70,21 +70,24 @@ def concatenated(parts: Sequence[Found]) -> Found:
     )
 
 
-def merged(found: Found, *, how: Merge = "nms", iou: float = 0.5, tolerance: float = 1.0) -> Found:
+def merged(
+    found: Found, *, how: Merge = "nms", iou: float = 0.5, class_agnostic: bool = False, tolerance: float = 1.0
+) -> Found:
     """One detection per object, by the rules at the top of this file.
 
     Args:
         found: n detections of all windows.
         how: ``nms`` or ``nmm``.
         iou: of two boxes of a class, the threshold of suppression.
+        class_agnostic: of any two boxes.
         tolerance: pixels by which fragments may miss each other, for ``nmm``.
 
     Returns:
         (m,) detections, best score first, equal scores by position.
     """
+    groups = np.zeros_like(found.labels) if class_agnostic else found.labels
     parts = [
-        _one_class(found.rows(np.flatnonzero(found.labels == label)), how, iou, tolerance)
-        for label in np.unique(found.labels)
+        _one_class(found.rows(np.flatnonzero(groups == group)), how, iou, tolerance) for group in np.unique(groups)
     ]
     together = concatenated(parts)
     return together.rows(_order(together, together.scores))

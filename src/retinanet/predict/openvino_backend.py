@@ -71,14 +71,16 @@ class _Requests:
 
     def __init__(self, compiled: Any, outputs: Sequence[str], streams: int) -> None:
         self._outputs = outputs
+        self._inputs = {name for port in compiled.inputs for name in port.get_names()}
         self._free: queue.SimpleQueue[Any] = queue.SimpleQueue()
         for _ in range(streams):
             self._free.put(compiled.create_infer_request())
 
     def __call__(self, images: NDArray[Any], sizes: NDArray[np.int64]) -> list[NDArray[Any]]:
+        given = dict(zip(INPUTS, (images, sizes), strict=True))
         request = self._free.get()
-        try:
-            request.infer(dict(zip(INPUTS, (images, sizes), strict=True)), share_inputs=True)
+        try:  # OpenVINO drops an input that nothing needs: the sizes of a raw graph of normalised images
+            request.infer({name: given[name] for name in INPUTS if name in self._inputs}, share_inputs=True)
             return [request.get_tensor(name).data.copy() for name in self._outputs]
         finally:
             self._free.put(request)

@@ -128,7 +128,7 @@ class Predictor:
         *,
         tile: int | tuple[int, int] = 1024,
         overlap: int = 128,
-        merge: Literal["nms", "nmm"] = "nms",
+        merge: Literal["nms", "nmm"] = "nmm",
         scale: float | None = None,
         progress: Callable[..., Any] | None = None,
     ) -> Detections:

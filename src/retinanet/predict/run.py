@@ -50,7 +50,7 @@ def predict(
     workers: int | None = None,
     tile: int | None = None,
     overlap: int = 128,
-    merge: Literal["nms", "nmm"] = "nms",
+    merge: Literal["nms", "nmm"] = "nmm",
     tile_scale: float | None = None,
     overwrite: bool = False,
 ) -> list[Prediction]:

@@ -32,7 +32,7 @@ def predict_tiled(
     *,
     tile: int | tuple[int, int] = 1024,
     overlap: int = 128,
-    merge: Merge = "nms",
+    merge: Merge = "nmm",
     scale: float | None = None,
     progress: Callable[[int, int], Any] | None = None,
 ) -> Detections:
@@ -76,12 +76,21 @@ def predict_tiled(
             y, x = corner
             return predictor.backend.prepare(windows.read(y, x, y + window[0], x + window[1]), rule)
 
-        parts = []
+        limits = predictor.backend.limits
+        parts, full = [], 0
         with closing(streamed(predictor.backend, prepared, corners, batch_size=predictor.batch_size)) as stream:
             for corner, found in zip(corners, stream, strict=True):
                 parts.append(_placed(found, corner, window, windows.size, edge))
+                full += len(found) >= limits.max_detections
                 _report(progress, len(parts), len(corners))
-    everything = merged(concatenated(parts), how=merge, tolerance=edge)
+    if full:
+        _log.warning(
+            "%d of %d tiles hold %d detections, the most that the model reports of an image: choose smaller tiles, or "
+            "objects may be missing",
+            *(full, len(parts), limits.max_detections),
+        )
+    together = concatenated(parts)
+    everything = merged(together, how=merge, iou=limits.nms, class_agnostic=limits.class_agnostic, tolerance=edge)
     return predictor.backend.pack(everything.boxes, everything.scores, everything.labels)
 
 

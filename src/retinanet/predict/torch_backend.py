@@ -14,7 +14,7 @@ from retinanet.images.preprocess import Preprocess
 from retinanet.model.device import choose_device, cpu_computes_bf16
 from retinanet.model.fold import folded
 from retinanet.model.packed import can_pack, pack
-from retinanet.predict.backend import Prepared
+from retinanet.predict.backend import Limits, Prepared
 from retinanet.types import Detections, RawOutput
 from retinanet.weights.checkpoint import Detector
 
@@ -59,6 +59,7 @@ class TorchBackend:
         self.thresholds: Mapping[str, float] = detector.thresholds
         self.preprocess = detector.preprocess
         self.scale = detector.scale
+        self.limits = Limits.of(vars(detector.postprocess))
         self.streams = 1  # torch gives all cores to one call
         self.name = f"torch {precision} on {self.device}" + (", compiled" if compile else "")
 

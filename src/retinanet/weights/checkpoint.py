@@ -165,7 +165,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     folder = Path(folder)
     if exported_file(folder):
         raise UserError(
-            f"{folder} is an exported model; it can predict, evaluate and benchmark. For this command give the model "
+            f"{folder} is an exported model; it can predict and be evaluated. For this command give the model "
             "folder it was exported from"
         )
     if folder.is_file():

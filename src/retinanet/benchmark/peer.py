@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from retinanet.images.preprocess import Preprocess
-from retinanet.predict.backend import Prepared
+from retinanet.predict.backend import Limits, Prepared
 from retinanet.types import Detections
 from retinanet.weights.checkpoint import Detector
 from retinanet.weights.parity import build_peer
@@ -43,6 +43,7 @@ class TorchvisionBackend:
         self.thresholds: Mapping[str, float] = detector.thresholds
         self.preprocess = detector.preprocess
         self.scale = detector.scale
+        self.limits = Limits.of(vars(detector.postprocess))
         self.streams = 1
         self.name = "torchvision fp32"
         self._labels = {slot: label for label, slot in enumerate(slots_of(detector.class_names))}

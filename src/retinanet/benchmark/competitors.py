@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from retinanet.export.peer import TorchvisionBackend
+from retinanet.benchmark.peer import TorchvisionBackend
 from retinanet.export.run import Format, Precision, export
 from retinanet.model.device import cpu_computes_bf16
 from retinanet.model.postprocess import Postprocess

@@ -1,4 +1,4 @@
-"""How much memory a model takes, in a process of its own: ``python -m retinanet.export.footprint``.
+"""How much memory a model takes, in a process of its own: ``python -m retinanet.benchmark.footprint``.
 
 Nothing but what the model needs is imported, so that an exported model is measured without torch.
 """
@@ -27,7 +27,7 @@ def peak_memory(model: str, options: dict[str, Any], images: Sequence[Path]) -> 
         images: paths.
     """
     words = json.dumps([model, options, [str(path) for path in images]])
-    command = [sys.executable, "-m", "retinanet.export.footprint", words]
+    command = [sys.executable, "-m", "retinanet.benchmark.footprint", words]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         reason = done.stderr.strip().splitlines()
@@ -52,7 +52,7 @@ def _peak() -> float:
 def _main() -> None:
     model, options, images = json.loads(sys.argv[1])
     if options.get("torchvision"):
-        from retinanet.export.peer import TorchvisionBackend
+        from retinanet.benchmark.peer import TorchvisionBackend
         from retinanet.weights.pretrained import load_pretrained
 
         predictor = Predictor(TorchvisionBackend(load_pretrained(model)))

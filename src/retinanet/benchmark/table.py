@@ -16,13 +16,13 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from retinanet.export.stopwatch import Spread
+from retinanet.benchmark.stopwatch import Spread
 from retinanet.types import UserError
 
 RESULTS = ("benchmark.json", "benchmark.md")
 HEADINGS = (
-    *("", "AP", "read, ms", "resize, ms", "network, ms", "post, ms", "one image, ms", "times as fast"),
-    *("images/s", "times as many", "memory, MB", "files, MB"),
+    *("", "AP", "read ms", "resize ms", "network ms", "post ms", "image ms", "times", "images/s", "times"),
+    *("memory MB", "files MB"),
 )
 
 
@@ -87,14 +87,15 @@ class BenchmarkResult:
 
     def __str__(self) -> str:
         text = io.StringIO()
-        Console(file=text, width=120, color_system=None).print(self.to_table())
+        Console(file=text, width=110, color_system=None).print(self.to_table())
         return text.getvalue().rstrip()
 
     def to_table(self) -> RenderableType:
         """For ``rich.print``."""
         table = Table(box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
         for index, heading in enumerate(HEADINGS):
-            table.add_column(heading, justify="right" if index else "left", overflow="fold")
+            least = max(map(len, heading.split()), default=0)
+            table.add_column(heading, justify="right" if index else "left", no_wrap=not index, min_width=least)
         for row in self.rows:
             table.add_row(*self._cells(row))
         about = "\n".join(f"{key}: {value}" for key, value in self.about.items())
@@ -146,7 +147,10 @@ class BenchmarkResult:
         ]
 
     def _legend(self) -> str:
-        text = f"Times are medians of one image at a time; factors are against {self.reference.name}."
+        text = (
+            "Parts and sum of one image, from its file to detections, are medians of one at a time; images/s are of "
+            f"many files. How many times as fast: against {self.reference.name}."
+        )
         if any(row.postprocess is None for row in self.rows):
             text += " Where no time of post-processing is given, that of the network contains it."
         return text

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from retinanet.benchmark.competitors import DEFAULT, NAMES, Competitor, competitor, from_file
+from retinanet.benchmark.footprint import peak_memory
+from retinanet.benchmark.stopwatch import Seconds, Spread, interleaved, machine
+from retinanet.benchmark.table import RESULTS, BenchmarkResult, Row
 from retinanet.data.dataset import DetectionDataset, load_dataset
 from retinanet.evaluate.coco import CocoMetrics, coco_metrics
-from retinanet.export.benchmark_table import RESULTS, BenchmarkResult, Row
-from retinanet.export.competitors import DEFAULT, NAMES, Competitor, competitor, from_file
-from retinanet.export.footprint import peak_memory
-from retinanet.export.stopwatch import Seconds, Spread, interleaved, machine
 from retinanet.images.arrays import pad_arrays
 from retinanet.images.io import read_pixels
 from retinanet.predict.backend import Backend, Prepared, cores
@@ -154,7 +154,10 @@ def _throughput(
     here: Sequence[Competitor], dataset: DetectionDataset, chosen: Sequence[Sample], batch_size: int
 ) -> tuple[dict[str, CocoMetrics], dict[str, float]]:
     """AP on all images, which warms up too; then images per second, end to end."""
-    predictors = {one.name: Predictor(one.load("throughput"), batch_size=batch_size) for one in here}
+    predictors = {}
+    for one in here:
+        size = 1 if one.options.get("compile") else batch_size  # each size of a batch would be compiled
+        predictors[one.name] = Predictor(one.load("throughput"), batch_size=size)
     metrics = {}
     for name, predictor in predictors.items():
         _say(f"{name}: AP on {len(dataset)} images")
