@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision.ops import box_iou
 
-from retinanet.boxes.nms import nms
+from retinanet.boxes.nms import nms, nms_keep
 
 
 def greedy(boxes, scores, labels, threshold: float, class_agnostic: bool = False) -> list[int]:
@@ -100,3 +100,34 @@ def test_nothing_in_nothing_out(class_agnostic):
     empty = torch.zeros(0, dtype=torch.int64)
     kept = nms(torch.zeros(0, 4), torch.zeros(0), empty, 0.5, class_agnostic)
     assert kept.dtype == torch.int64 and kept.shape == (0,)
+
+
+def candidates(images=3, count=150, classes=4):
+    """Batched boxes, scores with a fifth of them 0, which are no candidates, and labels."""
+    parts = [crowd(count, classes, seed=seed, extent=90, origin=-10) for seed in range(images)]
+    boxes, scores, labels = (torch.stack(part) for part in zip(*parts, strict=True))
+    return boxes, torch.where(torch.arange(count) % 5 == 0, 0.0, scores), labels
+
+
+@pytest.mark.parametrize("class_agnostic", [False, True])
+@pytest.mark.parametrize("threshold", [0.2, 0.5])
+def test_the_operator_of_exported_graphs_keeps_the_same(threshold, class_agnostic):
+    boxes, scores, labels = candidates()
+    keep = nms_keep(boxes, scores, labels, threshold, class_agnostic, 4, 150)
+    assert keep.shape == scores.shape and keep.dtype == torch.bool and 0 < keep.sum() < (scores > 0).sum()
+    for n in range(len(boxes)):
+        there = (scores[n] > 0).nonzero()[:, 0]
+        wanted = greedy(boxes[n, there], scores[n, there], labels[n, there], threshold, class_agnostic)
+        assert keep[n].nonzero()[:, 0].tolist() == sorted(there[wanted].tolist())
+
+
+@pytest.mark.parametrize("count", [0, 7])
+def test_the_operator_without_candidates(count):
+    keep = nms_keep(torch.zeros(2, count, 4), torch.zeros(2, count), torch.zeros(2, count).long(), 0.5, False, 3, 9)
+    assert keep.shape == (2, count) and not keep.any()
+
+
+@pytest.mark.parametrize("class_agnostic", [False, True])
+def test_the_operator_is_registered_as_torch_wants_it(class_agnostic):
+    tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+    torch.library.opcheck(nms_keep, (*candidates(), 0.5, class_agnostic, 4, 150), test_utils=tests)
