@@ -37,9 +37,13 @@ def test_detections_are_those_of_the_parts(detector, data):
         pixels = read_pixels(path)
         (found,) = backend.run([backend.prepare(pixels)])
         boxes, scores, labels = reference(detector, pixels)
-        torch.testing.assert_close(found.scores, scores, rtol=0, atol=1e-5)
-        torch.testing.assert_close(found.boxes, boxes, rtol=0, atol=1e-3)
-        assert torch.equal(found.labels, labels)
+        # by the nearest box of the class: of two that score the same, either may come first
+        apart = (found.boxes[:, None] - boxes).abs().amax(dim=2)
+        apart[found.labels[:, None] != labels] = torch.inf
+        assert len(found) == len(boxes) and float(apart.min(dim=0).values.max()) < 1e-3
+        near = apart.argmin(dim=1)
+        assert float(apart.min(dim=1).values.max()) < 1e-3 and near.unique().numel() == len(boxes)
+        torch.testing.assert_close(found.scores, scores[near], rtol=0, atol=1e-5)
     assert all(torch.equal(state[key], value) for key, value in detector.net.state_dict().items())
 
 

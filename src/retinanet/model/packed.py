@@ -76,17 +76,15 @@ def pack(net: RetinaNet) -> None:
         if isinstance(tower, Tower) and all(isinstance(norm, nn.Identity) for norm in tower.norm):
             hidden = [_quick(conv, nn.ReLU) for conv in tower.conv if isinstance(conv, nn.Conv2d)]
             setattr(net.heads, name, nn.Sequential(*hidden, _quick(tower.output)))
-    for name, conv in net.fpn.output.items():
-        assert isinstance(conv, nn.Conv2d)
-        net.fpn.output[name] = _quick(conv)
-    for part in (net.fpn.lateral, net.heads):
-        _replace_convs(part, {})
+    for part in (net.fpn, net.heads):
+        _replace_convs(part, {}, quick=True)
 
 
-def _replace_convs(root: nn.Module, activations: dict[nn.Conv2d, type[nn.Module]]) -> None:
+def _replace_convs(root: nn.Module, activations: dict[nn.Conv2d, type[nn.Module]], *, quick: bool = False) -> None:
+    make = _quick if quick else PackedConv
     for name, module in list(root.named_modules()):
         if type(module) is nn.Conv2d and _plain(module):
-            _put(root, name, PackedConv(module, activations.get(module)))
+            _put(root, name, make(module, activations.get(module)))
 
 
 class QuickConv(nn.Module):
