@@ -98,7 +98,7 @@ def test_any_number_of_images_of_any_size(exported, detector, kind, size, count)
 
 @pytest.mark.parametrize("kind", KINDS, ids="-".join)
 def test_average_precision(exported, model, labelled, kind):
-    wanted = evaluate(model, labelled, device="cpu").metrics.ap
+    wanted = evaluate(model, labelled, device="cpu", batch_size=1).metrics.ap  # no padding for others
     assert wanted > 0.3
     found = evaluate(exported(*kind).folder, labelled, device="cpu").metrics.ap
     assert found == pytest.approx(wanted, abs=0.01 if kind[1] == "fp32" else 0.25)
@@ -219,7 +219,7 @@ def reaches(node):
 
 def test_verify_measures_the_file_and_the_network(model, labelled, converted_once, tmp_path):
     report = export(str(model), format="onnx", verify=str(labelled), output=str(tmp_path / "out"))
-    assert report.ap == pytest.approx(evaluate(model, labelled, device="cpu").metrics.ap, abs=1e-9)
+    assert report.ap == pytest.approx(evaluate(model, labelled, device="cpu", batch_size=1).metrics.ap, abs=1e-9)
     assert report.exported_ap == pytest.approx(report.ap, abs=0.01) and report.ap > 0.3
     assert f"{report.exported_ap:.4f}, the network has {report.ap:.4f}" in str(report)
     assert len(report.proof.batches) > len(FP32)  # the user's pictures beside the rendered ones

@@ -182,3 +182,16 @@ def test_images_padded_to_other_multiples_are_refused(tiny_detectors):
         UserError, match=r"multiples of 32; this one pads to multiples of 16\. Set preprocess\.multiple"
     ):
         trace(DetectionModule(detector))
+
+
+@pytest.mark.parametrize("change", [{"clip": "half"}, {"clip": "after", "keep_empty": True}], ids=["half", "after"])
+def test_a_traced_module_knows_no_size(tiny_detectors, change):
+    """At a size that is not that of the example it was traced with; yhenon's and odtk's models clip by half."""
+    module = DetectionModule(replace(tiny_detectors[3], postprocess=replace(POST, **change)))
+    program = trace(module).module(check_guards=False)
+    rule = tiny_detectors[3].preprocess
+    batch, sizes = rule.pad([rule.resize(image) for image in pictures((300, 420), (420, 300))])
+    assert tuple(batch.shape[2:]) != (192, 256)
+    with torch.inference_mode():
+        for found, wanted in zip(program(batch, sizes), module(batch, sizes), strict=True):
+            torch.testing.assert_close(found, wanted, rtol=0, atol=1e-3)

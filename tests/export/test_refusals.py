@@ -12,6 +12,7 @@ from retinanet.export import run as export_run
 from retinanet.export.module import DetectionModule
 from retinanet.export.run import FILES, export
 from retinanet.images.preprocess import Preprocess
+from retinanet.predict.predictor import Predictor
 from retinanet.types import UserError
 from retinanet.weights.checkpoint import load_detector, save_detector
 
@@ -32,8 +33,9 @@ def test_a_wrong_graph_is_refused_and_nothing_is_left(model, labelled, tmp_path,
 
 
 @pytest.fixture
-def full_disk(monkeypatch):
+def full_disk(monkeypatch, exported):
     """Half of a file is written before the disk is full."""
+    exported("onnx")  # made while there is room
 
     def write(form, detector, card, file, images, **options):
         file.write_bytes(b"half")
@@ -82,7 +84,7 @@ def test_folders_of_other_things_are_not_touched(model, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("dear diary")
     for target in (tmp_path / "mine", tmp_path / "mine" / "notes.txt", model):
-        with pytest.raises(UserError, match="is not empty and holds no export"):
+        with pytest.raises(UserError, match="holds other things than an export"):
             export(str(model), format="onnx", output=str(target), overwrite=True)
     assert (tmp_path / "mine" / "notes.txt").read_text() == "dear diary"
 
@@ -191,3 +193,19 @@ def test_the_command(model, exported, tmp_path, capfd, monkeypatch, converted_on
     with pytest.raises(SystemExit) as done:
         sys.exit(main(["export", "--help"]))
     assert done.value.code == 0 and "--calibrate" in capfd.readouterr().out
+
+
+def test_overwrite_never_takes_other_files_with_it(exported, model, tmp_path):
+    (tmp_path / "project").mkdir()
+    for name in ("model.onnx", "export.json", "a.py"):
+        (tmp_path / "project" / name).write_text("precious")
+    with pytest.raises(UserError, match="holds other things than an export"):
+        export(str(model), format="onnx", output=str(tmp_path / "project"), overwrite=True)
+    assert len(list((tmp_path / "project").iterdir())) == 3
+
+
+def test_weights_that_were_not_copied_are_named(exported, tmp_path):
+    folder = shutil.copytree(exported("openvino").folder, tmp_path / "out")
+    (folder / "model.bin").unlink()
+    with pytest.raises(UserError, match=r"model\.bin is missing: the weights of model\.xml"):
+        Predictor.load(folder)

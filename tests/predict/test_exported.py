@@ -199,7 +199,7 @@ class TestBadFiles:
 def test_weights_of_openvino_that_are_missing(tmp_path, written, card):
     path = written(tmp_path / "model.xml", card.to_json())
     path.with_suffix(".bin").unlink()
-    with pytest.raises(UserError, match=r"model\.xml is damaged"):
+    with pytest.raises(UserError, match=r"model\.bin is missing: the weights of model\.xml"):
         open_exported(path)
 
 

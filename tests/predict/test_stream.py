@@ -135,3 +135,25 @@ def test_in_order_begins_no_more_than_asked_for():
     results = in_order(SimpleNamespace(submit=submit), lambda item: -item, range(10), ahead=3)
     for number, result in enumerate(results):
         assert result == -number and len(begun) == min(number + 4, 10)
+
+
+def test_images_of_other_sizes_do_not_change_what_is_found():
+    """A call has images of one shape only, in their order."""
+
+    calls = []
+
+    class Backend:
+        streams = 1
+
+        def run(self, images):
+            calls.append([image.pixels.shape for image in images])
+            return [image.size for image in images]
+
+    items = [(8, 8), (8, 16), (8, 8), (16, 8), (8, 16)]
+    prepare = lambda item: Prepared(np.zeros((*item, 3), np.uint8), item)  # noqa: E731
+    assert list(streamed(Backend(), prepare, items, batch_size=5)) == items
+    assert [set(call) for call in calls] == [{(8, 8, 3)}, {(8, 16, 3)}, {(16, 8, 3)}] and [len(c) for c in calls] == [
+        2,
+        2,
+        1,
+    ]

@@ -275,8 +275,8 @@ def test_kinds_of_images(tmp_path):
         ({"tile": (200, 100), "overlap": 150}, r"smaller than the tile \(100 pixels\), got 150"),
         ({"overlap": -1}, "overlap is at least 0"),
         ({"merge": "wbf"}, "merge is nms or nmm, got 'wbf'"),
-        ({"scale": 0}, "scale is a number above 0, got 0"),
-        ({"scale": float("nan")}, "scale is a number above 0"),
+        ({"scale": 0}, r"scale \(--tile_scale\) is a number above 0, got 0"),
+        ({"scale": float("nan")}, r"scale \(--tile_scale\) is a number above 0"),
     ],
 )
 def test_options_out_of_range(options, match):

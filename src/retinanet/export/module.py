@@ -106,7 +106,9 @@ class DetectionModule(RawModule):
             scores = torch.where(self._visible(boxes), scores, 0.0)
         elif self.post.clip == "half":
             (rows, columns), stride = raw.grids[0], raw.lattice.strides[0]
-            right, bottom = boxes[..., 2].clamp(max=columns * stride), boxes[..., 3].clamp(max=rows * stride)
+            # as tensors: an exporter would write clamp's limit down as the number that it is in its example
+            right = torch.minimum(boxes[..., 2], torch.full_like(boxes[..., 2], columns * stride))
+            bottom = torch.minimum(boxes[..., 3], torch.full_like(boxes[..., 3], rows * stride))
             boxes = torch.cat([boxes[..., :2].clamp(min=0), right[..., None], bottom[..., None]], dim=2)
         most = min(self.post.max_detections, scores.shape[1])
         keep = nms_keep(boxes, scores, labels, self.post.nms, self.post.class_agnostic, raw.num_classes, most)

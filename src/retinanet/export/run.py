@@ -24,6 +24,7 @@ from retinanet.weights.pretrained import model_folder
 Format = Literal["onnx", "openvino", "pt2"]
 Precision = Literal["fp32", "bf16", "int8"]
 FILES = {"onnx": "model.onnx", "openvino": "model.xml", "pt2": "model.pt2"}
+OURS = {*FILES.values(), "model.bin", "model.compiled.pt2", "export.json", "export.txt"}
 SHOWN = 4  # images of the user's that the proof looks at
 LOST = 0.01  # AP; where int8 costs more, the output of the class subnet goes back to fp32
 BROKEN = 0.5  # a model in lower precision that finds less than this share of the certain detections is not saved
@@ -71,10 +72,10 @@ def export(
     """
     _check_options(format, precision, calibrate, verify, raw, compile)
     home = model_folder(model)
+    detector = load_detector(home or model)
     folder = _output(model, home, output, f"{format}-{precision}" + "-raw" * raw, overwrite=overwrite)
     images = spread_images(calibrate, samples) if calibrate else []
     shown = spread_images(verify, SHOWN, split) if verify else images[:SHOWN]
-    detector = load_detector(home or model)
     place = next(path for path in folder.absolute().parents if path.is_dir())
     try:
         with tempfile.TemporaryDirectory(prefix=".export-", dir=place) as scratch:
@@ -88,7 +89,7 @@ def export(
             report.save(new)
             folder.parent.mkdir(parents=True, exist_ok=True)
             if folder.exists():
-                shutil.rmtree(folder)
+                os.replace(folder, Path(scratch) / "old")
             os.replace(new, folder)
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error}); nothing was kept. Choose another --output") from None
@@ -156,7 +157,8 @@ def _verified(
 
 
 def _ap(model: str | Path, data: str, split: str) -> float:
-    return evaluate(model, data, split=split, device="cpu").metrics.ap
+    # one by one: in a batch, padding for larger images changes what the network sees of the smaller ones
+    return evaluate(model, data, split=split, device="cpu", batch_size=1).metrics.ap
 
 
 def _write(
@@ -218,8 +220,8 @@ def _output(model: str, home: Path | None, output: str | None, name: str, *, ove
         raise UserError(f"{model} is no folder of yours, so say where the export goes: pass --output FOLDER")
     folder = Path(output) if output is not None else Path(model) / name
     inside = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if folder.is_file() or (inside and not inside & set(FILES.values())):
-        raise UserError(f"--output {folder} is not empty and holds no export. Choose a folder that is new")
+    if folder.is_file() or inside - OURS or (inside and "export.json" not in inside):
+        raise UserError(f"--output {folder} holds other things than an export. Choose a folder that is new")
     if inside and not overwrite:
         raise UserError(f"{folder} holds an export already. Choose another --output or pass --overwrite")
     check_writable(folder)

@@ -36,17 +36,17 @@ class PackedConv(nn.Module):
         self.geometry = (conv.padding, conv.stride, conv.dilation, conv.groups)
         self.activation = ("none", []) if activation is None else _ACTIVATIONS[activation]
         self.bias = None if conv.bias is None else conv.bias.detach()
-        self.weight = conv.weight.detach()
-        self.size: torch.Size | None = None  # of the maps that the layout is for
+        self.packed: tuple[torch.Size | None, Tensor] = (None, conv.weight.detach())  # for which size of maps
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, C, H, W), channels last -> as the convolution and the activation."""
-        if images.shape != self.size:  # a layout for another size, or for none, can be ten times slower
-            plain = self.weight.to_dense() if self.weight.is_mkldnn else self.weight
-            self.weight = torch.ops.mkldnn._reorder_convolution_weight(plain, *self.geometry, list(images.shape))
-            self.size = images.shape
+        size, weight = self.packed  # read once: another thread may set it
+        if images.shape != size:  # a layout for another size, or for none, can be ten times slower
+            plain = weight.to_dense() if weight.is_mkldnn else weight
+            weight = torch.ops.mkldnn._reorder_convolution_weight(plain, *self.geometry, list(images.shape))
+            self.packed = (images.shape, weight)
         arguments = (*self.geometry, *self.activation, "")
-        output: Tensor = torch.ops.mkldnn._convolution_pointwise(images, self.weight, self.bias, *arguments)
+        output: Tensor = torch.ops.mkldnn._convolution_pointwise(images, weight, self.bias, *arguments)
         return output
 
 

@@ -111,6 +111,10 @@ class ExportedModel:
         found = []
         outputs = zip(*self.graph(batch, sizes), strict=True)
         for image, size, (boxes, scores, labels, count) in zip(images, sizes.tolist(), outputs, strict=True):
+            if not np.isfinite(scores).all() or (labels[:count] >= len(self.class_names)).any():
+                raise UserError(
+                    f"{self.name}: the model is damaged, or its class names are not its own. Export it again"
+                )
             back = boxes_back(boxes[:count], (size[0], size[1]), image.size)
             found.append(self.pack(back, scores[:count], labels[:count]))
         return found
@@ -159,7 +163,8 @@ def not_installed(runtime: str, package: str) -> UserError:
 
 def damaged(path: Path, runtime: str, error: Exception) -> UserError:
     """What to say of a file that its runtime cannot read."""
-    reason = str(error).strip().splitlines()
+    lines = [line.strip() for line in str(error).splitlines()]
+    reason = [line for line in lines if line and not line.startswith(("Exception from", "Check '"))]
     return UserError(
         f"{path} is damaged, or not a model that {runtime} can run ({reason[0] if reason else type(error).__name__}). "
         "Copy it again, or export it again: retinanet export MODEL"

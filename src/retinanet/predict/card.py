@@ -63,6 +63,8 @@ class Card:
         if not isinstance(values, dict) or not isinstance(values.get("format"), int):
             raise _no_card(path)
         version = values.pop("format")
+        if version < 1:
+            raise _no_card(path)
         if version > CARD_FORMAT:
             raise UserError(
                 f"{path} was exported by retinanet {values.get('library_version')} in format {version}; this is "
@@ -70,10 +72,13 @@ class Card:
             )
         try:
             rule: Any = {key: tuple(v) if isinstance(v, list) else v for key, v in values.pop("preprocess").items()}
-            card = cls(tuple(values.pop("class_names")), Preprocess(**rule), **values)
+            card = cls(tuple(_list(values.pop("class_names"))), Preprocess(**rule), **values)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise _no_card(path, f" ({error})") from None
-        if not card.class_names or not all(_fits(card, entry.name) for entry in fields(cls)):
+        if not all(_fits(card, entry.name) for entry in fields(cls)):
+            raise _no_card(path)
+        named = card.class_names and all(isinstance(name, str) and name for name in card.class_names)
+        if not named or not all(isinstance(limit, float | int) for limit in card.thresholds.values()):
             raise _no_card(path)
         return card
 
@@ -82,6 +87,12 @@ _KINDS: Mapping[str, type | tuple[type, ...]] = {
     **{"class_names": tuple, "preprocess": Preprocess, "postprocess": dict, "thresholds": dict, "metrics": dict},
     **{"precision": str, "raw": bool, "scale": (float, int, type(None)), "library_version": str},
 }
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError("class_names is no list")
+    return value
 
 
 def _fits(card: Card, name: str) -> bool:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from retinanet.predict.backend import INPUTS, ExportedModel, Mode, cores, damaged, not_installed, read_card
 from retinanet.predict.card import Card
+from retinanet.types import UserError
 
 KEYS = ["retinanet", "card"]  # where the card lies in the model's runtime information
 
@@ -35,6 +36,8 @@ def open_openvino(path: Path, mode: Mode = "latency", *, raw: bool = False) -> E
         import openvino
     except ImportError:
         raise not_installed("OpenVINO", "openvino") from None
+    if not path.with_suffix(".bin").is_file():
+        raise UserError(f"{path.with_suffix('.bin')} is missing: the weights of {path.name}. Copy it as well")
     streams = cores() if mode == "throughput" else 1
     core = openvino.Core()
     try:

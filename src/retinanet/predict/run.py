@@ -66,8 +66,8 @@ def predict(
         batch_size: images per forward pass.
         device: auto, cpu, cuda, cuda:1, mps; an exported model runs on the CPU.
         precision: in which a model folder computes; bf16 where the device has it. That of an exported model is settled.
-        mode: of an exported model; throughput gives a core to each image and is the default for more than one image,
-            latency gives all cores to one image at a time.
+        mode: of an exported model; throughput gives a core to each image and is the default for more than one image or
+            tile, latency gives all cores to one image at a time.
         compile: compile the network of a model folder first, which takes minutes.
         workers: threads that read, and as many that draw; by default one per core.
         tile: cut every image into windows of this many pixels, for images far larger than the model's input.
@@ -88,7 +88,7 @@ def predict(
     check_output(folder, names, overwrite=overwrite)
     sizes = [image_size(path) for path in paths]  # a file that is no image is refused before anything is written
     if mode is None:
-        mode = "throughput" if len(paths) > 1 and tile is None and exported_file(model) else "latency"
+        mode = "throughput" if (len(paths) > 1 or tile) and exported_file(model) else "latency"
     predictor = Predictor.load(
         model, device=device, batch_size=batch_size, precision=precision, mode=mode, compile=compile
     )

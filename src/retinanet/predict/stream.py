@@ -29,7 +29,7 @@ def streamed(
         backend: what runs the model. Where it runs several calls at once, a call has one image.
         prepare: reads and resizes one item; called in threads.
         items: any number; no more are taken than are begun.
-        batch_size: images per call.
+        batch_size: images per call, where they have one size after resizing.
         workers: threads that prepare; by default as many as there are cores.
 
     Raises:
@@ -47,7 +47,7 @@ def streamed(
             except UserError as error:
                 reason.append(error)
                 break
-        return [*(backend.run(images) if images else []), *reason]
+        return [*_alike(backend, images), *reason]
 
     readers, runners = ThreadPoolExecutor(workers or cores()), ThreadPoolExecutor(backend.streams)
     try:
@@ -79,3 +79,12 @@ def in_order(pool: Executor, function: Callable[[S], T], items: Iterable[S], *, 
             yield begun.popleft()
     while begun:
         yield begun.popleft()
+
+
+def _alike(backend: Backend, images: Sequence[Prepared]) -> list[Detections]:
+    """Detections of each image; a call has images of one size: padding for another would change what is found."""
+    found: dict[int, Detections] = {}
+    for shape in dict.fromkeys(image.pixels.shape for image in images):
+        places = [place for place, image in enumerate(images) if image.pixels.shape == shape]
+        found.update(zip(places, backend.run([images[place] for place in places]), strict=True))
+    return [found[place] for place in range(len(images))]

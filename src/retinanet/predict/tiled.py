@@ -18,7 +18,7 @@ from retinanet.predict.backend import Prepared
 from retinanet.predict.merge import Found, Merge, concatenated, merged
 from retinanet.predict.predictor import Predictor, to_array
 from retinanet.predict.stream import streamed
-from retinanet.types import Detections, UserError
+from retinanet.types import DEFAULT_THRESHOLD, Detections, UserError
 
 SMALLEST_TILE = 32
 EDGE = 2.0  # pixels of the network's input: a box that ends this near to a border of its window is cut by it
@@ -81,7 +81,7 @@ def predict_tiled(
         with closing(streamed(predictor.backend, prepared, corners, batch_size=predictor.batch_size)) as stream:
             for corner, found in zip(corners, stream, strict=True):
                 parts.append(_placed(found, corner, window, windows.size, edge))
-                full += len(found) >= limits.max_detections
+                full += _full(found, predictor)
                 _report(progress, len(parts), len(corners))
     if full:
         _log.warning(
@@ -110,7 +110,7 @@ def _checked(tile: int | tuple[int, int], overlap: int, merge: str, scale: float
     if merge not in ("nms", "nmm"):
         raise UserError(f"merge is nms or nmm, got {merge!r}")
     if scale is not None and not 0 < scale < float("inf"):
-        raise UserError(f"scale is a number above 0, got {scale}")
+        raise UserError(f"scale (--tile_scale) is a number above 0, got {scale}")
     return sides[0], sides[1]
 
 
@@ -126,8 +126,8 @@ def _rule(predictor: Predictor, window: tuple[int, int], scale: float | None) ->
         height, width = rule.size(*window)
         _log.warning(
             "the model does not say how large its training images were shown to it: tiles of %d x %d pixels are "
-            "resized to %d x %d, a scale of %.3g. If the training images were shown larger or smaller, set scale to "
-            "their size after resizing, divided by their size before",
+            "resized to %d x %d, a scale of %.3g. If the training images were shown larger or smaller, set scale "
+            "(--tile_scale) to their size after resizing, divided by their size before",
             *(window[1], window[0], width, height, height / window[0]),
         )
         return rule
@@ -146,6 +146,14 @@ def _placed(found: Detections, corner: Corner, window: tuple[int, int], size: tu
     cut = (np.abs(boxes - limits) <= edge) & ~outer
     shifted = boxes + np.array([x, y, x, y])
     return Found(shifted, np.asarray(found.scores, np.float32), np.asarray(found.labels, np.int64), cut)
+
+
+def _full(found: Detections, predictor: Predictor) -> bool:
+    """Whether there are as many detections as the model reports at most, and the last would be shown too."""
+    if len(found) < predictor.backend.limits.max_detections:
+        return False
+    name = found.class_names[int(found.labels[-1])]
+    return float(found.scores[-1]) >= predictor.backend.thresholds.get(name, DEFAULT_THRESHOLD)
 
 
 def _report(progress: Callable[[int, int], Any] | None, done: int, total: int) -> None:
