@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO ?= runs/demo
+# Tests that load ONNX Runtime and OpenVINO, in processes of their own: among all others OpenVINO has brought a worker down.
+RUNTIMES := tests/benchmark tests/export tests/predict
 
 .PHONY: install install-dev demo lint test format clean
 
@@ -27,8 +29,8 @@ lint: install-dev
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --ignore tests/export
-	$(BIN)/python -m pytest -n 2 tests/export  # apart: after it, OpenVINO has brought a worker down in other tests
+	$(BIN)/python -m pytest -n 2 $(RUNTIMES:%=--ignore %)
+	$(BIN)/python -m pytest -n 2 $(RUNTIMES)
 
 format: install-dev
 	$(BIN)/ruff check --fix .
