@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from retinanet.images.preprocess import Preprocess
 from retinanet.predict.backend import Limits, Prepared
+from retinanet.predict.torch_backend import tensor_detections
 from retinanet.types import Detections
 from retinanet.weights.checkpoint import Detector
 from retinanet.weights.parity import build_peer
@@ -68,12 +69,7 @@ class TorchvisionBackend:
 
     def pack(self, boxes: NDArray[Any], scores: NDArray[Any], labels: NDArray[Any]) -> Detections:
         """See :class:`retinanet.predict.backend.Backend`."""
-        return Detections(
-            torch.tensor(boxes, dtype=torch.float32),
-            torch.tensor(scores, dtype=torch.float32),
-            torch.tensor(labels, dtype=torch.int64),
-            self.class_names,
-        )
+        return tensor_detections(boxes, scores, labels, self.class_names)
 
     def _detections(self, found: Mapping[str, Any]) -> Detections:
         """Slots without a class, which only a very low threshold lets through, are left out."""

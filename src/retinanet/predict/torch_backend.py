@@ -83,12 +83,19 @@ class TorchBackend:
 
     def pack(self, boxes: NDArray[Any], scores: NDArray[Any], labels: NDArray[Any]) -> Detections:
         """See :class:`Backend`."""
-        return Detections(
-            torch.tensor(boxes, dtype=torch.float32),
-            torch.tensor(scores, dtype=torch.float32),
-            torch.tensor(labels, dtype=torch.int64),
-            self.class_names,
-        )
+        return tensor_detections(boxes, scores, labels, self.class_names)
+
+
+def tensor_detections(
+    boxes: NDArray[Any], scores: NDArray[Any], labels: NDArray[Any], class_names: tuple[str, ...]
+) -> Detections:
+    """Arrays (D, 4), (D,) and (D,) as detections that hold tensors."""
+    return Detections(
+        torch.tensor(boxes, dtype=torch.float32),
+        torch.tensor(scores, dtype=torch.float32),
+        torch.tensor(labels, dtype=torch.int64),
+        class_names,
+    )
 
 
 def _computes_bf16(device: torch.device) -> bool:
