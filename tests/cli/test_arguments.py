@@ -161,7 +161,7 @@ def test_a_key_of_a_mapping_is_added_to_those_of_a_file(tmp_path):
         (["--knobs.rate", "-1"], ["knobs.rate: expected at least 0, got -1.0"]),
         (["--knobs.rate", "fast"], ["--knobs.rate", "float", "fast"]),
         (["--knobs.pair", "[1]"], ["--knobs.pair", "[1]"]),
-        (["--config", "none.yaml"], ["--config", "none.yaml", "not exist"]),
+        (["--config", "none.yaml"], ["none.yaml", "not exist"]),
     ],
 )
 def test_mistakes_are_told_in_the_words_of_the_command_line(words, expected, capfd):
@@ -181,7 +181,7 @@ def test_too_few_and_too_many():
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (b"count: [1,\n  b: {", ["line 3"]),
+        (b"count: [1,\n  b: {", ["line 2"]),
         (b"coutn: 3\n", ["unknown option coutn, did you mean count?"]),
         (b"knobs:\n  kindd: hard\n", ["unknown option knobs.kindd, did you mean knobs.kind?"]),
         (b"knobs:\n  kind: firm\n", ["knobs.kind", "'soft', 'hard'", "firm"]),

@@ -111,7 +111,7 @@ def test_a_run_goes_on_only_as_it_began(data, tiny, trained, tmp_path):
     with pytest.raises(UserError, match=words):
         train(str(data), str(folder), resume=True, **tiny(epochs=3, optim={"lr": 1.0}))
     (folder / "config.yaml").write_text("a: [")
-    with pytest.raises(UserError, match=r"config\.yaml is damaged"):
+    with pytest.raises(UserError, match=r"config\.yaml, line 1: broken YAML"):
         train(str(data), str(folder), resume=True, **tiny())
     (folder / "config.yaml").write_bytes(before[folder / "config.yaml"])
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before

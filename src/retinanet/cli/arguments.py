@@ -6,18 +6,25 @@ import difflib
 import inspect
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
+from retinanet.cli.values import read_option, read_options
 from retinanet.types import UserError
+from retinanet.yaml_files import load_plain
+
+NO_PATH = "#".ljust(5000) + "\n"  # a comment longer than any path: the parser takes what follows for text, not a file
 
 
 def parse(function: Callable[..., Any], words: Sequence[str], *, positionals: Sequence[str], usage: str) -> Namespace:
     """The arguments for ``function``, from a command line and the configuration files that it names.
+
+    Options are values: one that names code is refused before it is parsed, see :mod:`retinanet.cli.values`. The
+    environment is not read.
 
     Words without a dash are the positionals, in order; the last one takes all that are left where its type is a list.
     Options may be written with dashes or underscores, and without their group where only one group has them; a switch
@@ -36,14 +43,18 @@ def parse(function: Callable[..., Any], words: Sequence[str], *, positionals: Se
         prog=usage.split(" [")[0], usage=usage, description=inspect.getdoc(function), exit_on_error=False
     )
     parser.add_argument("--config", action="config", help="file with options, such as the config.yaml of a run")
-    parser.add_function_arguments(function, fail_untyped=True, sub_configs=True)
+    parser.add_function_arguments(function, fail_untyped=True)
     summary = (inspect.getdoc(function) or "").split("\n")[0]
     parser.description = summary
-    options = _as_options(parser, function, words, positionals)
+    files, named, options = _as_options(parser, function, words, positionals)
+    groups = {name.partition(".")[0].removeprefix("--") for name in _names(parser) if "." in name} | _mappings(parser)
+    options = [*named, *(_checked(option, groups) for option in options)]
     keys = [option for option in options if _mapping_of(option, parser)]
     options = [option for option in options if option not in keys]
     try:
-        arguments = parser.parse_args(options)
+        contents = [f"--config={NO_PATH}{read_options(file, groups)}" for file in files]
+        # files first: whatever the order, the command line has the last word
+        arguments = parser.parse_args([*contents, *options], env=False)
         arguments.pop("config", None)
         for option in keys:
             mapping = _mapping_of(option, parser)
@@ -52,13 +63,17 @@ def parse(function: Callable[..., Any], words: Sequence[str], *, positionals: Se
     except UserError:
         raise
     except Exception as error:
-        raise UserError(_explained(" ".join(str(error).split()), parser, options)) from None
+        raise UserError(_explained(" ".join(str(error).split()), parser, files, options)) from None
 
 
-def _explained(reason: str, parser: ArgumentParser, options: Sequence[str]) -> str:
+def _checked(option: str, groups: Collection[str]) -> str:
+    """An option without a name of code in it, see :func:`retinanet.cli.values.read_option`."""
+    name, equals, text = option.partition("=")
+    return f"{name}={read_option(name, text, mapping=name[2:] in groups)}" if equals else option
+
+
+def _explained(reason: str, parser: ArgumentParser, files: Sequence[str], options: Sequence[str]) -> str:
     """The parser's message in the words of the command line, with the file and the nearest name."""
-    files = [word.partition("=")[2] for word in options if word.startswith("--config=")]
-    reason = reason.replace('in "<unicode string>", ', "")
     reason = re.sub(r"<class '(\w+)'>", r"\1", reason).replace("typing.Literal", "one of ")
     reason = reason.replace("Expected a one of", "expected one of")
     reason = re.sub(r'^Parser key "([^"]+)": ', r"--\1: ", reason)
@@ -76,8 +91,11 @@ def _explained(reason: str, parser: ArgumentParser, options: Sequence[str]) -> s
 def _mapping_of(option: str, parser: ArgumentParser) -> str:
     """The mapping that an option sets a key of: ``architecture`` for --architecture.norm, "" for other options."""
     name = option.partition("=")[0]
-    mappings = [action.dest for action in parser._actions if "dict" in str(getattr(action, "_typehint", ""))]
-    return next((mapping for mapping in mappings if name.startswith(f"--{mapping}.")), "")
+    return next((mapping for mapping in _mappings(parser) if name.startswith(f"--{mapping}.")), "")
+
+
+def _mappings(parser: ArgumentParser) -> set[str]:
+    return {action.dest for action in parser._actions if "dict" in str(getattr(action, "_typehint", ""))}
 
 
 def _with_key(mapping: Mapping[str, Any], option: str) -> dict[str, Any]:
@@ -88,7 +106,7 @@ def _with_key(mapping: Mapping[str, Any], option: str) -> dict[str, Any]:
         inner = mapping.get(key)
         return {**mapping, key: _with_key(inner if isinstance(inner, Mapping) else {}, f"{rest}={text}")}
     try:
-        value = yaml.safe_load(text)
+        value = load_plain(text)
     except yaml.YAMLError:
         value = text
     with suppress(ValueError):  # 1e-3 is a text to YAML 1.1
@@ -107,8 +125,8 @@ def _nearest(name: str, known: Iterable[str]) -> str:
 
 def _as_options(
     parser: ArgumentParser, function: Callable[..., Any], words: Sequence[str], positionals: Sequence[str]
-) -> list[str]:
-    """The words with every positional named, every switch given a value and every name known."""
+) -> tuple[list[str], list[str], list[str]]:
+    """The configuration files, the positionals with their names, and the options: full names, every switch a value."""
     known = _names(parser)
     parameters = inspect.signature(function, eval_str=True).parameters
     switches = {name for action in parser._actions if _is_switch(action) for name in action.option_strings}
@@ -127,15 +145,15 @@ def _as_options(
         if name in ("-h", "--help", "--print_config"):
             options.append(name)
         elif equals:
-            (files if name == "--config" else options).append(f"{name}={value}")
+            files.append(value) if name == "--config" else options.append(f"{name}={value}")
         elif name in switches and not (rest and rest[0].lower() in ("true", "false")):
             options.append(f"{name}=true")
         elif rest and not rest[0].startswith("--"):
-            (files if name == "--config" else options).append(f"{name}={rest.pop(0)}")
+            value = rest.pop(0)
+            files.append(value) if name == "--config" else options.append(f"{name}={value}")
         else:
             raise UserError(f"option {name} needs a value")
-    # files first: whatever the order, the command line has the last word
-    return [*files, *_named(loose, positionals, parameters), *options]
+    return files, _named(loose, positionals, parameters), options
 
 
 def _is_switch(action: Any) -> bool:

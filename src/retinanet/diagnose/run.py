@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
@@ -34,6 +33,7 @@ from retinanet.plot.why_figures import draw_trace
 from retinanet.types import Batch, RawOutput, UserError
 from retinanet.weights.checkpoint import Detector
 from retinanet.weights.pretrained import load_pretrained, model_folder
+from retinanet.yaml_files import read_mapping
 
 RESULTS = ("report.html", "diagnosis.json")
 WORST = 4  # images that are traced in pictures
@@ -168,9 +168,9 @@ def _loss(folder: Path | None, alpha: float | None, gamma: float | None) -> Foca
     """The focal loss of the training: as given, as the run in the model folder says, or the paper's."""
     said: dict[str, Any] = {}
     if folder is not None and (folder / "config.yaml").is_file():
-        with suppress(OSError, ValueError, yaml.YAMLError):
-            run = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-            said = dict(run["loss"]) if isinstance(run, dict) and isinstance(run.get("loss"), dict) else {}
+        with suppress(OSError, UserError):
+            loss = read_mapping(folder / "config.yaml").get("loss")
+            said = loss if isinstance(loss, dict) else {}
     given = {"alpha": alpha, "gamma": gamma}
     known = {key: value for key, value in said.items() if key in given and isinstance(value, float | int)}
     return FocalLoss(**{**known, **{key: value for key, value in given.items() if value is not None}})

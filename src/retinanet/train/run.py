@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import yaml
 from lightning_fabric import Fabric
 from rich.console import Console
 
@@ -31,6 +30,7 @@ from retinanet.train.start import build_detector, check_images, check_output, fi
 from retinanet.types import UserError
 from retinanet.weights.checkpoint import Detector
 from retinanet.weights.transfer import Transfer
+from retinanet.yaml_files import dump_plain
 
 AUDITED = 10_000  # boxes that tell how the anchors fit
 BADLY_COVERED = 0.05  # share of boxes without an anchor at the background IoU from which on there is a hint
@@ -214,7 +214,7 @@ def anchor_lines(training: Training, data: str) -> list[str]:
 def write_start(folder: Path, config: Mapping[str, Any], moved: Transfer | None) -> None:
     """Make the folder of a run: its options, and what became of each tensor of the model that it starts from."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(plain(config), sort_keys=False), encoding="utf-8")
+    (folder / "config.yaml").write_text(dump_plain(plain(config)), encoding="utf-8")
     if moved is not None:
         text = f"weights from {config['model']}\n{moved.summary()}\n\n{moved.report()}\n"
         (folder / "transfer.txt").write_text(text, encoding="utf-8")

@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.progress import track
 
@@ -26,6 +25,7 @@ from retinanet.weights.changes import changed
 from retinanet.weights.checkpoint import CONFIG, Detector, load_detector, read_config
 from retinanet.weights.pretrained import model_folder
 from retinanet.weights.transfer import Transfer, named_as, transfer
+from retinanet.yaml_files import read_mapping
 
 # what may differ when a run goes on: where it is computed, not what
 FREE = {f"run.{key}" for key in ("accelerator", "devices", "nodes", "workers", "save_every")} | {"optim.accumulate"}
@@ -257,11 +257,8 @@ def check_output(folder: Path, config: Mapping[str, Any], *, resume: bool) -> No
         return
     if not (folder / STATE).is_file() or not (folder / "config.yaml").is_file():
         raise UserError(f"nothing to resume: {folder} holds no saved step of a run. Start it without --resume")
-    try:
-        before = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{folder / 'config.yaml'} is damaged: {' '.join(str(error).split())}") from None
-    then, now = _flat(before if isinstance(before, dict) else {}), _flat(plain(config))
+    before = read_mapping(folder / "config.yaml")
+    then, now = _flat(before), _flat(plain(config))
     names = [name for name in {**now, **then} if name not in FREE and then.get(name) != now.get(name)]
     differing = [f"{name} {then.get(name)} -> {now.get(name)}" for name in names]
     if differing:

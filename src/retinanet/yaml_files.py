@@ -1,0 +1,75 @@
+"""YAML as plain data: no tags of Python, no aliases, and no more text than a configuration needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from retinanet.types import UserError
+
+MOST_BYTES = 100_000  # a configuration of ours has about 2,000
+
+
+class PlainLoader(yaml.SafeLoader):
+    """PyYAML's safe loader without aliases, with which a few lines would stand for billions of values."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """The next node, as long as it is no alias."""
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            problem = f"*{event.anchor} stands for something written elsewhere; write it out"
+            raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
+        return super().compose_node(parent, index)
+
+
+class _PlainDumper(yaml.SafeDumper):
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def dump_plain(value: Any) -> str:
+    """A value as YAML that :func:`load_plain` reads: without aliases."""
+    return yaml.dump(value, Dumper=_PlainDumper, sort_keys=False, allow_unicode=True)
+
+
+def load_plain(text: str) -> Any:
+    """The value that a text in YAML (or JSON) holds.
+
+    Raises:
+        yaml.YAMLError: it is not YAML, has an alias or a tag of Python, or is nested too deeply.
+    """
+    try:
+        return yaml.load(text, Loader=PlainLoader)
+    except (ValueError, OverflowError, RecursionError) as error:  # such as a date of month 13
+        raise yaml.YAMLError(str(error)) from None
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The mapping that a YAML or JSON file holds; {} for an empty one.
+
+    Raises:
+        UserError: there is no such file, it is too large, or holds something else (with the line).
+    """
+    if not path.is_file():
+        state = "is not a regular file" if path.exists() else "does not exist"
+        raise UserError(f"{path}: {state}; expected a YAML file with options, such as the config.yaml of a run")
+    with path.open("rb") as stream:
+        data = stream.read(MOST_BYTES + 1)
+    if len(data) > MOST_BYTES:
+        raise UserError(f"{path}: over {MOST_BYTES:,} bytes, which no file of options needs. Remove what is no option")
+    try:
+        content = load_plain(data.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: is not UTF-8 text. Save it in UTF-8") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{line}: broken YAML ({error.problem or error.context}). Correct the line") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from None
+    if content is not None and not isinstance(content, Mapping):
+        raise UserError(f"{path}: expected options as 'name: value', got {type(content).__name__}")
+    return dict(content or {})
