@@ -111,7 +111,7 @@ def graphs(detector: Detector, folder: Path, only: list[str]) -> dict[str, Expor
         path.parent.mkdir()
         print(f"writing {name}", flush=True)
         writer(detector, card, path, images, keep_class_output=False)
-        made[name] = open_exported(path, raw=raw)
+        made[name] = open_exported(path, raw=raw, trust=True)
     return made
 
 

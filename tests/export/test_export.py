@@ -29,6 +29,11 @@ def file_of(report):
     return export_run.Path(report.folder) / report.file
 
 
+def model_of(report):
+    """What a user gives as the model: the folder, where the format has no code."""
+    return file_of(report) if report.format == "pt2" else report.folder
+
+
 def assert_same(one, other, pixels=0.1, score=1e-3):
     assert one.class_names == other.class_names and len(one) == len(other) > 0
     np.testing.assert_array_equal(one.labels, other.labels)
@@ -47,7 +52,7 @@ def test_files_and_card(exported, detector, kind):
     folder = file_of(report).parent
     extra = {"model.bin"} if kind[0] == "openvino" else set()
     assert {path.name for path in folder.iterdir()} == {FILES[kind[0]], "export.txt", "export.json"} | extra
-    card = open_exported(file_of(report)).card
+    card = open_exported(file_of(report), trust=True).card
     assert (card.class_names, card.preprocess) == (detector.class_names, detector.preprocess)
     assert card.postprocess == asdict(detector.postprocess) and card.thresholds == detector.thresholds
     assert (card.metrics, card.scale, card.precision, card.raw) == (detector.metrics, detector.scale, kind[1], False)
@@ -56,7 +61,11 @@ def test_files_and_card(exported, detector, kind):
     assert saved["size"] == sum(p.stat().st_size for p in folder.iterdir() if not p.name.startswith("export."))
     assert saved["calibration"] == (4 if kind[1] == "int8" else 0)
     text = (folder / "export.txt").read_text()
-    assert str(report) + "\n" == text and f"retinanet predict {folder}" in text
+    assert (
+        str(report) + "\n" == text
+        and f"retinanet predict {model_of(report)}" in text
+        and ("--trust" in text) == (kind[0] == "pt2")
+    )
 
 
 @pytest.mark.parametrize("kind", FP32, ids="-".join)
@@ -67,8 +76,8 @@ def test_the_same_detections_on_files(exported, eager, labelled, kind):
     paths = sorted(labelled.glob("*/*.png"))
     batched, single = eager(paths), [eager(path) for path in paths]  # padding, and what it does, depends on the batch
     for wanted, found in (
-        (batched, Predictor.load(report.folder, batch_size=3)(paths)),
-        (single, Predictor.load(file_of(report), batch_size=1)(paths)),
+        (batched, Predictor.load(model_of(report), batch_size=3, trust=True)(paths)),
+        (single, Predictor.load(file_of(report), batch_size=1, trust=True)(paths)),
         *([(single, Predictor.load(report.folder, mode="throughput")(paths))] if kind[0] == "onnx" else []),
     ):
         for one, other in zip(wanted, found, strict=True):
@@ -88,7 +97,9 @@ def test_any_number_of_images_of_any_size(exported, detector, kind, size, count)
     with torch.inference_mode():
         raw = detector.net(detector.preprocess.normalise(images, sizes))
         wanted = detector.postprocess(raw, sizes, detector.class_names)
-    boxes, scores, labels, found = open_exported(file_of(exported(*kind))).graph(images.numpy(), sizes.numpy())
+    boxes, scores, labels, found = open_exported(file_of(exported(*kind)), trust=True).graph(
+        images.numpy(), sizes.numpy()
+    )
     assert boxes.shape == (count, 60, 4) and found.tolist() == [len(one) for one in wanted] and found.sum() > 0
     for n, one in enumerate(wanted):
         np.testing.assert_allclose(boxes[n, : found[n]], one.boxes, rtol=0, atol=0.01)
@@ -100,7 +111,7 @@ def test_any_number_of_images_of_any_size(exported, detector, kind, size, count)
 def test_average_precision(exported, model, labelled, kind):
     wanted = evaluate(model, labelled, device="cpu", batch_size=1).metrics.ap  # no padding for others
     assert wanted > 0.3
-    found = evaluate(exported(*kind).folder, labelled, device="cpu").metrics.ap
+    found = evaluate(model_of(exported(*kind)), labelled, device="cpu", trust=True).metrics.ap
     assert found == pytest.approx(wanted, abs=0.01 if kind[1] == "fp32" else 0.25)
 
 
@@ -109,7 +120,7 @@ def test_lower_precision(exported, eager, labelled, kind):
     """A random network forgives little; what it is surest of stays where it is."""
     report = exported(*kind)
     assert report.proof.certain > 0 and report.proof.sure >= 0.5
-    found = Predictor.load(report.folder)
+    found = Predictor.load(model_of(report), trust=True)
     for path in sorted(labelled.glob("test/*.png")):
         one, other = eager(path), found(path)
         apart = np.abs(one.boxes[0].numpy() - other.boxes[: len(one)]).max(axis=1)
@@ -135,11 +146,11 @@ def test_raw_outputs(exported, detector, form):
     sizes = torch.tensor([[96, 160]] * 2)
     with torch.inference_mode():
         raw = detector.net(detector.preprocess.normalise(images, sizes))
-    found = open_exported(file_of(report), raw=True).graph(images.numpy(), sizes.numpy())
+    found = open_exported(file_of(report), raw=True, trust=True).graph(images.numpy(), sizes.numpy())
     for one, other in zip((*raw.logits, *raw.deltas), found, strict=True):
         np.testing.assert_allclose(other, one, rtol=0, atol=1e-3)
     with pytest.raises(UserError, match="export it without --raw"):
-        Predictor.load(report.folder)
+        Predictor.load(model_of(report), trust=True)
 
 
 class TestInt8:

@@ -90,24 +90,24 @@ def competitor(name: str, home: Path, calibrate: str, scratch: Path, *, heads: b
     options: dict[str, Any] = {"format": runtime, "precision": kind}
     if kind == "int8":
         options["calibrate"] = calibrate
-    file = exported_file(home / name)
+    file = None if runtime == "pt2" else exported_file(home / name)  # a pt2 file that lies about is not trusted
     if file is None:
-        export(str(home), output=str(scratch / name), **options)
-        file = exported_file(scratch / name)
-    assert file is not None
-    open_exported(file)  # what its runtime cannot open is told now
+        made = export(str(home), output=str(scratch / name), **options)
+        file = Path(made.folder) / made.file
+    open_exported(file, trust=True)  # what its runtime cannot open is told now
     graph = None
     if heads:
         report = export(str(home), output=str(scratch / f"{name}-raw"), raw=True, **options)
-        graph = open_exported(Path(report.folder) / report.file, raw=True).graph
-    return replace(from_file(name, file), heads=graph)
+        graph = open_exported(Path(report.folder) / report.file, raw=True, trust=True).graph
+    return replace(from_file(name, file, trust=True), heads=graph)
 
 
-def from_file(name: str, file: Path) -> Competitor:
-    """An exported model."""
+def from_file(name: str, file: Path, *, trust: bool = False, trust_code: bool = False) -> Competitor:
+    """An exported model; for ``trust`` and ``trust_code`` see :func:`retinanet.predict.pt2_backend.open_pt2`."""
+    trusted = {"trust": trust, "trust_code": trust_code}
     files = [file, file.with_suffix(".bin")] if file.suffix == ".xml" else [file]
     size = sum(path.stat().st_size for path in files)
-    return Competitor(name, lambda mode: open_exported(file, mode), file, {}, size)
+    return Competitor(name, lambda mode: open_exported(file, mode, **trusted), file, trusted, size)
 
 
 def _torch(name: str, home: Path, precision: Literal["fp32", "bf16"], *, compile: bool) -> Competitor:

@@ -47,13 +47,15 @@ def benchmark(
     calibrate: str | None = None,
     heads: bool = False,
     output: str | None = None,
+    trust: bool = False,
+    trust_code: bool = False,
     overwrite: bool = False,
 ) -> BenchmarkResult:
     """Measure every way to run a model on this CPU: AP, latency by stage, images per second, memory and size.
 
     All take turns in one process, after a warm-up, and medians are reported. Exports that lie in the model folder are
-    used as they are; the others are made and thrown away. torchvision's own RetinaNet takes part with the same weights
-    where it has such a network.
+    used as they are, except pt2 files; the others are made and thrown away. torchvision's own RetinaNet takes part with
+    the same weights where it has such a network.
 
     Args:
         model: model folder, torchvision/NAME or a hub repository; or an exported model, which is measured alone.
@@ -67,6 +69,8 @@ def benchmark(
         calibrate: images for int8, where it has to be exported; by default the training split of data.
         heads: time exported graphs without post-processing too, which tells it apart; each is exported once more.
         output: folder for benchmark.json and benchmark.md; by default nothing is written.
+        trust: open a pt2 file that is given as the model; torch evaluates expressions in it, which can run code.
+        trust_code: load a pt2 file with pickled or compiled parts as well, which runs code.
         overwrite: replace the results of an earlier benchmark in output.
 
     Raises:
@@ -78,11 +82,15 @@ def benchmark(
         _check_output(Path(output), overwrite=overwrite)
     file = exported_file(model)
     home = Path(model) if file else model_folder(model) or Path(model)
-    names = tuple(open_exported(file).class_names if file else read_config(home)["class_names"])
+    names = tuple(
+        open_exported(file, trust=trust, trust_code=trust_code).class_names
+        if file
+        else read_config(home)["class_names"]
+    )
     dataset = load_dataset(data, split, class_names=names)
     with tempfile.TemporaryDirectory(prefix="retinanet-benchmark-") as scratch, _threads(cores()):
         left_out: dict[str, str] = {}
-        here = [from_file(Path(model).name, file)] if file else []
+        here = [from_file(Path(model).name, file, trust=trust, trust_code=trust_code)] if file else []
         if not file:
             here, left_out = _competitors(home, backends or DEFAULT, calibrate or data, Path(scratch), heads=heads)
         rows = _measured(here, dataset, repeats=repeats, images=images, batch_size=batch_size)

@@ -51,6 +51,8 @@ def evaluate(
     workers: int = 0,
     device: str = "auto",
     strict: bool = False,
+    trust: bool = False,
+    trust_code: bool = False,
     overwrite: bool = False,
 ) -> EvaluationResult:
     """COCO average precision of a model on annotated images.
@@ -64,6 +66,8 @@ def evaluate(
         workers: processes that read images; 0 reads in this one.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         strict: refuse the data at the first faulty box instead of leaving faulty boxes out.
+        trust: open a pt2 file; torch evaluates expressions in it, which can run code.
+        trust_code: load a pt2 file with pickled or compiled parts as well, which runs code.
         overwrite: replace the results of an earlier evaluation in output.
 
     Raises:
@@ -75,7 +79,7 @@ def evaluate(
     if output is not None:
         check_output(Path(output), overwrite=overwrite)
     if exported_file(model):
-        predictor = Predictor.load(model, device=device, batch_size=batch_size)
+        predictor = Predictor.load(model, device=device, batch_size=batch_size, trust=trust, trust_code=trust_code)
         dataset = load_dataset(data, split, class_names=predictor.class_names, strict=strict)
         result, where = Pass(list(predictor.stream([one.path for one in dataset.samples])), {}, None), "cpu"
     else:

@@ -34,9 +34,11 @@ def write_pt2(detector: Detector, card: Card, path: Path, *, compile: bool) -> N
         warnings.simplefilter("ignore")  # of torch, about weights that share memory
         # By way of memory: torch's own writer ends the process where the disk is full.
         buffer = io.BytesIO()
+        inputs, program.example_inputs = program.example_inputs, None  # torch would pickle them
         torch.export.save(program, buffer, extra_files={KEY: card.to_json()})
         path.write_bytes(buffer.getbuffer())
         if compile:
+            program.example_inputs = inputs
             torch._inductor.aoti_compile_and_package(
                 program,
                 package_path=str(path.with_name(path.stem + COMPILED)),

@@ -61,7 +61,9 @@ class ExportReport:
             lines["AP"] = f"{change} on {self.split}"
         lines["size"] = f"{self.size / 1e6:.1f} MB"
         if not self.raw:
-            lines["use it"] = f"retinanet predict {self.folder} IMAGES"
+            pt2 = self.format == "pt2"  # loading it can run code, so it has to be named and trusted
+            model = Path(self.folder) / self.file if pt2 else self.folder
+            lines["use it"] = f"retinanet predict {model} IMAGES" + " --trust" * pt2
         return "\n".join(f"{name:<14} {text}" for name, text in lines.items())
 
     def save(self, folder: Path) -> None:

@@ -44,14 +44,16 @@ class Predictor:
         precision: Literal["fp32", "bf16"] = "fp32",
         mode: Mode = "latency",
         compile: bool = False,
+        trust: bool = False,
+        trust_code: bool = False,
     ) -> Predictor:
         """A predictor from an exported model, a model folder or a name.
 
         An exported model needs its runtime, numpy and Pillow: neither torch nor timm is imported for it.
 
         Args:
-            model: an exported model (its file, or the folder that has it); a model folder; or a name (see
-                :func:`retinanet.weights.pretrained.model_folder`).
+            model: an exported model (its file, or the folder that has model.xml or model.onnx); a model folder; or a
+                name (see :func:`retinanet.weights.pretrained.model_folder`).
             device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``; an exported model runs on the CPU.
             batch_size: images per forward pass.
             precision: of a model folder: ``bf16`` where the device computes in it, else fp32 with a warning. That of an
@@ -59,14 +61,17 @@ class Predictor:
             mode: of an exported model: ``latency``, one forward pass at a time on all cores; ``throughput``, one image
                 per core at a time, which is faster for many images.
             compile: of a model folder: compile the network first, which takes minutes.
+            trust: of a pt2 file: open it, though torch evaluates expressions in it, which can run code.
+            trust_code: of a pt2 file that has pickled or compiled parts: load them as well, which runs code.
 
         Raises:
-            UserError: there is no usable model, no such device, or an option that this kind of model does not have.
+            UserError: there is no usable model, it is not trusted, there is no such device, or this kind of model does
+                not have an option.
         """
         if precision not in ("fp32", "bf16") or mode not in ("latency", "throughput"):
             raise UserError(f"precision is fp32 or bf16, mode latency or throughput; got {precision!r} and {mode!r}")
         if file := exported_file(model):
-            backend: Backend = open_exported(file, mode)
+            backend: Backend = open_exported(file, mode, trust=trust, trust_code=trust_code)
             _check_exported(backend, file, device, precision, compile)
             return cls(backend, batch_size=batch_size)
         if mode == "throughput":

@@ -52,6 +52,8 @@ def predict(
     overlap: int = 128,
     merge: Literal["nms", "nmm"] = "nmm",
     tile_scale: float | None = None,
+    trust: bool = False,
+    trust_code: bool = False,
     overwrite: bool = False,
 ) -> list[Prediction]:
     """Find objects in images; write annotated pictures, detections.json (COCO) and detections.csv.
@@ -75,6 +77,9 @@ def predict(
         merge: what becomes of detections of one object in several windows; nms keeps the best, nmm joins them.
         tile_scale: how much windows are enlarged for the model; by default as the images of training were, where the
             model says so.
+        trust: open a pt2 file; torch evaluates expressions in it, which can run code, so only do this where you trust
+            whoever made it.
+        trust_code: load a pt2 file with pickled or compiled parts as well, which runs code.
         overwrite: replace the results of an earlier prediction in output.
 
     Raises:
@@ -89,8 +94,9 @@ def predict(
     sizes = [image_size(path) for path in paths]  # a file that is no image is refused before anything is written
     if mode is None:
         mode = "throughput" if (len(paths) > 1 or tile) and exported_file(model) else "latency"
+    trusted = {"trust": trust, "trust_code": trust_code}
     predictor = Predictor.load(
-        model, device=device, batch_size=batch_size, precision=precision, mode=mode, compile=compile
+        model, device=device, batch_size=batch_size, precision=precision, mode=mode, compile=compile, **trusted
     )
     finder: Finder = partial(_streamed, predictor, workers=workers)
     if tile is not None:
