@@ -1,4 +1,5 @@
 import io
+import os
 import struct
 import warnings
 import zlib
@@ -9,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from retinanet.images.io import IMAGE_SUFFIXES, image_size, read_image
+from retinanet.images.io import IMAGE_SUFFIXES, image_size, read_image, read_pixels
 from retinanet.types import UserError
 
 RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)  # 5 rows, 7 columns
@@ -278,3 +279,11 @@ def test_any_damage_is_a_user_error(tmp_path):
 def test_suffixes_are_lower_case_and_dotted():
     assert {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"} <= set(IMAGE_SUFFIXES)
     assert all(suffix == suffix.lower() and suffix.startswith(".") for suffix in IMAGE_SUFFIXES)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_named_pipe_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    for read in (read_pixels, image_size):
+        with pytest.raises(UserError, match=r"a\.png: is a named pipe or a device, an image file was expected"):
+            read(tmp_path / "a.png")
