@@ -9,6 +9,7 @@ HOUSE = Path(__file__).parents[1] / "src" / "retinanet"
 FLOORS = {
     **{
         "types": 1,
+        "digest": 2,
         "yaml_files": 2,
         "boxes": 2,
         "losses": 3,

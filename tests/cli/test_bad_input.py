@@ -315,7 +315,7 @@ def pickled(folder):
 
 def pickled_inside(folder):
     (folder / "model.safetensors").write_bytes(pickle.dumps(Bomb()))
-    return folder, "not a safetensors file"
+    return folder, "model.safetensors is damaged or was replaced"
 
 
 def half_a_configuration(folder):

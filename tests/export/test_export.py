@@ -1,6 +1,7 @@
 """Exported models: the same detections as the model folder, in every format."""
 
 import json
+import random
 import shutil
 from collections import Counter
 from dataclasses import asdict
@@ -11,6 +12,7 @@ import openvino
 import pytest
 import torch
 
+from retinanet.digest import file_sha256
 from retinanet.evaluate.run import evaluate
 from retinanet.export import run as export_run
 from retinanet.export.run import FILES, export
@@ -135,6 +137,38 @@ def test_a_file_needs_no_other(exported, eager, labelled, tmp_path, form):
         shutil.copy(file.with_suffix(".bin"), tmp_path / "renamed.bin")
     path = next(labelled.glob("test/*.png"))
     assert_same(eager(path), Predictor.load(tmp_path / f"renamed{file.suffix}")(path))
+
+
+@pytest.mark.parametrize("form", FILES)
+def test_every_flipped_bit_is_noticed(exported, tmp_path, form):
+    folder = shutil.copytree(exported(form).folder, tmp_path / "out")
+    file, generator = folder / FILES[form], random.Random(0)
+    for path in [path for path in folder.iterdir() if path.suffix in (".onnx", ".xml", ".bin", ".pt2")]:
+        content = path.read_bytes()
+        for _ in range(30):
+            changed = bytearray(content)
+            changed[generator.randrange(len(content) - 100)] ^= 1 << generator.randrange(8)  # the end: test_digest.py
+            path.write_bytes(changed)
+            with pytest.raises(UserError, match=rf"{file.name}.* damaged or changed.*retinanet export MODEL"):
+                open_exported(file)
+        path.write_bytes(content)
+    open_exported(file)
+
+
+@pytest.mark.parametrize("form", ["onnx", "openvino"])
+def test_weights_that_have_changed_since(exported, model, detector, tmp_path, caplog, form):
+    """The export lies in a model folder, as it does by default; elsewhere there is nothing to compare with."""
+    run = shutil.copytree(model, tmp_path / "run")
+    for place in (run / "exported", tmp_path / "away"):
+        shutil.copytree(exported(form).folder, place)
+        open_exported(place / FILES[form])
+    assert "other weights" not in caplog.text
+    save_detector(run, detector, {key: value + 1 for key, value in detector.net.state_dict().items()})
+    open_exported(tmp_path / "away" / FILES[form])
+    assert "other weights" not in caplog.text
+    predictor = Predictor.load(run / "exported")
+    assert "was exported from other weights than" in caplog.text and f"retinanet export {run}" in caplog.text
+    assert predictor.backend.card.weights_sha256 == file_sha256(model / "model.safetensors")
 
 
 @pytest.mark.parametrize("form", FILES)

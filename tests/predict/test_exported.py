@@ -181,7 +181,7 @@ class TestBadFiles:
 
     def test_newer(self, name, tmp_path, written, card):
         newer = {**json.loads(card.to_json()), "format": CARD_FORMAT + 1, "library_version": "9.1", "more": 1}
-        with pytest.raises(UserError, match=r"by retinanet 9.1 in format 2.*pip install -U retinanet"):
+        with pytest.raises(UserError, match=r"by retinanet 9.1 in format 3.*pip install -U retinanet"):
             open_exported(written(tmp_path / name, json.dumps(newer)))
 
     def test_raw(self, name, tmp_path, written, card):

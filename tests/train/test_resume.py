@@ -1,6 +1,7 @@
 """An interrupted run that goes on ends where an uninterrupted one does, bit for bit."""
 
 import pickle
+import random
 import shutil
 import signal
 from pathlib import Path
@@ -215,6 +216,25 @@ def test_a_damaged_state_is_refused_and_no_code_runs(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="damaged"):
         load_state(tmp_path, parts())
     assert not (tmp_path / "exploded").exists()
+
+
+def test_every_flipped_bit_is_noticed(tmp_path):
+    path, generator = tmp_path / STATE, random.Random(0)
+    save_state(tmp_path, Progress(1), parts())
+    content = path.read_bytes()
+    for _ in range(30):
+        changed = bytearray(content)
+        changed[generator.randrange(len(content) - 100)] ^= 1 << generator.randrange(8)  # the end: test_digest.py
+        path.write_bytes(changed)
+        with pytest.raises(UserError, match=r"state\.pt is damaged or changed.*start a new run"):
+            load_state(tmp_path, parts())
+
+
+def test_a_state_without_a_digest(tmp_path):
+    """As it was written before there were digests."""
+    states = {name: part.state_dict() for name, part in parts().items()}
+    torch.save({"progress": vars(Progress(3)), **states}, tmp_path / STATE)
+    assert load_state(tmp_path, parts()) == Progress(3)
 
 
 @pytest.mark.parametrize("state", [[1, 2], {"progress": {}}, {"progress": {"steps": 3}, "net": {}, "optimizer": {}}])

@@ -1,5 +1,9 @@
+import contextlib
+import hashlib
 import json
 import math
+import os
+import random
 from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 
@@ -160,6 +164,7 @@ def test_files_are_plain(detector, folder):
     assert config["class_names"] == list(NAMES) and config["metrics"] == {"AP": 0.58, "of": "val"}
     assert config["architecture"]["anchors"]["sizes"] == [16, 32, 64, 128, 256.5]
     assert config["thresholds"] == THRESHOLDS
+    assert config["weights_sha256"] == [hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()]
     assert read_config(folder) == config
 
 
@@ -237,6 +242,8 @@ def test_a_pickle(tmp_path):
 
 def test_a_pickle_in_the_folder(folder):
     torch.save({"weight": torch.zeros(1)}, folder / "model.safetensors")
+    refused(folder, r"model\.safetensors is damaged or was replaced")
+    change_config(folder, weights_sha256=None)
     refused(folder, r"model\.safetensors is damaged or not a safetensors file")
 
 
@@ -245,7 +252,85 @@ def test_truncated_weights(folder, kept):
     path = folder / "model.safetensors"
     content = path.read_bytes()
     path.write_bytes(content[: int(kept if kept >= 1 else len(content) * kept)])
+    refused(folder, r"model\.safetensors is damaged or was replaced: .*Copy both files again")
+    change_config(folder, weights_sha256=None)
     refused(folder, r"model\.safetensors is damaged or not a safetensors file \(.*Copy it again")
+
+
+def test_every_flipped_bit_is_noticed(folder):
+    path, generator = folder / "model.safetensors", random.Random(0)
+    content = path.read_bytes()
+    for _ in range(30):
+        changed = bytearray(content)
+        changed[generator.randrange(len(content))] ^= 1 << generator.randrange(8)
+        path.write_bytes(changed)
+        refused(folder, r"model\.safetensors is damaged or was replaced: .*recorded.*delete the entry weights_sha256")
+    path.write_bytes(content)
+    load_detector(folder)
+
+
+def test_weights_replaced_on_purpose(detector, folder):
+    tensors = {key: value + 1 for key, value in load_file(folder / "model.safetensors").items()}
+    save_file(tensors, folder / "model.safetensors")
+    refused(folder, "was replaced")
+    change_config(folder, weights_sha256=None)  # as in a folder that was written before there were digests
+    loaded = load_detector(folder).net.state_dict()
+    assert all(torch.equal(loaded[key], value) for key, value in tensors.items())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_weights_that_are_not_finite(detector, tmp_path, value):
+    broken = {key: tensor.clone() for key, tensor in detector.net.state_dict().items()}
+    broken["fpn.output.p3.weight"].view(-1)[5] = value
+    save_detector(tmp_path, detector, broken)
+    refused(tmp_path, r"model\.safetensors: NaN or infinity in 1 tensors: fpn\.output\.p3\.weight\. Take an")
+
+
+class Killed(BaseException):
+    """As if the process had been killed: nothing of ours catches it."""
+
+
+@pytest.mark.parametrize("digest", [True, False])
+@pytest.mark.parametrize("first", range(4))
+@pytest.mark.parametrize("second", range(4))
+def test_a_save_killed_between_two_files(detector, folder, monkeypatch, digest, first, second):
+    """Twice, before any of the replacements of a file or after them all: the folder has the old or the new weights."""
+    if not digest:
+        change_config(folder, weights_sha256=None)
+    state, key = detector.net.state_dict(), "fpn.output.p3.bias"
+    possible = [state[key]]
+    for kill_at in (first, second):
+        done = []
+
+        def replace_or_die(source, target, kill_at=kill_at, done=done, original=os.replace):
+            if len(done) == kill_at:
+                raise Killed
+            done.append(original(source, target))
+
+        possible.append(possible[-1] + 1)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", replace_or_die)
+            with contextlib.suppress(Killed):
+                save_detector(folder, detector, {**state, key: possible[-1]})
+        loaded = load_detector(folder).net.state_dict()[key]
+        assert any(torch.equal(loaded, one) for one in possible)
+    save_detector(folder, detector)
+    assert len(read_config(folder)["weights_sha256"]) == 1 and len(list(folder.iterdir())) == 2
+    assert torch.equal(load_detector(folder).net.state_dict()[key], possible[0])
+
+
+def test_a_model_replaced_while_it_is_read(detector, folder, monkeypatch):
+    """The configuration is of before, the weights of after."""
+
+    def hash_later(path, original=checkpoint.file_sha256):
+        monkeypatch.undo()
+        save_detector(folder, detector, {key: value + 1 for key, value in detector.net.state_dict().items()})
+        return original(path)
+
+    monkeypatch.setattr(checkpoint, "file_sha256", hash_later)
+    before = read_config(folder)["weights_sha256"]
+    load_detector(folder)
+    assert read_config(folder)["weights_sha256"] != before
 
 
 def test_no_weights(folder):
@@ -256,6 +341,7 @@ def test_no_weights(folder):
 def test_other_tensors(folder):
     path = folder / "model.safetensors"
     tensors = load_file(path)
+    change_config(folder, weights_sha256=None)
 
     def with_tensors(changed, match):
         save_file(changed, path)

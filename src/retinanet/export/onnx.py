@@ -15,6 +15,7 @@ import onnx
 import torch
 from onnxscript import opset18
 
+from retinanet.digest import seal
 from retinanet.export.module import DetectionModule, RawModule, trace
 from retinanet.predict.backend import INPUTS
 from retinanet.predict.card import Card
@@ -34,6 +35,7 @@ def write_onnx(detector: Detector, card: Card, path: Path, images: Sequence[Path
         model = quantised(model, detector.preprocess, images, keep_class_output=keep_class_output)
         _add_card(model, card)
     onnx.save(model, path)
+    seal(path)
 
 
 def to_onnx(detector: Detector, card: Card) -> onnx.ModelProto:

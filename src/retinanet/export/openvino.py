@@ -7,6 +7,7 @@ from pathlib import Path
 
 import openvino
 
+from retinanet.digest import seal
 from retinanet.export.onnx import to_onnx
 from retinanet.predict.card import Card
 from retinanet.predict.openvino_backend import KEYS
@@ -33,3 +34,4 @@ def write_openvino(
         openvino.save_model(model, path, compress_to_fp16=False)
     except RuntimeError as error:  # such as a full disk
         raise OSError(f"OpenVINO: {error}") from None
+    seal(path, path.with_suffix(".bin"))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from retinanet.digest import seal
 from retinanet.export.module import DetectionModule, RawModule, trace
 from retinanet.predict.card import Card
 from retinanet.predict.pt2_backend import COMPILED, KEY
@@ -37,10 +38,13 @@ def write_pt2(detector: Detector, card: Card, path: Path, *, compile: bool) -> N
         inputs, program.example_inputs = program.example_inputs, None  # torch would pickle them
         torch.export.save(program, buffer, extra_files={KEY: card.to_json()})
         path.write_bytes(buffer.getbuffer())
+        seal(path)
         if compile:
             program.example_inputs = inputs
+            compiled = path.with_name(path.stem + COMPILED)
             torch._inductor.aoti_compile_and_package(
                 program,
-                package_path=str(path.with_name(path.stem + COMPILED)),
+                package_path=str(compiled),
                 inductor_configs={"aot_inductor.metadata": {KEY: card.to_json()}},
             )
+            seal(compiled)

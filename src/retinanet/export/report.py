@@ -28,6 +28,7 @@ class ExportReport:
         ap: of the network in fp32, if it was measured.
         exported_ap: of the exported file itself, likewise.
         size: of the files, in bytes.
+        weights_sha256: of the ``model.safetensors`` that it was made from.
     """
 
     model: str
@@ -43,6 +44,7 @@ class ExportReport:
     ap: float | None = None
     exported_ap: float | None = None
     size: int = 0
+    weights_sha256: str = ""
 
     @property
     def lost(self) -> float:

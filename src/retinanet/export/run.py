@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
 
+from retinanet.digest import file_sha256
 from retinanet.evaluate.run import evaluate
 from retinanet.export.calibration import spread_images
 from retinanet.export.parity import compare, compare_raw, proof_batches
@@ -17,7 +18,7 @@ from retinanet.images.io import read_image
 from retinanet.predict.card import Card
 from retinanet.predict.exported import open_exported
 from retinanet.types import UserError
-from retinanet.weights.checkpoint import Detector, load_detector
+from retinanet.weights.checkpoint import TENSORS, Detector, load_detector
 from retinanet.weights.conversion import check_writable
 from retinanet.weights.pretrained import model_folder
 
@@ -73,6 +74,7 @@ def export(
     _check_options(format, precision, calibrate, verify, raw, compile)
     home = model_folder(model)
     detector = load_detector(home or model)
+    sha256 = file_sha256(Path(home or model) / TENSORS)
     folder = _output(model, home, output, f"{format}-{precision}" + "-raw" * raw, overwrite=overwrite)
     images = spread_images(calibrate, samples) if calibrate else []
     shown = spread_images(verify, SHOWN, split) if verify else images[:SHOWN]
@@ -81,6 +83,7 @@ def export(
         with tempfile.TemporaryDirectory(prefix=".export-", dir=place) as scratch:
             report = ExportReport(str(home or model), str(folder), FILES[format], format, precision, raw, len(images))
             new = Path(scratch) / "new"
+            report = replace(report, weights_sha256=sha256)
             report = _proven(report, detector, new, images, shown, compile=compile)
             if verify is not None:
                 report = replace(report, split=f"{verify}, {split}", ap=_ap(home or model, verify, split))
@@ -120,6 +123,7 @@ def _proven(
         precision=report.precision,
         raw=report.raw,
         scale=detector.scale,
+        weights_sha256=report.weights_sha256,
     )
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()

@@ -12,7 +12,7 @@ from retinanet import __version__
 from retinanet.images.preprocess import Preprocess
 from retinanet.types import UserError
 
-CARD_FORMAT = 1
+CARD_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Card:
         raw: whether the graph ends at the heads, without detections.
         scale: how much larger or smaller than their pixels the images of training were, or None where nobody knows.
         library_version: of the package that wrote the file.
+        weights_sha256: of the ``model.safetensors`` that the file was made from; empty where nobody knows.
     """
 
     class_names: tuple[str, ...]
@@ -40,6 +41,7 @@ class Card:
     raw: bool = False
     scale: float | None = None
     library_version: str = __version__
+    weights_sha256: str = ""
 
     def to_json(self) -> str:
         """One line of JSON."""
@@ -86,6 +88,7 @@ class Card:
 _KINDS: Mapping[str, type | tuple[type, ...]] = {
     **{"class_names": tuple, "preprocess": Preprocess, "postprocess": dict, "thresholds": dict, "metrics": dict},
     **{"precision": str, "raw": bool, "scale": (float, int, type(None)), "library_version": str},
+    "weights_sha256": str,
 }
 
 

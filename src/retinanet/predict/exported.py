@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from pathlib import Path
 
+from retinanet.digest import check_seal
 from retinanet.predict.backend import ExportedModel, Mode
+from retinanet.predict.card import Card
 from retinanet.weights.exported import exported_file
 
 __all__ = ["exported_file", "open_exported"]
+
+_log = logging.getLogger(__name__)
 
 
 def open_exported(
@@ -26,6 +32,28 @@ def open_exported(
         UserError: its runtime is not installed; the file is damaged, not ours, of a newer version or raw; or a pt2
             file is not trusted.
     """
+    opened = _open(file, mode, raw=raw, trust=trust, trust_code=trust_code)
+    warn_if_stale(file, opened.card)
+    return opened
+
+
+def warn_if_stale(file: Path, card: Card) -> None:
+    """Log a warning where the model folder around an exported model holds other weights than it was made from."""
+    for folder in file.absolute().parents[:2]:
+        try:
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            digests = config.get("weights_sha256")
+        except (OSError, ValueError, AttributeError):  # no model folder
+            continue
+        if card.weights_sha256 and isinstance(digests, list) and card.weights_sha256 not in digests:
+            _log.warning(
+                "%s was exported from other weights than %s holds now. To export those: retinanet export %s",
+                *(file, folder / "model.safetensors", folder),
+            )
+
+
+def _open(file: Path, mode: Mode, *, raw: bool, trust: bool, trust_code: bool) -> ExportedModel:
+    _check_content(file)
     if file.suffix == ".onnx":
         from retinanet.predict.onnx_backend import open_onnx
 
@@ -37,3 +65,11 @@ def open_exported(
     from retinanet.predict.pt2_backend import open_pt2
 
     return open_pt2(file, raw=raw, trust=trust, trust_code=trust_code)
+
+
+def _check_content(file: Path) -> None:
+    """Refuse files that are damaged, as far as their digest tells; a .bin file that is missing is told later."""
+    weights = file.with_suffix(".bin")
+    others = (weights,) if file.suffix == ".xml" else ()
+    if all(other.is_file() for other in others):
+        check_seal(file, *others, remedy="Copy it again, or export it again: retinanet export MODEL")

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from retinanet.digest import check_seal, seal
 from retinanet.types import UserError
 
 STATE = "state.pt"
@@ -41,6 +42,7 @@ def save_state(folder: Path, progress: Progress, parts: dict[str, Any]) -> None:
     temporary = folder / (STATE + ".part")
     states = {name: part.state_dict() for name, part in parts.items()}
     torch.save({"progress": vars(progress), **states}, temporary)
+    seal(temporary)
     os.replace(temporary, folder / STATE)
 
 
@@ -54,10 +56,13 @@ def load_state(folder: Path, parts: dict[str, Any]) -> Progress:
     if not path.is_file():
         raise UserError(f"nothing to resume in {folder}: {path} is missing. Start the run without --resume")
     try:
+        check_seal(path, remedy="Copy it again, or start a new run")
         state = torch.load(path, map_location="cpu", weights_only=True)
         for name, part in parts.items():
             part.load_state_dict(state[name])
         return Progress(**state["progress"])
+    except UserError:
+        raise
     except (OSError, RuntimeError, EOFError, LookupError, TypeError, ValueError, AttributeError,
             pickle.UnpicklingError) as error:  # fmt: skip
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

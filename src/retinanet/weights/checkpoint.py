@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -10,6 +11,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -17,6 +19,7 @@ from torch import Tensor
 from retinanet import __version__
 from retinanet.boxes.coding import BoxCoder
 from retinanet.boxes.lattice import AnchorLattice
+from retinanet.digest import file_sha256
 from retinanet.images.preprocess import Preprocess
 from retinanet.model.postprocess import Postprocess
 from retinanet.model.presets import Architecture
@@ -26,6 +29,7 @@ from retinanet.weights.exported import exported_file
 
 FORMAT = 2
 CONFIG, TENSORS = "config.json", "model.safetensors"
+DIGESTS = "weights_sha256"  # of config.json: the digests of a weights file that belongs to it, usually one
 T = TypeVar("T")
 
 
@@ -77,6 +81,9 @@ class Detector:
 def save_detector(folder: Path, detector: Detector, tensors: Mapping[str, Tensor] | None = None) -> None:
     """Write a model folder; a reader never sees half of a file.
 
+    Two files cannot be replaced at once. So the ``config.json`` that is there first takes up the digest of the new
+    weights beside that of the old ones: whatever interrupts this function, the folder can be loaded.
+
     Args:
         folder: made if need be.
         detector: what to save.
@@ -98,8 +105,13 @@ def save_detector(folder: Path, detector: Detector, tensors: Mapping[str, Tensor
     contiguous = {key: value.detach().cpu().contiguous() for key, value in state.items()}
     temporary = folder / (TENSORS + ".part")
     save_file(contiguous, temporary, metadata={"format": "pt"})
+    digest = file_sha256(temporary)
+    with contextlib.suppress(UserError):  # there is no model yet, or none that can be read
+        previous = read_config(folder)
+        if DIGESTS in previous:
+            _write_config(folder, {**previous, DIGESTS: [*previous[DIGESTS], digest]})
     os.replace(temporary, folder / TENSORS)
-    _write_config(folder, config)
+    _write_config(folder, {**config, DIGESTS: [digest]})
 
 
 def save_thresholds(folder: str | Path, thresholds: Mapping[str, float]) -> None:
@@ -152,6 +164,7 @@ def load_detector(folder: str | Path) -> Detector:
         raise UserError(f"{folder / CONFIG}: {error}") from None
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, ArithmeticError) as error:
         raise UserError(f"{folder / CONFIG} is not a model's configuration: {error!r}") from None
+    _check_digest(folder, config)
     load_tensors(net, folder / TENSORS)
     return Detector(net.eval(), architecture, preprocess, postprocess, class_names, metrics, thresholds, scale)
 
@@ -190,14 +203,33 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     names = config.get("class_names")
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise UserError(f"{folder / CONFIG} is not a model's configuration: class_names is not a list of names")
+    if not isinstance(config.get(DIGESTS, []), list):
+        raise UserError(f"{folder / CONFIG} is not a model's configuration: {DIGESTS} is not a list of digests")
     return config
+
+
+def _check_digest(folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuse weights that are not those that the configuration was written with, where it says which."""
+    path = folder / TENSORS
+    if DIGESTS not in config or not path.is_file():
+        return
+    try:
+        digest = file_sha256(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error})") from None
+    # A training run may have replaced both files since the configuration was read.
+    if digest not in config[DIGESTS] and digest not in read_config(folder).get(DIGESTS, [digest]):
+        raise UserError(
+            f"{path} is damaged or was replaced: its content is not what {CONFIG} recorded. Copy both files again; "
+            f"if you replaced the weights on purpose, delete the entry {DIGESTS} from {folder / CONFIG}"
+        )
 
 
 def load_tensors(net: RetinaNet, path: Path) -> None:
     """Load a safetensors file into a network, every tensor of it.
 
     Raises:
-        UserError: missing or damaged file; a missing, extra or misshapen tensor.
+        UserError: missing or damaged file; a missing, extra or misshapen tensor, or one with NaN or infinity.
     """
     if not path.is_file():
         raise UserError(f"the model has no weights: {path} is missing")
@@ -216,6 +248,11 @@ def load_tensors(net: RetinaNet, path: Path) -> None:
     if wrong:
         shown = "; ".join(sorted(wrong)[:5])
         raise UserError(f"{path} does not fit its {CONFIG}, {len(wrong)} tensors are wrong: {shown}")
+    # the extremes are ten times as fast to find as isfinite of every value, and NaN is passed on by both
+    broken = [key for key, value in tensors.items() if not torch.stack(torch.aminmax(value)).isfinite().all()]
+    if broken:
+        shown = ", ".join(sorted(broken)[:5])
+        raise UserError(f"{path}: NaN or infinity in {len(broken)} tensors: {shown}. Take an earlier model")
     net.load_state_dict(tensors)
 
 
