@@ -157,8 +157,7 @@ def _verified(
 
 
 def _ap(model: str | Path, data: str, split: str) -> float:
-    # one by one: in a batch, padding for larger images changes what the network sees of the smaller ones
-    return evaluate(model, data, split=split, device="cpu", batch_size=1).metrics.ap
+    return evaluate(model, data, split=split, device="cpu").metrics.ap
 
 
 def _write(
