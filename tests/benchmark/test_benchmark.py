@@ -137,7 +137,7 @@ def test_the_stages_of_an_image(fake_clock, monkeypatch, data):
 
         def prepare(self, image, rule=None):
             fake_clock(2.0)
-            return Prepared(np.zeros((64, 80, 3), np.uint8), image.shape[:2])
+            return Prepared(np.zeros((64, 80, 3), np.uint8), image.shape[:2], (64, 96))
 
         def run(self, images):
             fake_clock(10.0)

@@ -124,7 +124,7 @@ def test_sizes_are_those_of_training(data):
     found = audit(dataset.samples, dataset.class_names, lattice=SMALL, preprocess=preprocess)
     rows, anchors = [], 0
     order = range(len(dataset))
-    for batch in evaluation_batches(dataset, preprocess=preprocess, batch_size=1, indices=order):
+    for _, batch in evaluation_batches(dataset, preprocess=preprocess, batch_size=1, indices=order):
         target = batch.targets[0]
         rows.append((target.boxes[:, 2:] - target.boxes[:, :2])[~target.ignore])
         anchors += SMALL.count(SMALL.grids(*batch.images.shape[-2:]))

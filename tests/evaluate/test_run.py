@@ -42,7 +42,7 @@ def test_the_loss_is_that_of_the_whole_set_at_once(report, trained, data):
     result, _ = report
     detector = load_detector(trained)
     dataset = load_dataset(data, "test")
-    (batch,) = evaluation_batches(dataset, preprocess=detector.preprocess, batch_size=3, indices=range(3))
+    ((_, batch),) = evaluation_batches(dataset, preprocess=detector.preprocess, batch_size=3, indices=range(3))
     with torch.no_grad():
         losses = DetectionLoss()(detector.raw(batch), batch.targets)
     assert losses.positives > 0
@@ -57,7 +57,7 @@ def test_a_loss_that_is_normalised_by_image(trained, data, batch_size):
     detector, dataset = load_detector(trained), load_dataset(data, "test")
     criterion = DetectionLoss(normaliser="image")
     found = one_pass(detector, dataset, device=CPU, criterion=criterion, batch_size=batch_size).loss
-    (batch,) = evaluation_batches(dataset, preprocess=detector.preprocess, batch_size=3, indices=range(3))
+    ((_, batch),) = evaluation_batches(dataset, preprocess=detector.preprocess, batch_size=3, indices=range(3))
     with torch.no_grad():
         losses = criterion(detector.raw(batch), batch.targets)
     assert found["classification"] == pytest.approx(float(losses.classification), rel=1e-5)

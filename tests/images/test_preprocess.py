@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from retinanet.images.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from retinanet.images.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess, batches_of_one_size
 from retinanet.types import UserError
 
 
@@ -272,3 +272,21 @@ def test_margin_pads_sizes_that_fit_already():
 def test_mistakes(options, match):
     with pytest.raises(UserError, match=match):
         Preprocess(**options)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 10])
+def test_batches_of_one_size(batch_size):
+    sizes = [(32, 64), (64, 32), (32, 64), (32, 64), (64, 64), (64, 32), (32, 64)]
+    batches = batches_of_one_size(sizes, batch_size)
+    assert sorted(index for batch in batches for index in batch) == list(range(7))
+    assert all(len({sizes[index] for index in batch}) == 1 and len(batch) <= batch_size for batch in batches)
+    fewest = sum(-(-sizes.count(size) // batch_size) for size in set(sizes))
+    assert len(batches) == fewest and batches == sorted(batches)  # each is in order, and so are their first images
+    assert batches_of_one_size([], batch_size) == []
+
+
+@pytest.mark.parametrize("rule", [Preprocess(), Preprocess(multiple=128), Preprocess(margin=1)])
+def test_padded_is_what_padding_gives(rule):
+    for height, width in ((32, 64), (31, 65), (1, 128)):
+        batch, _ = rule.pad([torch.ones(3, height, width, dtype=torch.uint8)])
+        assert tuple(batch.shape[2:]) == rule.padded(height, width)

@@ -37,7 +37,7 @@ class Colours:
 
     def prepare(self, image, rule=None):
         self.rules.append(rule)
-        return Prepared(np.array(image), image.shape[:2])
+        return Prepared(np.array(image), image.shape[:2], image.shape[:2])
 
     def run(self, images):
         self.batches.append(len(images))
@@ -329,7 +329,7 @@ class Sums:
     limits = Limits()
 
     def prepare(self, image, rule=None):
-        return Prepared(np.array(image), image.shape[:2])
+        return Prepared(np.array(image), image.shape[:2], image.shape[:2])
 
     def run(self, images):
         return [self.pack([[10, 10, 40, 40]], [image.pixels.mean() / 255], [0]) for image in images]

@@ -15,6 +15,7 @@ from retinanet.train import loop
 from retinanet.train.config import LossConfig
 from retinanet.train.log import RunLog, read_log
 from retinanet.train.resume import Progress
+from retinanet.train.stop import GradientWatch
 from retinanet.types import UserError
 from retinanet.weights.checkpoint import load_detector
 
@@ -321,3 +322,33 @@ def test_what_is_saved_is_what_was_evaluated(assembled):
     assert training.net.training and not training.best_net.training
     assert saved.class_names == ("disc", "square") and saved.preprocess.short == 64
     assert Path(training.folder, "evaluation.json").is_file() and Path(training.folder, "predictions.json").is_file()
+
+
+def watch_norms(norms, warmup=0):
+    watch = GradientWatch(warmup)
+    return [step for step, norm in enumerate(norms) if watch.warning(norm, step, []) is not None]
+
+
+@pytest.mark.parametrize(
+    ("norms", "warmup", "warned"),
+    [
+        ([5.0] * 30 + [6e4] * 3, 0, [30]),  # once
+        ([5.0] * 30 + [4e4], 0, []),  # 8,000 times the usual
+        ([5.0] * 10 + [6e4], 0, []),  # what is usual is not known yet
+        ([5.0] * 30 + [6e4], 40, []),  # warm-up
+        ([2e6], 40, [0]),  # absurd anywhere
+        ([math.inf, math.nan, 5.0], 0, []),  # the business of the scaler of the loss, or the end of the run
+        ([1e-3] * 150 + [5.0] * 100 + [100.0], 0, []),  # usual is what the last steps had
+    ],
+)
+def test_which_norms_are_absurd(norms, warmup, warned):
+    assert watch_norms(norms, warmup) == warned
+
+
+def test_an_absurd_norm_is_told(assembled, monkeypatch, capsys):
+    training = assembled()
+    clip = loop._clip
+    monkeypatch.setattr(loop, "_clip", lambda training: clip(training) * 0 + 1e12)
+    loop.fit(training, Progress(), log_of(training))
+    said = capsys.readouterr().err
+    assert said.count("warning: the norm of the gradient is 1e+12 at step 1") == 1 and "train/train_" in said

@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+from torch import nn
 
+from retinanet.model.fpn import FeaturePyramid
+from retinanet.model.presets import PRESETS
 from retinanet.train import precision
 from retinanet.train.config import RunConfig
-from retinanet.train.precision import build_fabric, cpu_computes_bf16
+from retinanet.train.precision import build_fabric, cpu_computes_bf16, prepare_for_cpu
 from retinanet.types import UserError
 
 
@@ -56,3 +59,61 @@ def test_what_is_not_here_is_refused(run):
 def test_fp16_needs_an_accelerator():
     with pytest.raises(UserError, match="precision 16 needs an accelerator; on a CPU choose bf16 or 32"):
         build_fabric(RunConfig(accelerator="cpu", precision="16"))
+
+
+class WrongWeightGradient(torch.autograd.Function):
+    """What some CPUs make of the weight gradient of a strided bf16 convolution over one column."""
+
+    @staticmethod
+    def forward(context, weight):
+        return weight.clone()
+
+    @staticmethod
+    def backward(context, gradient):
+        return gradient * 1e12
+
+
+@pytest.fixture(params=["as this CPU computes", "with a wrong kernel"])
+def kernel(request, monkeypatch):
+    """Convolutions of this CPU, and of one with the fault, which not every CPU has."""
+    right = nn.Conv2d._conv_forward
+
+    def wrong(self, images, weight, bias):
+        if torch.is_autocast_enabled("cpu") and self.stride == (2, 2) and images.shape[-1] == 1:
+            weight = WrongWeightGradient.apply(weight)
+        return right(self, images, weight, bias)
+
+    if request.param == "with a wrong kernel":
+        monkeypatch.setattr(nn.Conv2d, "_conv_forward", wrong)
+
+
+def pyramid_gradients(net, features, *, bf16):
+    """The gradients of weights and inputs for fixed gradients of the levels."""
+    features = [feature.clone().requires_grad_() for feature in features]
+    net.zero_grad(set_to_none=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+        levels = net(features)
+    generator = torch.Generator().manual_seed(1)
+    sum((level.float() * torch.randn(level.shape, generator=generator)).sum() for level in levels).backward()
+    found = {name: parameter.grad for name, parameter in net.named_parameters()}
+    return found | {f"C{number}": feature.grad for number, feature in enumerate(features, start=3)}
+
+
+@pytest.mark.parametrize("side", [32, 64, 128])
+@pytest.mark.parametrize(
+    ("preset", "in_channels"),
+    [("resnet18", (128, 256, 512)), ("resnet50", (512, 1024, 2048)), ("lite", (40, 112, 320))],
+)
+def test_bf16_gradients_of_the_pyramid_are_those_of_fp32(kernel, preset, in_channels, side):
+    torch.manual_seed(0)
+    net = FeaturePyramid(in_channels=in_channels, channels=PRESETS[preset].channels)
+    features = [
+        torch.randn(2, width, side // stride, side // stride)
+        for width, stride in zip(in_channels, (8, 16, 32), strict=True)
+    ]
+    wanted = pyramid_gradients(net, features, bf16=False)
+    prepare_for_cpu(net)
+    for name, gradient in pyramid_gradients(net, features, bf16=False).items():
+        assert torch.equal(gradient, wanted[name]), name  # fp32 is not touched
+    for name, gradient in pyramid_gradients(net, features, bf16=True).items():
+        assert (gradient - wanted[name]).norm() < 0.1 * wanted[name].norm(), name  # ReLU of P6 may turn

@@ -56,7 +56,8 @@ class TorchvisionBackend:
     def prepare(self, image: NDArray[np.uint8], rule: Preprocess | None = None) -> Prepared:
         """An image as torchvision wants it, (3, H, W) float32 in [0, 1]; it knows one rule, its own."""
         pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).float() / 255
-        return Prepared(pixels, (image.shape[0], image.shape[1]))
+        size = (image.shape[0], image.shape[1])
+        return Prepared(pixels, size, size)  # torchvision resizes and pads by itself: images of one size stay alike
 
     @torch.inference_mode()
     def run(self, images: Sequence[Prepared]) -> list[Detections]:

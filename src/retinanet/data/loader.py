@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from retinanet.data.dataset import DetectionDataset
 from retinanet.data.transforms import Augment
-from retinanet.images.preprocess import Preprocess
+from retinanet.images.preprocess import Preprocess, batches_of_one_size
 from retinanet.types import Batch, Sample, Target, UserError
 
 View = tuple[int, int]  # epoch and index of a sample
@@ -188,14 +188,29 @@ def evaluation_batches(
     batch_size: int,
     indices: Sequence[int],
     workers: int = 0,
-) -> Iterator[Batch]:
-    """Samples at ``indices`` in that order, resized only.
+) -> Iterator[tuple[list[int], Batch]]:
+    """Samples, resized only, in batches that pad each image exactly as it is padded alone.
+
+    So neither the batch size nor the other images change what the network sees of an image, and evaluation measures
+    what prediction delivers.
+
+    Args:
+        dataset: annotated images.
+        preprocess: how they become the network's input.
+        batch_size: most images of a batch; where the sizes are mixed, batches may have fewer.
+        indices: of the samples; each is in one batch, in the order of :func:`batches_of_one_size`.
+        workers: processes that read images.
+
+    Yields:
+        The indices of a batch, and the batch.
 
     Raises:
         UserError: an image cannot be read.
     """
+    sizes = [preprocess.padded(*preprocess.size(*dataset.samples[index].size)) for index in indices]
+    batches = [[indices[place] for place in places] for places in batches_of_one_size(sizes, batch_size)]
     views = EvaluationViews(dataset, preprocess)
-    return _load(views, Collate(preprocess), workers, batch_size=batch_size, sampler=indices)
+    return zip(batches, _load(views, Collate(preprocess), workers, batch_sampler=batches), strict=True)
 
 
 def _load(views: Dataset[Sample | UserError], collate: Collate, workers: int, **how: Any) -> Iterator[Batch]:

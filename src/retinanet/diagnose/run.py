@@ -187,25 +187,25 @@ class _Watched:
             num_classes=len(names), num_levels=lattice.num_levels, alpha=loss.alpha, gamma=loss.gamma
         )
         self.shares = GateShares(names, detector.postprocess.score)
-        self.missed: list[int] = []
+        self.missed: dict[int, int] = {}  # index of an image -> boxes
         console = Console(stderr=True)
         self.progress = Progress(console=console, transient=True, disable=not console.is_terminal)
         self.task = self.progress.add_task("diagnose", total=images)
 
-    def __call__(self, raw: RawOutput, batch: Batch, assignment: Assignment) -> None:
+    def __call__(self, indices: Sequence[int], raw: RawOutput, batch: Batch, assignment: Assignment) -> None:
         """Count a batch."""
         self.focal.update(raw, assignment)
-        for image, (target, size, sample) in enumerate(
-            zip(batch.targets, batch.sizes.tolist(), batch.samples, strict=True)
+        for image, (index, target, size, sample) in enumerate(
+            zip(indices, batch.targets, batch.sizes.tolist(), batch.samples, strict=True)
         ):
             one = trace(raw, image, target, (size[0], size[1]), self.detector.postprocess, original=sample.size)
             self.shares.update(one)
-            self.missed.append(sum(not box.found for box in one.boxes))
+            self.missed[index] = sum(not box.found for box in one.boxes)
         self.progress.advance(self.task, len(batch))
 
     def worst(self) -> list[int]:
         """The images with the most boxes that were missed."""
-        order = sorted(range(len(self.missed)), key=lambda image: -self.missed[image])
+        order = sorted(self.missed, key=lambda image: (-self.missed[image], image))
         return [image for image in order[:WORST] if self.missed[image]]
 
 

@@ -167,7 +167,7 @@ def gate_shares(
     )
     console = Console(stderr=True)
     quiet = not console.is_terminal
-    for batch in track(batches, "why", total=len(dataset), console=console, transient=True, disable=quiet):
+    for _, batch in track(batches, "why", total=len(dataset), console=console, transient=True, disable=quiet):
         batch = batch.to(device)
         with torch.inference_mode():
             raw = detector.raw(batch)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +62,7 @@ def evaluate(
         data: annotated images in COCO, VOC, YOLO or CSV form.
         split: which part of the data.
         output: folder for ``evaluation.json`` and ``predictions.json`` (COCO results); by default nothing is written.
-        batch_size: images per forward pass.
+        batch_size: images per forward pass, where their network input has one size; the result does not depend on it.
         workers: processes that read images; 0 reads in this one.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         strict: refuse the data at the first faulty box instead of leaving faulty boxes out.
@@ -106,7 +106,7 @@ def one_pass(
     batch_size: int = 8,
     workers: int = 0,
     autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
-    watch: Callable[[RawOutput, Batch, Assignment], None] | None = None,
+    watch: Callable[[Sequence[int], RawOutput, Batch, Assignment], None] | None = None,
 ) -> Pass:
     """Run a detector over a data set once; every rank takes its share and all get the whole result.
 
@@ -115,10 +115,10 @@ def one_pass(
         dataset: annotated images.
         device: of the batches.
         criterion: the loss to report; the paper's by default.
-        batch_size: images per forward pass.
+        batch_size: images per forward pass, where their network input has one size.
         workers: processes that read images.
         autocast: context of the forward passes.
-        watch: is shown the raw output of every batch of this rank, in inference mode.
+        watch: is shown the indices and the raw output of every batch of this rank, in inference mode.
     """
     rank, world = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
     indices = range(rank, len(dataset), world)
@@ -129,7 +129,7 @@ def one_pass(
     batches = evaluation_batches(
         dataset, preprocess=detector.preprocess, batch_size=batch_size, indices=indices, workers=workers
     )
-    for start, batch in zip(range(0, len(indices), batch_size), batches, strict=True):
+    for places, batch in batches:
         began = time.perf_counter()
         batch = batch.to(device)
         with torch.inference_mode(), autocast():
@@ -139,7 +139,7 @@ def one_pass(
             losses = criterion(raw, batch.targets, assignment, normaliser=1.0)
             detections = detector.detections(raw, batch)
             if watch is not None:
-                watch(raw, batch, assignment)
+                watch(places, raw, batch, assignment)
         sums += torch.tensor(
             [
                 float(losses.classification),
@@ -149,7 +149,7 @@ def one_pass(
             ],
             dtype=torch.float64,
         )
-        found.update(zip(indices[start : start + batch_size], detections, strict=True))
+        found.update(zip(places, detections, strict=True))
     found, sums = _join(found, sums)
     classification, box, count, seconds = sums.tolist()
     loss = {"classification": classification / max(count, 1), "box": box / max(count, 1)}

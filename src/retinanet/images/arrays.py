@@ -50,7 +50,7 @@ def pad_arrays(rule: Preprocess, images: Sequence[NDArray[Any]]) -> tuple[NDArra
     """
     planes = [image if image.dtype == np.float32 else image.transpose(2, 0, 1) for image in images]
     sizes = np.array([plane.shape[1:] for plane in planes], dtype=np.int64)
-    height, width = (-(-int(side + rule.margin) // rule.multiple) * rule.multiple for side in sizes.max(axis=0))
+    height, width = rule.padded(*sizes.max(axis=0).tolist())
     batch = np.zeros((len(planes), 3, height, width), dtype=planes[0].dtype)
     for row, plane in zip(batch, planes, strict=True):
         row[:, : plane.shape[1], : plane.shape[2]] = plane

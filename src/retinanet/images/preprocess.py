@@ -81,6 +81,11 @@ class Preprocess:
         half = 0.5 if self.rounding == "nearest" else 0.0
         return max(1, int(height * scale + half)), max(1, int(width * scale + half))
 
+    def padded(self, height: int, width: int) -> tuple[int, int]:
+        """The (height, width) of the network's input for one resized image of this size."""
+        multiple = self.multiple
+        return -(-(height + self.margin) // multiple) * multiple, -(-(width + self.margin) // multiple) * multiple
+
     def resize(self, image: Tensor) -> Tensor:
         """Bilinear resize, (3, H, W) uint8 -> (3, H', W') uint8, or float32 where ``resampling`` is ``normalised``."""
         import torch
@@ -107,7 +112,7 @@ class Preprocess:
         import torch
 
         sizes = torch.tensor([image.shape[-2:] for image in images], dtype=torch.int64)
-        height, width = (-(-int(side + self.margin) // self.multiple) * self.multiple for side in sizes.amax(dim=0))
+        height, width = self.padded(*sizes.amax(dim=0).tolist())
         batch = torch.zeros((len(images), 3, height, width), dtype=images[0].dtype).contiguous(
             memory_format=torch.channels_last
         )
@@ -140,3 +145,26 @@ class Preprocess:
         factor = boxes.new_tensor([original[1] / resized[1], original[0] / resized[0]]).repeat(2)
         limit = boxes.new_tensor([original[1], original[0]]).repeat(2)
         return (boxes * factor).clamp(min=0).minimum(limit)
+
+
+def batches_of_one_size(sizes: Sequence[tuple[int, int]], batch_size: int) -> list[list[int]]:
+    """Which images may share a forward pass without changing what the network sees of any of them.
+
+    Padding an image further, for a larger neighbour, changes the features along its border, and so its detections.
+
+    Args:
+        sizes: (height, width) of the network's input for each image alone, as :meth:`Preprocess.padded` gives it.
+        batch_size: most images of a batch.
+
+    Returns:
+        Batches of indices into ``sizes``. Each index is in one batch, all images of a batch have one size, and the
+        batches are in the order of their first images.
+    """
+    batches: list[list[int]] = []
+    unfinished: dict[tuple[int, int], list[int]] = {}
+    for index, size in enumerate(sizes):
+        if len(unfinished.get(size, ())) in (0, batch_size):
+            unfinished[size] = []
+            batches.append(unfinished[size])
+        unfinished[size].append(index)
+    return batches

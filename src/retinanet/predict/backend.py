@@ -28,10 +28,13 @@ class Prepared:
     Attributes:
         pixels: as the backend wants them.
         size: (height, width) of the original; detections are in its pixels.
+        input_size: (height, width) of the network's input when the image runs alone. A call of :meth:`Backend.run` has
+            images of one input size, because more padding would change what is found.
     """
 
     pixels: Any
     size: tuple[int, int]
+    input_size: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,9 @@ class ExportedModel:
 
     def prepare(self, image: NDArray[np.uint8], rule: Preprocess | None = None) -> Prepared:
         """See :class:`Backend`."""
-        return Prepared(resize_array(rule or self.preprocess, image), (image.shape[0], image.shape[1]))
+        rule = rule or self.preprocess
+        size = (image.shape[0], image.shape[1])
+        return Prepared(resize_array(rule, image), size, self.preprocess.padded(*rule.size(*size)))
 
     def run(self, images: Sequence[Prepared]) -> list[Detections]:
         """See :class:`Backend`."""

@@ -114,8 +114,8 @@ class Predictor:
         """Detections in each of any number of images, in their order.
 
         Threads read and resize the next images while the network runs on the last ones; only a few batches of resized
-        images are held at any time. A call has images of one size after resizing, so that none changes what is found in
-        another, and one image where the model runs several calls at once.
+        images are held at any time. A forward pass has images whose network input has one size, so that none changes
+        what is found in another, and one image where the model runs several calls at once.
 
         Args:
             images: see :meth:`__call__`.

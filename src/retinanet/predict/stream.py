@@ -8,6 +8,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
 
+from retinanet.images.preprocess import batches_of_one_size
 from retinanet.predict.backend import Backend, Prepared, cores
 from retinanet.types import Detections, UserError
 
@@ -29,7 +30,7 @@ def streamed(
         backend: what runs the model. Where it runs several calls at once, a call has one image.
         prepare: reads and resizes one item; called in threads.
         items: any number; no more are taken than are begun.
-        batch_size: images per call, where they have one size after resizing.
+        batch_size: images per call, where their network input has one size.
         workers: threads that prepare; by default as many as there are cores.
 
     Raises:
@@ -82,9 +83,8 @@ def in_order(pool: Executor, function: Callable[[S], T], items: Iterable[S], *, 
 
 
 def _alike(backend: Backend, images: Sequence[Prepared]) -> list[Detections]:
-    """Detections of each image; a call has images of one size: padding for another would change what is found."""
+    """Detections of each image; a call has images of one input size."""
     found: dict[int, Detections] = {}
-    for shape in dict.fromkeys(image.pixels.shape for image in images):
-        places = [place for place, image in enumerate(images) if image.pixels.shape == shape]
+    for places in batches_of_one_size([image.input_size for image in images], len(images)):
         found.update(zip(places, backend.run([images[place] for place in places]), strict=True))
     return [found[place] for place in range(len(images))]

@@ -67,7 +67,10 @@ class TorchBackend:
         """See :class:`Backend`."""
         usable = image if image.flags.writeable and min(image.strides) >= 0 else image.copy()
         pixels = torch.from_numpy(usable).permute(2, 0, 1)  # (H, W, 3) -> (3, H, W)
-        return Prepared((rule or self.preprocess).resize(pixels), (image.shape[0], image.shape[1]))
+        resized = (rule or self.preprocess).resize(pixels)
+        return Prepared(
+            resized, (image.shape[0], image.shape[1]), self.preprocess.padded(resized.shape[-2], resized.shape[-1])
+        )
 
     @torch.inference_mode()
     def run(self, images: Sequence[Prepared]) -> list[Detections]:

@@ -30,7 +30,7 @@ from retinanet.train.log import RunLog
 from retinanet.train.ranks import on_any, summed
 from retinanet.train.resume import Progress, save_state
 from retinanet.train.schedule import lr_factor, set_lr
-from retinanet.train.stop import stop_if_not_finite, stop_requested
+from retinanet.train.stop import GradientWatch, stop_if_not_finite, stop_requested
 from retinanet.types import Batch, Detections, Interrupted, RawOutput
 from retinanet.weights.checkpoint import Detector, save_detector
 
@@ -99,6 +99,7 @@ def fit(training: Training, progress: Progress, log: RunLog) -> Progress:
         sampler=replace(sampler, start=progress.step),
         workers=training.run.workers,
     )
+    watch = GradientWatch(min(training.optim.warmup, sampler.stop // 10))
     with log, stop_requested() as stop:
         for step in range(progress.step, sampler.stop):
             if training.run.patience and progress.stale >= training.run.patience:
@@ -112,6 +113,8 @@ def fit(training: Training, progress: Progress, log: RunLog) -> Progress:
             progress.step = step + 1
             seconds = time.perf_counter() - began
             log.step(_row(sampler, progress.step, losses, lr, norm, sampler.batch_size / seconds))
+            if warning := watch.warning(norm, step, parts):
+                log.say(warning)
             if step == 0:
                 check_first_loss(training, parts, losses, log)
             stopping = on_any(fabric, stop.is_set())

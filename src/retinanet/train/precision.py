@@ -38,15 +38,30 @@ def build_fabric(run: RunConfig) -> Fabric:
 
 
 def prepare_for_cpu(net: nn.Module) -> None:
-    """Let depthwise convolutions compute in fp32 under autocast; all others keep its bf16.
+    """Let convolutions whose bf16 is slow or wrong on a CPU compute in fp32 under autocast; all others keep its bf16.
 
-    Their bf16 backward pass has no fast path on a CPU: with a stride of 2 it took 4 to 16 times as long as in fp32
-    (AMD EPYC with AVX512_BF16, torch 2.15). Weights and names stay as they are.
+    * Depthwise ones: their bf16 backward pass has no fast path. With a stride of 2 it took 4 to 16 times as long as in
+      fp32 (AMD EPYC with AVX512_BF16, torch 2.15).
+    * Strided ones over a map that is smaller than their kernel, which are P6, P7 and the end of the backbone for the
+      smallest images. At a width of one cell, with images of up to 64 pixels, their bf16 weight gradient was seen to be
+      garbage on a CPU with bf16, infinite or finite (1e12). Such maps are so small that fp32 costs nothing.
+
+    Weights and names stay as they are.
     """
     for module in net.modules():
-        if isinstance(module, nn.Conv2d) and 1 < module.groups == module.in_channels:
-            # a method, not a closure: a deep copy of the module is then bound to the copy's weights
+        if not isinstance(module, nn.Conv2d):
+            continue
+        # methods, not closures: a deep copy of the module is then bound to the copy's weights
+        if 1 < module.groups == module.in_channels:
             module.forward = MethodType(_forward_in_fp32, module)  # type: ignore[method-assign]
+        elif max(module.stride) > 1:
+            module.forward = MethodType(_forward_small_in_fp32, module)  # type: ignore[method-assign]
+
+
+def _forward_small_in_fp32(self: nn.Conv2d, images: Tensor) -> Tensor:
+    if min(images.shape[-2:]) < max(self.kernel_size):
+        return _forward_in_fp32(self, images)
+    return type(self).forward(self, images)
 
 
 def _forward_in_fp32(self: nn.Conv2d, images: Tensor) -> Tensor:

@@ -1,13 +1,15 @@
-"""Why a run stops before its end: a signal, or a number that is not finite."""
+"""Why a run stops before its end, a signal or a number that is not finite; and what is said of an absurd gradient."""
 
 from __future__ import annotations
 
 import math
 import signal
 import threading
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 from types import FrameType
 
 import torch
@@ -15,6 +17,50 @@ from lightning_fabric import Fabric
 
 from retinanet.train.ranks import on_any
 from retinanet.types import Batch, UserError
+
+ABSURD, ABSURD_RATIO = 1e6, 1e4
+REMEMBERED, ENOUGH = 100, 20  # steps
+
+
+class GradientWatch:
+    """Notices a finite but absurd norm of the gradient, which clipping would hide: the step still goes its way.
+
+    Absurd is a norm above 1e6 at any step. After the warm-up it is also one above 1e4 times the usual, the median of
+    the last 100 steps (20 at least). During warm-up peaks are normal, while the heads leave their initialisation, so
+    nothing is compared there.
+
+    Args:
+        warmup: steps of the warm-up.
+    """
+
+    def __init__(self, warmup: int) -> None:
+        self._warmup = warmup
+        self._norms: deque[float] = deque(maxlen=REMEMBERED)
+        self._warned = False
+
+    def warning(self, norm: float, step: int, batches: Sequence[Batch]) -> str | None:
+        """What to say after a step; once only.
+
+        Args:
+            norm: of its gradient, before clipping; one that is not finite is :func:`stop_if_not_finite`'s business.
+            step: optimiser step, from 0.
+            batches: what the gradient was computed from.
+        """
+        if not math.isfinite(norm):
+            return None
+        known = step >= self._warmup and len(self._norms) >= ENOUGH
+        usual = median(self._norms) if known else math.inf
+        self._norms.append(norm)
+        if self._warned or not (norm > ABSURD or norm > ABSURD_RATIO * usual):
+            return None
+        self._warned = True
+        beside = f"; usual is {usual:.3g}" if known else ""
+        images = ", ".join(str(sample.path) for batch in batches for sample in batch.samples)
+        return (
+            f"warning: the norm of the gradient is {norm:.3g} at step {step + 1}{beside}. Clipping hides this, but the "
+            f"direction of such a step is likely to be wrong. Its images are {images}. Look at their boxes, lower "
+            "--optim.lr, or train with --run.precision 32. Said once; log.csv has the norm of every step"
+        )
 
 
 @contextmanager
