@@ -19,12 +19,12 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from retinanet import load_dataset, train
-from retinanet.boxes.lattice import AnchorLattice
+from retinanet.analysis.anchors.audit import AnchorAudit, audit
+from retinanet.analysis.anchors.propose import propose
+from retinanet.anchors.lattice import AnchorLattice
 from retinanet.data.transforms import Augment
-from retinanet.diagnose.anchors import AnchorAudit, audit
-from retinanet.diagnose.propose import propose
 from retinanet.images.preprocess import Preprocess
-from retinanet.train.config import ImageConfig, OptimConfig, RunConfig
+from retinanet.training.config import ImageConfig, OptimConfig, RunConfig
 
 SIDE = 160
 KINDS = (("wide bar", 48, 6), ("tall bar", 6, 48), ("dot", 6, 6))
@@ -69,7 +69,7 @@ def make_data(folder: Path, counts: dict[str, int], seed: int = 0) -> Path:
     return folder
 
 
-def measure(data: Path, trunk: str, output: Path, audited: AnchorAudit, epochs: int) -> dict[str, object]:
+def measure(data: Path, backbone: str, output: Path, audited: AnchorAudit, epochs: int) -> dict[str, object]:
     """One run with these anchors and this size of images."""
     start = time.perf_counter()
     lattice, size = audited.lattice, audited.preprocess
@@ -77,7 +77,7 @@ def measure(data: Path, trunk: str, output: Path, audited: AnchorAudit, epochs: 
         str(data),
         str(output),
         model="lite",
-        weights=trunk,
+        weights=backbone,
         epochs=epochs,
         architecture={"anchors": {key: getattr(lattice, key) for key in ("sizes", "ratios", "scales")}},
         image=ImageConfig(short=size.short, long=size.long),
@@ -100,7 +100,7 @@ def measure(data: Path, trunk: str, output: Path, audited: AnchorAudit, epochs: 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("trunk")
+    parser.add_argument("backbone")
     parser.add_argument("--output", type=Path, default=Path("runs/anchors"))
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--larger", action="store_true", help="also with larger images")
@@ -118,7 +118,7 @@ def main() -> None:
             audits["default, larger images"] = audit(dataset.samples, dataset.class_names, **size)
     for name, audited in audits.items():
         folder = arguments.output / name.replace(", ", "-").replace(" ", "-")
-        print(name, json.dumps(measure(data, arguments.trunk, folder, audited, arguments.epochs)), flush=True)
+        print(name, json.dumps(measure(data, arguments.backbone, folder, audited, arguments.epochs)), flush=True)
 
 
 if __name__ == "__main__":

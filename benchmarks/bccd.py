@@ -18,17 +18,17 @@ from pathlib import Path
 
 from retinanet import Predictor, evaluate, load_dataset, train
 from retinanet.data.transforms import Augment
-from retinanet.plot.draw import contact_sheet, draw_comparison, match_detections
-from retinanet.train.config import ImageConfig, OptimConfig, RunConfig
+from retinanet.plotting.draw import contact_sheet, draw_comparison, match_detections
+from retinanet.training.config import ImageConfig, OptimConfig, RunConfig
 
 
-def train_seed(data: str, trunk: str, folder: Path, seed: int) -> None:
+def train_seed(data: str, backbone: str, folder: Path, seed: int) -> None:
     """One run of 12 epochs."""
     train(
         data,
         str(folder),
         model="lite",
-        weights=trunk,
+        weights=backbone,
         epochs=12,
         seed=seed,
         train_split="trainval",
@@ -59,7 +59,7 @@ def draw(model: Path, data: str, folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("data")
-    parser.add_argument("trunk")
+    parser.add_argument("backbone")
     parser.add_argument("--output", type=Path, default=Path("runs/bccd"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
@@ -67,7 +67,7 @@ def main() -> None:
     for seed in options.seeds:
         folder = options.output / f"seed{seed}"
         if not (folder / "curves.png").exists():
-            train_seed(options.data, options.trunk, folder, seed)
+            train_seed(options.data, options.backbone, folder, seed)
         reports.append(evaluate(folder / "last", options.data, split="test", output=folder / "test", overwrite=True))
     print(f"{'seed':<6}{'AP':>8}{'AP50':>8}{'AP75':>8}" + "".join(f"{c.name:>12}" for c in reports[0].metrics.classes))
     rows = [(m.ap, m.ap50, m.ap75, *(c.ap for c in m.classes)) for m in (report.metrics for report in reports)]

@@ -25,9 +25,9 @@ from pathlib import Path
 from statistics import median
 
 import retinanet  # whose parts are imported when they are used: a process without torch stays so
-from retinanet.benchmark.stopwatch import machine
-from retinanet.predict.exported import exported_file
-from retinanet.predict.run import find_images
+from retinanet.deploy.stopwatch import machine
+from retinanet.inference.exported import exported_file
+from retinanet.inference.predict import find_images
 
 
 @dataclass(frozen=True)

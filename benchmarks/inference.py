@@ -28,18 +28,18 @@ import torch
 from torchvision.models.detection import RetinaNet, retinanet_resnet50_fpn
 
 from retinanet import convert
-from retinanet.benchmark.competitors import TimedPostprocess
-from retinanet.benchmark.stopwatch import Seconds, Spread, interleaved, machine
 from retinanet.data.synthetic import render_scenes
-from retinanet.export.onnx import write_onnx
-from retinanet.export.openvino import write_openvino
+from retinanet.deploy.competitors import TimedPostprocess
+from retinanet.deploy.onnx import write_onnx
+from retinanet.deploy.openvino import write_openvino
+from retinanet.deploy.stopwatch import Seconds, Spread, interleaved, machine
+from retinanet.detector import Detector, load_detector
 from retinanet.images.arrays import pad_arrays
 from retinanet.images.io import read_pixels
-from retinanet.predict.backend import Backend, ExportedModel, cores
-from retinanet.predict.card import Card
-from retinanet.predict.exported import open_exported
-from retinanet.predict.torch_backend import TorchBackend
-from retinanet.weights.checkpoint import Detector, load_detector
+from retinanet.inference.backend import Backend, ExportedModel, cores
+from retinanet.inference.card import Card
+from retinanet.inference.exported import open_exported
+from retinanet.inference.torch_backend import TorchBackend
 
 PASSING = 1e-3  # of the logits
 PEER = "torchvision fp32"

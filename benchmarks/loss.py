@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from torchvision.models.detection._utils import Matcher as TorchvisionMatcher
 from torchvision.models.detection.retinanet import RetinaNetClassificationHead
 
-from retinanet.boxes.coding import BoxCoder
-from retinanet.boxes.lattice import AnchorLattice
-from retinanet.boxes.matching import Matcher
+from retinanet.anchors.coding import BoxCoder
+from retinanet.anchors.lattice import AnchorLattice
+from retinanet.anchors.matching import Matcher
 from retinanet.losses.detection import DetectionLoss
 from retinanet.losses.focal import FocalLoss
 from retinanet.types import RawOutput, Target

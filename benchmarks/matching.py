@@ -29,8 +29,8 @@ from torch.profiler import ProfilerActivity, profile
 from torchvision.models.detection._utils import Matcher as TorchvisionMatcher
 from torchvision.ops import box_iou
 
-from retinanet.boxes.lattice import AnchorLattice
-from retinanet.boxes.matching import Match, Matcher
+from retinanet.anchors.lattice import AnchorLattice
+from retinanet.anchors.matching import Match, Matcher
 from retinanet.types import Target
 
 HEIGHT, WIDTH = 800, 1344

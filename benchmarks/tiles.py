@@ -29,7 +29,7 @@ import torch
 
 from retinanet import Predictor, load_dataset
 from retinanet.data.dataset import DetectionDataset
-from retinanet.evaluate.coco import coco_metrics
+from retinanet.evaluation.coco import coco_metrics
 from retinanet.types import Detections
 
 Cells = list[tuple[int, int, int, int]]  # y, x, height, width of each image on the mosaic

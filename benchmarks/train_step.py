@@ -1,4 +1,4 @@
-"""One training step: ours against torchvision's RetinaNet with the same ResNet-50 trunk, batch, size and precision.
+"""One training step: ours against torchvision's RetinaNet with the same ResNet-50 backbone, batch, size and precision.
 
 Both start from decoded uint8 images on the CPU and end with updated weights: normalising, forward, matching, loss,
 backward, SGD. Both train every layer over frozen batch norms, take P6 from C5, and have 80 classes and 9 anchors.
@@ -31,15 +31,15 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 from retinanet.data.dataset import DetectionDataset
 from retinanet.data.loader import StepSampler
 from retinanet.data.transforms import Augment
+from retinanet.detector import Detector
 from retinanet.images.preprocess import Preprocess
 from retinanet.model.postprocess import Postprocess
 from retinanet.model.presets import preset
-from retinanet.train.config import LossConfig, OptimConfig, RunConfig
-from retinanet.train.loop import train_step
-from retinanet.train.precision import build_fabric
-from retinanet.train.run import assemble
+from retinanet.training.config import LossConfig, OptimConfig, RunConfig
+from retinanet.training.loop import train_step
+from retinanet.training.precision import build_fabric
+from retinanet.training.run import assemble
 from retinanet.types import Batch, Sample, Target
-from retinanet.weights.checkpoint import Detector
 
 CLASSES, LR = 80, 1e-4
 Step = Callable[[], None]
@@ -91,8 +91,8 @@ def our_step(images: list[Sample], size: int, precision: str, folder: Path) -> S
 
 def torchvision_step(images: list[Sample], size: int, bf16: bool) -> Step:
     """The step of torchvision's training reference."""
-    trunk = torchvision.models.resnet50(norm_layer=FrozenBatchNorm2d)
-    backbone = _resnet_fpn_extractor(trunk, 5, returned_layers=[2, 3, 4], extra_blocks=LastLevelP6P7(2048, 256))
+    backbone = torchvision.models.resnet50(norm_layer=FrozenBatchNorm2d)
+    backbone = _resnet_fpn_extractor(backbone, 5, returned_layers=[2, 3, 4], extra_blocks=LastLevelP6P7(2048, 256))
     scales = tuple((side, int(side * 2 ** (1 / 3)), int(side * 2 ** (2 / 3))) for side in (32, 64, 128, 256, 512))
     anchors = AnchorGenerator(scales, ((0.5, 1.0, 2.0),) * 5)
     net = TorchvisionRetinaNet(backbone, CLASSES, min_size=size, max_size=size, anchor_generator=anchors).train()

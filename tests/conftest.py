@@ -73,7 +73,7 @@ def tiny():
     from dataclasses import replace
 
     from retinanet.model.postprocess import Postprocess
-    from retinanet.train.config import ImageConfig, OptimConfig, RunConfig
+    from retinanet.training.config import ImageConfig, OptimConfig, RunConfig
 
     whole = {
         "model": "resnet18",
@@ -111,7 +111,7 @@ def tiny():
 @pytest.fixture(scope="session")
 def trained(data, tiny, tmp_path_factory) -> Path:
     """The folder of a finished run of 2 epochs, 4 steps. Read only."""
-    from retinanet.train.run import train
+    from retinanet.training.run import train
 
     folder = tmp_path_factory.mktemp("runs") / "first"
     train(str(data), str(folder), **tiny())
@@ -137,10 +137,10 @@ def assembled(data, tiny, tmp_path):
 
     from retinanet.data.dataset import training_datasets
     from retinanet.data.transforms import Augment
-    from retinanet.train.config import LossConfig
-    from retinanet.train.precision import build_fabric
-    from retinanet.train.run import assemble
-    from retinanet.train.start import build_detector
+    from retinanet.training.config import LossConfig
+    from retinanet.training.precision import build_fabric
+    from retinanet.training.run import assemble
+    from retinanet.training.start import build_detector
 
     def build(**changes):
         config = {

@@ -9,7 +9,7 @@ import pytest
 from onnx import helper
 
 from retinanet.digest import check_seal, file_sha256, seal
-from retinanet.types import UserError
+from retinanet.errors import UserError
 
 
 def write(path):

@@ -18,16 +18,16 @@ def test_every_public_name_is_there_and_is_the_real_one():
 
 
 def test_functions_and_modules_of_one_name_do_not_shadow_each_other():
-    """``retinanet.train`` and ``retinanet.evaluate`` are functions although there are packages of these names."""
+    """``retinanet.train`` and ``retinanet.evaluate`` are functions although there are modules of these names."""
     code = (
-        "import retinanet.train.config, retinanet.evaluate.coco, retinanet.predict.run, retinanet.export.report\n"
+        "import retinanet.training.config, retinanet.evaluation.coco, retinanet.inference.predict\n"
         "import retinanet\n"
         "assert callable(retinanet.train) and callable(retinanet.evaluate) and callable(retinanet.predict)\n"
         "assert callable(retinanet.export)\n"
         "from retinanet import Predictor, evaluate, predict, train\n"
         "assert callable(train) and callable(evaluate) and callable(predict)\n"
-        "from retinanet.train.config import RunConfig\n"
-        "from retinanet.evaluate.run import one_pass\n"
+        "from retinanet.training.config import RunConfig\n"
+        "from retinanet.evaluation.evaluate import one_pass\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=1200, check=False)
     assert done.returncode == 0, done.stderr

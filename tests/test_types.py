@@ -3,9 +3,10 @@ import sys
 import pytest
 import torch
 
-from retinanet.boxes.coding import BoxCoder
-from retinanet.boxes.lattice import AnchorLattice
-from retinanet.types import Detections, Interrupted, RawOutput, Target, UserError
+from retinanet.anchors.coding import BoxCoder
+from retinanet.anchors.lattice import AnchorLattice
+from retinanet.errors import Interrupted, UserError
+from retinanet.types import Detections, RawOutput, Target
 
 FOUND = Detections(
     torch.tensor([[10.0, 20, 30, 60], [0.5, 1.25, 2.0, 3.5], [5, 5, 6, 7]]),

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from retinanet.benchmark.run import benchmark
+    from retinanet.analysis.data.check import check
+    from retinanet.analysis.diagnose import diagnose
+    from retinanet.analysis.trace.why import why
     from retinanet.data.dataset import load_dataset
     from retinanet.data.transforms import Augment
-    from retinanet.diagnose.check import check
-    from retinanet.diagnose.run import diagnose
-    from retinanet.diagnose.why import why
-    from retinanet.evaluate.run import evaluate
-    from retinanet.export.run import export
+    from retinanet.deploy.benchmark import benchmark
+    from retinanet.deploy.export import export
+    from retinanet.errors import UserError
+    from retinanet.evaluation.evaluate import evaluate
+    from retinanet.inference.predict import predict
+    from retinanet.inference.predictor import Predictor
+    from retinanet.interop.convert import convert
     from retinanet.model.postprocess import Postprocess
     from retinanet.model.retinanet import RetinaNet
-    from retinanet.predict.predictor import Predictor
-    from retinanet.predict.run import predict
-    from retinanet.train.config import ImageConfig, LossConfig, OptimConfig, RunConfig
-    from retinanet.train.run import train
-    from retinanet.types import Detections, UserError
-    from retinanet.weights.convert import convert
+    from retinanet.training.config import ImageConfig, LossConfig, OptimConfig, RunConfig
+    from retinanet.training.run import train
+    from retinanet.types import Detections
 
 __version__ = "0.1.0"
 __all__ = [
@@ -52,24 +51,24 @@ __all__ = [
 _HOME = {
     "Augment": "data.transforms",
     "Detections": "types",
-    "ImageConfig": "train.config",
-    "LossConfig": "train.config",
-    "OptimConfig": "train.config",
+    "ImageConfig": "training.config",
+    "LossConfig": "training.config",
+    "OptimConfig": "training.config",
     "Postprocess": "model.postprocess",
-    "Predictor": "predict.predictor",
+    "Predictor": "inference.predictor",
     "RetinaNet": "model.retinanet",
-    "RunConfig": "train.config",
-    "UserError": "types",
-    "benchmark": "benchmark.run",
-    "check": "diagnose.check",
-    "convert": "weights.convert",
-    "diagnose": "diagnose.run",
-    "evaluate": "evaluate.run",
-    "export": "export.run",
+    "RunConfig": "training.config",
+    "UserError": "errors",
+    "benchmark": "deploy.benchmark",
+    "check": "analysis.data.check",
+    "convert": "interop.convert",
+    "diagnose": "analysis.diagnose",
+    "evaluate": "evaluation.evaluate",
+    "export": "deploy.export",
     "load_dataset": "data.dataset",
-    "predict": "predict.run",
-    "train": "train.run",
-    "why": "diagnose.why",
+    "predict": "inference.predict",
+    "train": "training.run",
+    "why": "analysis.trace.why",
 }
 
 
@@ -80,17 +79,3 @@ def __getattr__(name: str) -> Any:
     value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
     globals()[name] = value
     return value
-
-
-class _Package(ModuleType):
-    """This package: its functions train, evaluate, predict, export and benchmark are named like rooms.
-
-    Whoever imports a module of such a room makes Python set the room as attribute here. It must not hide the function.
-    """
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if name not in _HOME or not isinstance(value, ModuleType):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from retinanet.types import UserError
+from retinanet.errors import UserError
 
 DIGITS = 64
 # What stands around the digits, by the suffix of the file's name.

@@ -1,4 +1,4 @@
-"""The five things that travel through the house, and the legend of their shapes.
+"""What flows between the packages, and the legend of its shapes.
 
 Shape legend, used in every docstring of the package:
 
@@ -23,26 +23,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from retinanet.errors import UserError
+
 if TYPE_CHECKING:  # who predicts with an exported model need not have torch
     import torch
     from torch import Tensor
 
-    from retinanet.boxes.coding import BoxCoder
-    from retinanet.boxes.lattice import AnchorLattice
+    from retinanet.anchors.coding import BoxCoder
+    from retinanet.anchors.lattice import AnchorLattice
 
 DEFAULT_THRESHOLD = 0.3  # where neither the user nor the model says from which score on a detection is shown
-
-
-class UserError(ValueError):
-    """A mistake that the user can mend.
-
-    The message names the file, line or box, says what was expected and what to do. The command line prints it and exits
-    with code 2; a Python caller catches it as a ``ValueError``.
-    """
-
-
-class Interrupted(UserError):
-    """Work was stopped by a signal after its state had been saved."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from retinanet.types import UserError
+from retinanet.errors import UserError
 
 MOST_BYTES = 100_000  # a configuration of ours has about 2,000
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import pytest
 
 from retinanet.cli.arguments import parse
-from retinanet.types import UserError
+from retinanet.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ def test_missing_paths(refused, train_refused, trained, data):
     has(refused("predict", "nowhere", data / "test", "--output", "out"), "no model in nowhere")
     has(refused("predict", trained, "nowhere.png", "--output", "out"), "no image at nowhere.png")
     has(refused("predict", trained, "scans/*.png", "--output", "out"), "no image at scans/*.png")
-    has(train_refused(data, "--weights", "trunk.safetensors"), "no file trunk.safetensors")
+    has(train_refused(data, "--weights", "backbone.safetensors"), "no file backbone.safetensors")
     has(train_refused(data, "--config", "none.yaml"), "none.yaml")
     has(train_refused(data, "--val-split", "minival"), "no split 'minival'", "train")
 
@@ -340,9 +340,9 @@ def test_unusable_checkpoints(refused, trained, data, tmp_path, spoil):
     assert not (tmp_path / "exploded").exists()
 
 
-def test_pickled_trunk_weights(train_refused, data, tmp_path):
-    torch.save({"conv1.weight": Bomb()}, tmp_path / "trunk.pth")
-    has(train_refused(data, "--weights", "trunk.pth"), "trunk.pth is not a readable safetensors file")
+def test_pickled_backbone_weights(train_refused, data, tmp_path):
+    torch.save({"conv1.weight": Bomb()}, tmp_path / "backbone.pth")
+    has(train_refused(data, "--weights", "backbone.pth"), "backbone.pth is not a readable safetensors file")
     assert not (tmp_path / "exploded").exists()
 
 
@@ -363,10 +363,13 @@ def test_a_damaged_training_state(refused, trained, tiny_words, data, tmp_path):
 def test_options_that_a_model_folder_cannot_have(refused, trained, data):
     words = ["train", data, "--model", trained, "--output", "out", "--run.workers", "0", "--run.accelerator", "cpu"]
     has(
-        refused(*words, "--weights", "trunk.safetensors"), "--weights trunk.safetensors", trained, "Leave out --weights"
+        refused(*words, "--weights", "backbone.safetensors"),
+        "--weights backbone.safetensors",
+        trained,
+        "Leave out --weights",
     )
     message = refused(*words, "--architecture.backbone", "resnet18")
-    has(message, "--architecture.backbone resnet18", f"{trained} has the trunk resnet10t", "train from a preset")
+    has(message, "--architecture.backbone resnet18", f"{trained} has the backbone resnet10t", "train from a preset")
     has(refused(*words, "--architecture.stride_in_1x1", "true"), "trained with False", "Leave it out")
     has(refused(*words, "--architecture.chanels", "8"), "architecture.chanels", "did you mean 'channels'")
     has(refused(*words, "--new_classes"), "unknown option --new_classes")
@@ -385,7 +388,7 @@ def test_unknown_names(train_refused, refused, trained, data):
     has(train_refused(data, "--epoch", "3"), "unknown option --epoch", "did you mean --epochs")
     has(train_refused(data, "--optim.lrr", "3"), "optim.lrr", "did you mean", "optim.lr")
     has(train_refused(data, "--architecture.norms", "batch"), "architecture.norms", "did you mean 'norm'")
-    has(train_refused(data, "--architecture.backbone", "resnet10s"), "unknown trunk 'resnet10s'", "resnet10t")
+    has(train_refused(data, "--architecture.backbone", "resnet10s"), "unknown backbone 'resnet10s'", "resnet10t")
     has(train_refused(data, "--epochs", "abc"), "--epochs", "int", "abc")
     has(refused("evaluate", trained, data, "--splitt", "val"), "unknown option --splitt", "did you mean --split")
     has(refused("predict", trained, data, "--scores", "1"), "unknown option --scores", "did you mean --score")

@@ -8,7 +8,7 @@ import pytest
 
 from retinanet import __version__
 from retinanet.cli.main import COMMANDS, main
-from retinanet.evaluate import run as evaluate_run
+from retinanet.evaluation import evaluate as evaluate_run
 
 
 def shell(*words):
@@ -53,7 +53,7 @@ def test_the_help_of_every_command(capsys, command):
         "export": ["--format", "--calibrate", "--verify", "--raw"],
         "benchmark": ["--backends", "--repeats", "--images", "images per second"],
         "convert": ["--source", "--to", "--class_names", "torchvision:NAME"],
-        "check": ["--fix", "--write", "--min_side", "mended copy"],
+        "check": ["--fix", "--write", "--min_side", "fixed copy"],
         "diagnose": ["--split", "--write_thresholds", "best F1"],
         "why": ["--data", "--score", "--output", "an annotated image"],
     }
@@ -80,7 +80,7 @@ def test_the_road_from_images_to_boxes(data, tiny_words, tmp_path, monkeypatch, 
 def test_interruptions_are_130(data, tiny_words, tmp_path, monkeypatch, capfd):
     import signal
 
-    from retinanet.train.log import RunLog
+    from retinanet.training.log import RunLog
 
     def logged(log, row, original=RunLog.step):
         original(log, row)

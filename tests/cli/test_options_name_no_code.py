@@ -161,7 +161,7 @@ def test_monstrous_files_are_refused(capsys, content, expected):
 
 def test_values_arrive_as_they_were_written():
     from retinanet.cli.arguments import parse
-    from retinanet.weights.convert import convert
+    from retinanet.interop.convert import convert
 
     Path("c.yaml").write_text(
         "weights: w.pth\noutput: 2026-01-02\noverwrite: true\nsource: null\n"

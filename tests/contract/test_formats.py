@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from retinanet.data.check import sized_images
 from retinanet.data.dataset import load_dataset, read_parts, splits, training_datasets
 from retinanet.data.faults import Fault, refuse
-from retinanet.types import UserError
+from retinanet.errors import UserError
 
 CLASSES = ("cat", "dog", "emu")
 

@@ -11,7 +11,7 @@ from retinanet.data.check import (
     label_lookup,
     short,
 )
-from retinanet.types import UserError
+from retinanet.errors import UserError
 
 
 @pytest.fixture

@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 
 from retinanet.data.dataset import DetectionDataset, hold_out, load_dataset, splits, training_datasets
-from retinanet.types import Sample, Target, UserError
+from retinanet.errors import UserError
+from retinanet.types import Sample, Target
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 needs_bccd = pytest.mark.skipif(not (SHARED / "bccd").is_dir(), reason="../shared/data/bccd is not there")

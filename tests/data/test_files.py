@@ -1,7 +1,7 @@
 import pytest
 
 from retinanet.data.files import ImageFinder, files_in, name_splits, read_text, split_folders, split_word
-from retinanet.types import UserError
+from retinanet.errors import UserError
 
 
 @pytest.mark.parametrize(

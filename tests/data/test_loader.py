@@ -8,8 +8,9 @@ from PIL import Image
 from retinanet.data.dataset import DetectionDataset
 from retinanet.data.loader import Collate, StepSampler, TrainingViews, evaluation_batches, resized, training_batches
 from retinanet.data.transforms import Augment
+from retinanet.errors import UserError
 from retinanet.images.preprocess import Preprocess
-from retinanet.types import Sample, Target, UserError
+from retinanet.types import Sample, Target
 
 RULE = Preprocess(short=32, long=64)
 AUGMENT = Augment(hflip=0.5, vflip=0.5, scale_jitter=(0.5, 1.0), photometric=0.5)

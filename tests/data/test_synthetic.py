@@ -12,7 +12,7 @@ from pycocotools.coco import COCO
 from retinanet.data import synthetic
 from retinanet.data.scenes import GLYPHS, plan_scene
 from retinanet.data.synthetic import render_scenes
-from retinanet.types import UserError
+from retinanet.errors import UserError
 
 SMALL = {"train": 10, "val": 2, "test": 0, "size": (80, 96)}
 

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from retinanet.data.transforms import Augment
-from retinanet.types import Target, UserError
+from retinanet.errors import UserError
+from retinanet.types import Target
 
 OFF = Augment(hflip=0, vflip=0)
 EVERYTHING = Augment(hflip=0.5, vflip=0.5, iou_crop=1, photometric=1, scale_jitter=(0.5, 2))

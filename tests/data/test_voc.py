@@ -2,7 +2,7 @@ import pytest
 from PIL import Image
 
 from retinanet.data.dataset import load_dataset, splits
-from retinanet.types import UserError
+from retinanet.errors import UserError
 
 BOX = "<bndbox><xmin>3</xmin><ymin>2</ymin><xmax>9</xmax><ymax>8</ymax></bndbox>"
 CELL = f"<object><name>cell</name>{BOX}</object>"

@@ -2,7 +2,7 @@ import pytest
 from PIL import Image
 
 from retinanet.data.dataset import load_dataset, splits
-from retinanet.types import UserError
+from retinanet.errors import UserError
 
 
 def put(root, stem, text="0 .5 .5 .5 .5\n", images="images", labels="labels"):

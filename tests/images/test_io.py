@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
+from retinanet.errors import UserError
 from retinanet.images.io import IMAGE_SUFFIXES, image_size, read_image, read_pixels
-from retinanet.types import UserError
 
 RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)  # 5 rows, 7 columns
 LOSSLESS = [("a.png", {}), ("a.tif", {}), ("a.webp", {"lossless": True, "exact": True}), ("a.bmp", {}), ("a.ppm", {})]

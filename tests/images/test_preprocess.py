@@ -6,8 +6,8 @@ import torch
 from torch.nn import functional
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
+from retinanet.errors import UserError
 from retinanet.images.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess, batches_of_one_size
-from retinanet.types import UserError
 
 
 def image(height, width, seed=0):

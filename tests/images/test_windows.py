@@ -12,10 +12,10 @@ import pytest
 import rasterio
 from PIL import Image
 
+from retinanet.errors import UserError
 from retinanet.images import windows as module
 from retinanet.images.io import read_pixels
 from retinanet.images.windows import ImageWindows, overview
-from retinanet.types import UserError
 
 HEIGHT, WIDTH = 150, 210
 DICE = np.random.default_rng(0)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from retinanet.boxes.coding import BoxCoder
-from retinanet.boxes.lattice import AnchorLattice
+from retinanet.anchors.coding import BoxCoder
+from retinanet.anchors.lattice import AnchorLattice
 from retinanet.losses.detection import Assignment
 from retinanet.types import RawOutput
 

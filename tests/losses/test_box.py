@@ -6,9 +6,9 @@ import pytest
 import torch
 from torchvision.ops import generalized_box_iou_loss
 
-from retinanet.boxes.coding import BoxCoder
+from retinanet.anchors.coding import BoxCoder
+from retinanet.errors import UserError
 from retinanet.losses.box import L1, GIoU, SmoothL1
-from retinanet.types import UserError
 
 LOSSES = [SmoothL1(), SmoothL1(beta=1.0), SmoothL1(beta=0), L1(), GIoU()]
 CODERS = [BoxCoder(), BoxCoder(std=(0.1, 0.1, 0.2, 0.2))]

@@ -10,14 +10,15 @@ from torchvision.models.detection import RetinaNet as TorchvisionRetinaNet
 from torchvision.ops import generalized_box_iou_loss
 from torchvision.ops import sigmoid_focal_loss as torchvision_focal_loss
 
-from retinanet.boxes.coding import BoxCoder
-from retinanet.boxes.lattice import AnchorLattice
-from retinanet.boxes.matching import Matcher
+from retinanet.anchors.coding import BoxCoder
+from retinanet.anchors.lattice import AnchorLattice
+from retinanet.anchors.matching import Matcher
+from retinanet.errors import UserError
 from retinanet.losses.box import L1, GIoU, SmoothL1
 from retinanet.losses.detection import DetectionLoss
 from retinanet.losses.focal import FocalLoss
 from retinanet.losses.ohem import OHEM
-from retinanet.types import RawOutput, Target, UserError
+from retinanet.types import RawOutput, Target
 
 
 def target(*rows):
@@ -214,9 +215,9 @@ def test_each_image_by_its_own_positives_is_torchvisions_loss(make_raw, kind, bo
     raw = make_raw(images=3, dtype=torch.float32, seed=seed, lattice=lattice, grids=lattice.grids(160, 224))
     targets = [target((9, 20, 70, 61, 3), (100, 30, 130, 150, 0), (5, 5, 13, 9, 1)), target(), TARGETS[1]]
     logits, deltas = plain(raw)
-    trunk = torch.nn.Identity()
-    trunk.out_channels = 8
-    theirs = TorchvisionRetinaNet(trunk, num_classes=raw.num_classes)
+    backbone = torch.nn.Identity()
+    backbone.out_channels = 8
+    theirs = TorchvisionRetinaNet(backbone, num_classes=raw.num_classes)
     theirs.head.regression_head._loss_type = kind
     anchors = lattice.boxes(torch.arange(lattice.count(raw.grids)), raw.grids)
     expected = theirs.compute_loss(

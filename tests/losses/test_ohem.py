@@ -6,9 +6,9 @@ import pytest
 import torch
 from torchvision.ops import box_iou
 
+from retinanet.errors import UserError
 from retinanet.losses import ohem
 from retinanet.losses.ohem import OHEM
-from retinanet.types import UserError
 
 
 def cross_entropies(raw, assignment, dense):

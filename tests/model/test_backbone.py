@@ -11,9 +11,9 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from retinanet.errors import UserError
 from retinanet.model import backbone
 from retinanet.model.backbone import Backbone
-from retinanet.types import UserError
 
 TINY = "test_resnet"  # timm's own network for tests
 LITE = Path(__file__).parents[2].parent / "shared" / "weights" / "tf_efficientnet_lite0.imagenet.safetensors"
@@ -36,7 +36,7 @@ def unchanged(before, modules):
 
 
 def alive(**options):
-    """A tiny trunk. timm starts the last norm of a block at zero, which keeps gradients from the rest of the block."""
+    """A tiny backbone. timm starts the last norm of a block at zero, which keeps gradients from the rest."""
     net = Backbone(name=TINY, **options)
     for norm in batch_norms(net):
         nn.init.ones_(norm.weight)
@@ -102,9 +102,9 @@ def test_a_copy_of_a_frozen_net_is_frozen_and_its_own():
 
 @pytest.mark.parametrize("name", [TINY, "test_efficientnet"])  # the latter fuses norm and activation in one module
 def test_group_norms_take_the_place_and_the_affine_of_batch_norms(name, tmp_path):
-    randomised(tmp_path / "trunk.safetensors", name)
-    with_batch = Backbone(name=name, weights=str(tmp_path / "trunk.safetensors"), norm="batch").eval()
-    with_group = Backbone(name=name, weights=str(tmp_path / "trunk.safetensors"), norm="group").train()
+    randomised(tmp_path / "backbone.safetensors", name)
+    with_batch = Backbone(name=name, weights=str(tmp_path / "backbone.safetensors"), norm="batch").eval()
+    with_group = Backbone(name=name, weights=str(tmp_path / "backbone.safetensors"), norm="group").train()
     assert not batch_norms(with_group)
     modules = dict(with_group.named_modules())
     replaced = {key: norm for key, norm in with_batch.named_modules() if isinstance(norm, _BatchNorm)}
@@ -264,7 +264,7 @@ def test_the_weights_of_lite():
 
 
 def test_faulty_weights(tmp_path):
-    path = tmp_path / "trunk.safetensors"
+    path = tmp_path / "backbone.safetensors"
     tensors = randomised(path).state_dict()
 
     def refused(match):
@@ -273,17 +273,17 @@ def test_faulty_weights(tmp_path):
 
     good = path.read_bytes()
     path.write_bytes(good[: len(good) // 2])
-    refused(r"trunk\.safetensors is not a readable safetensors file")
+    refused(r"backbone\.safetensors is not a readable safetensors file")
     torch.save(tensors, path)
-    refused(r"trunk\.safetensors is not a readable safetensors file")
+    refused(r"backbone\.safetensors is not a readable safetensors file")
     path.write_bytes(b"")
-    refused(r"trunk\.safetensors is not a readable safetensors file")
+    refused(r"backbone\.safetensors is not a readable safetensors file")
     save_file({key: value for key, value in tensors.items() if key != "layer2.0.conv1.weight"}, path)
-    refused(r"does not fit this trunk, 1 of \d+ tensors are wrong: layer2\.0\.conv1\.weight: missing")
+    refused(r"does not fit this backbone, 1 of \d+ tensors are wrong: layer2\.0\.conv1\.weight: missing")
     save_file(tensors | {"layer1.0.bn1.bias": torch.zeros(7)}, path)
     refused(r"1 of \d+ tensors are wrong: layer1\.0\.bn1\.bias: shape \(7,\), expected \(\d+,\)")
     path.unlink()
-    refused(r"no file .*trunk\.safetensors\. Expected 'imagenet', 'none' or the path of a safetensors file")
+    refused(r"no file .*backbone\.safetensors\. Expected 'imagenet', 'none' or the path of a safetensors file")
 
 
 def test_imagenet_weights_are_timms(monkeypatch):
@@ -318,7 +318,7 @@ def test_imagenet_weights_without_a_network(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"name": "resnet5O"}, "unknown trunk 'resnet5O'; did you mean .*resnet50"),
+        ({"name": "resnet5O"}, "unknown backbone 'resnet5O'; did you mean .*resnet50"),
         ({"name": "vit_tiny_patch16_224"}, "does not yield features at strides 8, 16 and 32"),
         ({"name": "swin_tiny_patch4_window7_224"}, "yields NHWC features"),
         ({"name": TINY, "norm": "batchnorm"}, "norm is frozen, batch or group, got 'batchnorm'"),

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from retinanet.errors import UserError
 from retinanet.model.device import choose_device
-from retinanet.types import UserError
 
 
 def test_auto_takes_the_accelerator_or_the_cpu(monkeypatch):

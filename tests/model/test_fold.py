@@ -77,11 +77,11 @@ class Shared(nn.Module):
 @pytest.mark.parametrize("other", [nn.BatchNorm2d, lambda channels: nn.Identity()], ids=["two norms", "a bypass"])
 def test_a_convolution_whose_output_is_used_twice(other):
     net = network("test_resnet")
-    trunk = net.backbone.body
-    name, conv = next((name, module) for name, module in trunk.named_modules() if isinstance(module, nn.Conv2d))
+    backbone = net.backbone.body
+    name, conv = next((name, module) for name, module in backbone.named_modules() if isinstance(module, nn.Conv2d))
     parent, _, child = name.rpartition(".")
     shared = Shared(conv.out_channels, other(conv.out_channels))
-    setattr(trunk.get_submodule(parent), child, nn.Sequential(conv, shared))
+    setattr(backbone.get_submodule(parent), child, nn.Sequential(conv, shared))
     quick = folded(net)
     assert any(isinstance(module, Shared) and norms(module) for module in quick.modules())
     assert_equal(outputs(net.eval()), outputs(quick))

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from torchvision.models.detection.retinanet import RetinaNetHead
 
+from retinanet.errors import UserError
 from retinanet.model.heads import Heads
-from retinanet.types import UserError
 
 K, A, CHANNELS = 5, 9, 64
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torchvision.models.detection import RetinaNet as TorchvisionRetinaNet
 
-from retinanet.boxes.coding import BoxCoder
-from retinanet.boxes.lattice import AnchorLattice
+from retinanet.anchors.coding import BoxCoder
+from retinanet.anchors.lattice import AnchorLattice
+from retinanet.errors import UserError
 from retinanet.model.postprocess import Postprocess
-from retinanet.types import RawOutput, UserError
+from retinanet.types import RawOutput
 
 LATTICE = AnchorLattice(
     strides=(8, 16, 32), sizes=(20, 40, 80), ratios=(0.5, 2.0), scales=(1.0, 1.4)
@@ -178,9 +179,9 @@ def test_keep_empty_is_torchvisions_postprocessing(seed):
     deltas = tuple(torch.randn(2, 9 * 4, *grid, generator=generator) for grid in grids)
     raw, sizes = RawOutput(logits, deltas, lattice, BoxCoder()), torch.tensor([[96, 160], [41, 66]])
 
-    trunk = torch.nn.Identity()
-    trunk.out_channels = 8
-    theirs = TorchvisionRetinaNet(trunk, num_classes=K, topk_candidates=200)
+    backbone = torch.nn.Identity()
+    backbone.out_channels = 8
+    theirs = TorchvisionRetinaNet(backbone, num_classes=K, topk_candidates=200)
     rows = [
         [level.unflatten(1, (9, size)).permute(0, 3, 4, 1, 2).flatten(1, 3) for level in levels]
         for levels, size in ((logits, K), (deltas, 4))

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from retinanet.boxes.coding import BoxCoder
-from retinanet.boxes.lattice import AnchorLattice
+from retinanet.anchors.coding import BoxCoder
+from retinanet.anchors.lattice import AnchorLattice
+from retinanet.errors import UserError
 from retinanet.model.presets import PRESETS, Architecture, preset
-from retinanet.types import UserError
 
 TINY = Architecture(backbone="test_resnet", channels=64, depth=1)
 
@@ -60,7 +60,7 @@ def test_every_field_reaches_the_network():
     assert net.heads.cls.output.out_channels == 4 * 3 and net.heads.box.output.out_channels == 4 * 4
 
 
-def test_the_switches_of_the_trunk_reach_it():
+def test_the_switches_of_the_backbone_reach_it():
     usual, moved = (
         built(Architecture(stride_in_1x1=stride, norm_eps=eps)).backbone.body
         for stride, eps in ((False, None), (True, 0.0))

@@ -1,14 +1,14 @@
 import pytest
 import torch
 
-from retinanet.boxes.coding import BoxCoder
-from retinanet.boxes.lattice import AnchorLattice
-from retinanet.model.fpn import FeaturePyramid
+from retinanet.anchors.coding import BoxCoder
+from retinanet.anchors.lattice import AnchorLattice
+from retinanet.errors import UserError
 from retinanet.model.heads import Heads
 from retinanet.model.postprocess import Postprocess
 from retinanet.model.presets import PRESETS, Architecture
+from retinanet.model.pyramid import FeaturePyramid
 from retinanet.model.retinanet import RetinaNet
-from retinanet.types import UserError
 
 TINY = Architecture(backbone="test_resnet", channels=16, depth=1)
 

@@ -14,7 +14,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from retinanet.cli.values import read_option, read_options
-from retinanet.types import UserError
+from retinanet.errors import UserError
 from retinanet.yaml_files import load_plain
 
 NO_PATH = "#".ljust(5000) + "\n"  # a comment longer than any path: the parser takes what follows for text, not a file

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from retinanet.benchmark.run import benchmark
 from retinanet.cli.arguments import parse
+from retinanet.deploy.benchmark import benchmark
 
 
 def run(words: Sequence[str]) -> None:

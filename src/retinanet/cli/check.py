@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from retinanet.analysis.data.check import check
 from retinanet.cli.arguments import parse
-from retinanet.diagnose.check import check
 
 
 def run(words: Sequence[str]) -> int:

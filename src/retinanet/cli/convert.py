@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from retinanet.cli.arguments import parse
-from retinanet.types import UserError
-from retinanet.weights.convert import convert
+from retinanet.errors import UserError
+from retinanet.interop.convert import convert
 
 
 def run(words: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""``retinanet demo``: the road of a user's own data, on a data set that the package renders."""
+"""``retinanet demo``: what a user does with data of their own, on a data set that the package renders."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from retinanet.cli.arguments import parse
 from retinanet.data.dataset import load_dataset
 from retinanet.data.synthetic import render_scenes
 from retinanet.data.transforms import Augment
-from retinanet.evaluate.run import evaluate
-from retinanet.plot.draw import contact_sheet, draw_comparison
-from retinanet.predict.predictor import Predictor
-from retinanet.predict.run import predict
-from retinanet.train.config import ImageConfig, OptimConfig, RunConfig
-from retinanet.train.run import train
-from retinanet.types import Sample, UserError
+from retinanet.errors import UserError
+from retinanet.evaluation.evaluate import evaluate
+from retinanet.inference.predict import predict
+from retinanet.inference.predictor import Predictor
+from retinanet.plotting.draw import contact_sheet, draw_comparison
+from retinanet.training.config import ImageConfig, OptimConfig, RunConfig
+from retinanet.training.run import train
+from retinanet.types import Sample
 
 # What learns from random weights in two minutes on two cores: small objects need small anchors, narrow towers need
 # group norm, because the paper's initialisation fades out in them.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from retinanet.analysis.diagnose import diagnose
 from retinanet.cli.arguments import parse
-from retinanet.diagnose.run import diagnose
 
 
 def run(words: Sequence[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from retinanet.cli.arguments import parse
-from retinanet.evaluate.run import evaluate
+from retinanet.evaluation.evaluate import evaluate
 
 
 def run(words: Sequence[str]) -> None:

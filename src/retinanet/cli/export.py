@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from retinanet.cli.arguments import parse
-from retinanet.export.run import export
+from retinanet.deploy.export import export
 
 
 def run(words: Sequence[str]) -> None:

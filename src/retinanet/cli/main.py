@@ -10,12 +10,12 @@ from retinanet import __version__
 
 # command -> what it does; the module retinanet.cli.COMMAND has its run(arguments)
 COMMANDS = {
-    "demo": "render a data set, train, evaluate and predict: the whole road in a few minutes",
+    "demo": "render a data set, train, evaluate and predict, in a few minutes",
     "check": "before training: is the data sound, and do the anchors fit it?",
     "train": "learn from annotated images",
     "evaluate": "measure average precision on annotated images",
     "predict": "find objects in images",
-    "diagnose": "after training: where does the loss go, what goes wrong, what would mending it be worth?",
+    "diagnose": "after training: where does the loss go, what goes wrong, what would fixing it be worth?",
     "export": "write a model for ONNX Runtime, OpenVINO or torch.export, with proof that it finds the same",
     "benchmark": "measure every way to run a model on this machine: AP, latency, images/s, memory, size",
     "convert": "make a model of somebody's RetinaNet weights, or write one for torchvision",
@@ -61,7 +61,7 @@ def overview() -> str:
 def _guarded(command: str, words: list[str]) -> int:
     """Run one command; a user's mistake becomes a message instead of a traceback."""
     module = importlib.import_module(f"retinanet.cli.{command}")
-    from retinanet.types import Interrupted, UserError
+    from retinanet.errors import Interrupted, UserError
 
     try:
         return module.run(words) or 0

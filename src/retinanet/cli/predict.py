@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from retinanet.cli.arguments import parse
-from retinanet.predict.run import predict
+from retinanet.inference.predict import predict
 
 
 def run(words: Sequence[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from retinanet.cli.arguments import parse
-from retinanet.train.run import train
+from retinanet.training.run import train
 
 
 def run(words: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from jsonargparse import set_parsing_settings
 
-from retinanet.types import UserError
+from retinanet.errors import UserError
 from retinanet.yaml_files import dump_plain, load_plain, read_mapping
 
 NAMING_CODE = ("class_path", "init_args", "dict_kwargs")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from retinanet.analysis.trace.why import why
 from retinanet.cli.arguments import parse
-from retinanet.diagnose.why import why
 
 
 def run(words: Sequence[str]) -> None:

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from retinanet.data.faults import Fault, Faults, refuse
 from retinanet.data.files import listing
+from retinanet.errors import UserError
 from retinanet.images.io import image_size
-from retinanet.types import Sample, Target, UserError
+from retinanet.types import Sample, Target
 
 
 class ImageEntry(NamedTuple):
@@ -117,7 +118,7 @@ def checked_samples(found: Annotations, *, strict: bool = False) -> tuple[list[S
     for row in np.flatnonzero(judged.reasons).tolist():
         skipped.append(f"{found.boxes.where(row)}: {judged.message(row)}")
     if skipped and strict:
-        raise UserError(f"{skipped[0]}. Mend it, or leave out strict and it is left out ({len(skipped)} in all).")
+        raise UserError(f"{skipped[0]}. Fix it, or leave out strict and it is left out ({len(skipped)} in all).")
     keep = np.flatnonzero(judged.reasons == 0)
     keep = keep[np.argsort(judged.owners[keep], kind="stable")]
     return _samples(images, found.boxes, judged.boxes[keep], keep), tuple(skipped)

@@ -118,7 +118,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise
     except json.JSONDecodeError as error:
         where = f"{path}, line {error.lineno}, column {error.colno}"
-        raise Fault("broken-file", where, f"broken JSON ({error.msg})", "Mend or export it anew.") from None
+        raise Fault("broken-file", where, f"broken JSON ({error.msg})", "Fix or export it anew.") from None
     except (RecursionError, ValueError) as error:  # nested too deeply, a number of thousands of digits
         raise Fault("broken-file", str(path), f"cannot be read as JSON ({error})", "Export the file anew.") from None
     if not isinstance(content, dict):
@@ -176,7 +176,7 @@ def _categories(path: Path, entries: list[dict[str, Any] | None]) -> dict[int, s
         key, name = (entry or {}).get("id"), (entry or {}).get("name")
         if not isinstance(key, int) or isinstance(key, bool) or not isinstance(name, str | int) or str(name) == "":
             where = f"{path}, category number {number}"
-            raise Fault("class-names", where, "expected an id that is a whole number, and a name", "Mend the entry.")
+            raise Fault("class-names", where, "expected an id that is a whole number, and a name", "Fix the entry.")
         if key in categories:
             reason = f"the category id {key} stands twice ({categories[key]}, {name})"
             raise Fault("class-names", str(path), reason, "Expected one of each.")
@@ -187,7 +187,7 @@ def _categories(path: Path, entries: list[dict[str, Any] | None]) -> dict[int, s
 def _image(entry: dict[str, Any], where: str, finder: ImageFinder, faults: Faults) -> ImageEntry:
     key, name = entry.get("id"), entry.get("file_name")
     if not isinstance(key, int | str) or isinstance(key, bool):
-        raise Fault("broken-annotation", where, "expected an id that is a whole number or a text", "Mend the entry.")
+        raise Fault("broken-annotation", where, "expected an id that is a whole number or a text", "Fix the entry.")
     if not isinstance(name, str) or not name:
         raise Fault("broken-annotation", where, "has no 'file_name'", "Expected the name of its image file.")
     return ImageEntry(finder.find(name), key, size_or_none(entry.get("height"), entry.get("width"), where, faults))

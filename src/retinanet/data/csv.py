@@ -186,7 +186,7 @@ def _rows(file: Path, faults: Faults) -> Iterator[_Row]:
             where = f"{file}, line {reader.line_num}"
             if len(fields) != count:
                 reason = f"has {len(fields)} fields, the first line {count}"
-                faults(Fault("broken-annotation", where, reason, "Mend it."))
+                faults(Fault("broken-annotation", where, reason, "Fix it."))
                 continue
             try:
                 row = _row(file, reader.line_num, {key: fields[at].strip() for key, at in columns.items()}, faults)
@@ -196,7 +196,7 @@ def _rows(file: Path, faults: Faults) -> Iterator[_Row]:
                 yield row
     except csv.Error as error:
         where = f"{file}, line {reader.line_num}"
-        raise Fault("broken-file", where, f"broken CSV ({error})", "Mend the line.") from None
+        raise Fault("broken-file", where, f"broken CSV ({error})", "Fix the line.") from None
 
 
 def _unknown_dialect(file: Path, line: int, fields: Sequence[str]) -> Fault:

@@ -16,8 +16,9 @@ from retinanet.data import coco, csv, voc, yolo
 from retinanet.data.check import Annotations, checked_samples, name_list
 from retinanet.data.faults import Fault, Faults, refuse
 from retinanet.data.files import sub_folders
+from retinanet.errors import UserError
 from retinanet.images.io import MAX_PIXELS, read_image
-from retinanet.types import Sample, Target, UserError
+from retinanet.types import Sample, Target
 
 _SPELLINGS = (("train", "training"), ("val", "valid", "validation"), ("test", "testing"))
 

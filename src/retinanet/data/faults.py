@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from retinanet.types import UserError
+from retinanet.errors import UserError
 
 
 class Fault(UserError):
     """One fault in the files of a data set, as an error with its parts apart.
 
     Args:
-        kind: a short slug; ``diagnose/findings.py`` lists them.
+        kind: a short slug; ``analysis/data/findings.py`` lists them.
         where: the file, line or id; "" where the message names the place itself.
         reason: what is wrong there, without a full stop.
-        remedy: how to mend it, in sentences.
+        remedy: how to fix it, in sentences.
         members: the files it is about, where one message stands for several.
     """
 

@@ -18,8 +18,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from retinanet.data.dataset import DetectionDataset
 from retinanet.data.transforms import Augment
+from retinanet.errors import UserError
 from retinanet.images.preprocess import Preprocess, batches_of_one_size
-from retinanet.types import Batch, Sample, Target, UserError
+from retinanet.types import Batch, Sample, Target
 
 View = tuple[int, int]  # epoch and index of a sample
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from retinanet.data.scenes import GLYPHS, paint, plan_scene
-from retinanet.types import UserError
+from retinanet.errors import UserError
 
 DESCRIPTION = "Scenes rendered by retinanet.data.scenes, version 1"
 

@@ -9,7 +9,8 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from retinanet.types import Target, UserError
+from retinanet.errors import UserError
+from retinanet.types import Target
 
 
 @dataclass(frozen=True)

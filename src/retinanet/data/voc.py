@@ -24,7 +24,7 @@ from retinanet.images.io import IMAGE_SUFFIXES
 
 LOOKED_FOR = "Pascal VOC: a folder with Annotations/*.xml, or with XML files beside the images"
 
-_MEND = "Mend or remove the file."
+_MEND = "Fix or remove the file."
 
 
 @dataclass(frozen=True)

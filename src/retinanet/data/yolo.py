@@ -133,10 +133,10 @@ def _read_yaml(source: Path) -> dict[Any, Any]:
         mark = error.problem_mark or error.context_mark
         line = f", line {mark.line + 1}" if mark else ""
         reason = f"broken YAML ({error.problem or error.context})"
-        raise Fault("broken-file", f"{source}{line}", reason, "Mend the line.") from None
+        raise Fault("broken-file", f"{source}{line}", reason, "Fix the line.") from None
     except (yaml.YAMLError, RecursionError) as error:  # a character that YAML has not, nested too deeply
         reason = f"cannot be read as YAML ({short(error)})"
-        raise Fault("broken-file", str(source), reason, "Mend the file.") from None
+        raise Fault("broken-file", str(source), reason, "Fix the file.") from None
     if not isinstance(content, dict):
         remedy = "Write them as 'key: value'."
         raise Fault("broken-file", str(source), "expected 'names:' and 'train:', 'val:' or 'test:' in it", remedy)
@@ -184,12 +184,12 @@ def _images(source: Path, root: Path, entry: str) -> list[Path]:
     place = next((place for place in places if os.path.exists(place)), None)
     if place is None:
         reason = f"{entry!r} does not exist. Looked at: {name_list(places)}"
-        raise Fault("missing-file", str(source), reason, "Mend the path.")
+        raise Fault("missing-file", str(source), reason, "Fix the path.")
     if place.is_dir():
         return files_in(place, IMAGE_SUFFIXES, deep=True)
     if place.suffix.lower() != ".txt":
         reason = f"{place} is neither a folder nor a .txt list of images"
-        raise Fault("broken-file", str(source), reason, "Mend the path.")
+        raise Fault("broken-file", str(source), reason, "Fix the path.")
     lines = [line.strip() for line in read_text(place).splitlines() if line.strip()]
     # Relative lines go by the data set; those that start with ./ by the list, as the training tools for YOLO have it.
     return [Path(os.path.normpath((place.parent if line.startswith("./") else root) / line)) for line in lines]

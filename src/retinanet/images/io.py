@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from retinanet.types import UserError
+from retinanet.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from retinanet.types import UserError
+from retinanet.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, Jpeg2KImagePlugin, TiffImagePlugin
 
+from retinanet.errors import UserError
 from retinanet.images.io import MAX_PIXELS, image_size, picture_array, read_pixels
-from retinanet.types import UserError
 
 BLOCK_SUFFIXES = {".tif": "GTiff", ".tiff": "GTiff", ".jp2": "JP2OpenJPEG"}
 CACHE = 64  # MB of decoded blocks that GDAL keeps; by default it takes 5 % of the memory

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from retinanet.boxes.coding import BoxCoder
-from retinanet.boxes.geometry import generalised_iou
-from retinanet.types import UserError
+from retinanet.anchors.coding import BoxCoder
+from retinanet.anchors.geometry import generalised_iou
+from retinanet.errors import UserError
 
 
 @dataclass(frozen=True)

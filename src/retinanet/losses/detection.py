@@ -11,12 +11,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from retinanet.boxes.coding import BoxCoder
-from retinanet.boxes.lattice import AnchorLattice, Grids
-from retinanet.boxes.matching import Match, Matcher
+from retinanet.anchors.coding import BoxCoder
+from retinanet.anchors.lattice import AnchorLattice, Grids
+from retinanet.anchors.matching import Match, Matcher
+from retinanet.errors import UserError
 from retinanet.losses.box import SmoothL1
 from retinanet.losses.focal import FocalLoss
-from retinanet.types import RawOutput, Target, UserError
+from retinanet.types import RawOutput, Target
 
 
 @dataclass(frozen=True)

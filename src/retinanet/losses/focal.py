@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from retinanet.types import RawOutput, UserError
+from retinanet.errors import UserError
+from retinanet.types import RawOutput
 
 if TYPE_CHECKING:
     from retinanet.losses.detection import Assignment

@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from retinanet.boxes.nms import nms
+from retinanet.anchors.nms import nms
+from retinanet.errors import UserError
 from retinanet.losses.focal import sigmoid_focal_loss
-from retinanet.types import RawOutput, UserError
+from retinanet.types import RawOutput
 
 if TYPE_CHECKING:
     from retinanet.losses.detection import Assignment

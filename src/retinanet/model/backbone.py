@@ -1,4 +1,4 @@
-"""The trunk: any timm network that yields features at strides 8, 16 and 32."""
+"""The backbone: any timm network that yields features at strides 8, 16 and 32."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from timm.models.resnet import Bottleneck
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from retinanet.types import UserError
+from retinanet.errors import UserError
 
 Norm = Literal["frozen", "batch", "group"]
 STRIDES = (8, 16, 32)
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 class Backbone(nn.Module):
-    """A timm trunk -> C3, C4, C5.
+    """A timm backbone -> C3, C4, C5.
 
     Args:
         name: a timm model that supports ``features_only``.
@@ -35,12 +35,12 @@ class Backbone(nn.Module):
         frozen_stages: how many of timm's stages are not trained. Of a ResNet, 1 is the stem, 2 the stem and the stage
             of stride 4 (what the paper's code freezes), and so on.
         stride_in_1x1: the first block of a stage strides in its first convolution, 1x1, instead of the 3x3 one: what
-            ResNets of Caffe and Detectron do. Such weights fit, but work, in no other trunk.
-        norm_eps: epsilon of the batch norms, where it is not the trunk's own.
+            ResNets of Caffe and Detectron do. Such weights fit, but work, in no other backbone.
+        norm_eps: epsilon of the batch norms, where it is not the backbone's own.
 
     Attributes:
         channels: of C3, C4, C5.
-        mean: RGB mean of the pixels, in [0, 1], that the trunk's weights were trained with.
+        mean: RGB mean of the pixels, in [0, 1], that the backbone's weights were trained with.
         std: the standard deviation, likewise.
 
     Raises:
@@ -65,7 +65,7 @@ class Backbone(nn.Module):
         self.norm = norm
         self.body = _create(name, pretrained=weights == "imagenet")
         if weights not in ("none", "imagenet"):
-            load_trunk_weights(self.body, Path(weights))
+            load_backbone_weights(self.body, Path(weights))
         if stride_in_1x1:
             _stride_in_1x1(self.body, name)
         if norm_eps is not None:
@@ -99,20 +99,22 @@ class Backbone(nn.Module):
         return self
 
 
-def load_trunk_weights(body: nn.Module, path: Path) -> None:
-    """Load a safetensors file with timm's names into a trunk; tensors past the trunk (a classifier) are left out.
+def load_backbone_weights(body: nn.Module, path: Path) -> None:
+    """Load a safetensors file with timm's names into a backbone; tensors past the backbone (a classifier) are left out.
 
     Raises:
-        UserError: the file is missing or damaged, or lacks a tensor of the trunk, or has one of another shape.
+        UserError: the file is missing or damaged, or lacks a tensor of the backbone, or has one of another shape.
     """
     if not path.is_file():
-        raise UserError(f"trunk weights: no file {path}. Expected 'imagenet', 'none' or the path of a safetensors file")
+        raise UserError(
+            f"backbone weights: no file {path}. Expected 'imagenet', 'none' or the path of a safetensors file"
+        )
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"trunk weights: {path} is not a readable safetensors file ({error})") from None
+        raise UserError(f"backbone weights: {path} is not a readable safetensors file ({error})") from None
     wanted = {key: value for key, value in body.state_dict().items() if not key.endswith("num_batches_tracked")}
-    # Trunks that timm flattens call stages.0 stages_0.
+    # Backbones that timm flattens call stages.0 stages_0.
     flat = {key.replace(".", "_"): value for key, value in tensors.items()}
     found = {key: flat.get(key.replace(".", "_")) for key in wanted}
     wrong = [
@@ -122,27 +124,27 @@ def load_trunk_weights(body: nn.Module, path: Path) -> None:
     ]
     if wrong:
         raise UserError(
-            f"trunk weights: {path} does not fit this trunk, {len(wrong)} of {len(wanted)} tensors are wrong: "
+            f"backbone weights: {path} does not fit this backbone, {len(wrong)} of {len(wanted)} tensors are wrong: "
             + "; ".join(wrong[:5])
         )
     body.load_state_dict(found, strict=False)
-    log.info("trunk weights: %d tensors from %s, %d in the file unused", len(found), path, len(tensors) - len(found))
+    log.info("backbone weights: %d tensors from %s, %d in the file unused", len(found), path, len(tensors) - len(found))
 
 
 def _create(name: str, *, pretrained: bool) -> nn.Module:
-    """The timm trunk with exactly the three features at strides 8, 16 and 32."""
+    """The timm backbone with exactly the three features at strides 8, 16 and 32."""
     if not timm.is_model(name):
         nearest = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f"; did you mean {' or '.join(nearest)}?" if nearest else ""
-        raise UserError(f"unknown trunk {name!r}{hint} Any timm model with features_only will do")
+        raise UserError(f"unknown backbone {name!r}{hint} Any timm model with features_only will do")
     try:
         draft = _draft(name)
         reductions = draft.feature_info.reduction()
         indices = [reductions.index(stride) for stride in STRIDES]
     except (RuntimeError, AttributeError, ValueError) as error:
-        raise UserError(f"trunk {name} does not yield features at strides 8, 16 and 32 ({error})") from None
+        raise UserError(f"backbone {name} does not yield features at strides 8, 16 and 32 ({error})") from None
     if getattr(draft, "output_fmt", "NCHW") != "NCHW":
-        raise UserError(f"trunk {name} yields {draft.output_fmt.value} features; choose one whose features are NCHW")
+        raise UserError(f"backbone {name} yields {draft.output_fmt.value} features; choose one whose features are NCHW")
     hub = logging.getLogger("huggingface_hub")
     level = hub.level
     hub.setLevel(logging.CRITICAL)  # it tells every retry; one message, ours, says all
@@ -160,7 +162,7 @@ def _create(name: str, *, pretrained: bool) -> nn.Module:
 
 
 def _draft(name: str) -> Any:
-    """The trunk with all its features and without memory, to read its description from."""
+    """The backbone with all its features and without memory, to read its description from."""
     with torch.device("meta"):
         return timm.create_model(name, features_only=True)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from retinanet.types import UserError
+from retinanet.errors import UserError
 
 
 def choose_device(device: str) -> torch.device:

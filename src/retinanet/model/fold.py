@@ -20,7 +20,7 @@ _PROBE = 64  # pixels of the image that shows which norm follows which convoluti
 def folded(net: RetinaNet) -> RetinaNet:
     """A copy of a network, in evaluation mode, whose batch norms are part of the convolutions that they follow.
 
-    Which norm follows which convolution is seen by running the trunk once, so any trunk will do; a norm that follows
+    Which norm follows which convolution is seen by running the backbone once, so any will do; a norm that follows
     something else stays; and all stay where the output of a convolution is used beside its norm too.
 
     Args:
@@ -28,29 +28,29 @@ def folded(net: RetinaNet) -> RetinaNet:
     """
     plain = copy.deepcopy(net).eval().requires_grad_(False)
     net = copy.deepcopy(plain)
-    trunk: Any = net.backbone.body
+    backbone: Any = net.backbone.body
     image = next(net.parameters()).new_ones(1, 3, _PROBE, _PROBE)
-    before = trunk(image)
-    for conv, name, norm in _pairs(trunk, image):
+    before = backbone(image)
+    for conv, name, norm in _pairs(backbone, image):
         weight, bias = fuse_conv_bn_weights(
             conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
         )
         conv.weight, conv.bias = nn.Parameter(weight, False), nn.Parameter(bias, False)
         parent, _, child = name.rpartition(".")
-        setattr(trunk.get_submodule(parent), child, getattr(norm, "act", nn.Identity()))  # timm's norms may activate
-    for one, other in zip(before, trunk(image), strict=True):
+        setattr(backbone.get_submodule(parent), child, getattr(norm, "act", nn.Identity()))  # timm's norms may activate
+    for one, other in zip(before, backbone(image), strict=True):
         near = torch.isclose(one, other, rtol=1e-2, atol=1e-3 * float(one.nan_to_num().abs().max()))
         if not bool((near | ~one.isfinite()).all()):
             return plain
     return net
 
 
-def _pairs(trunk: nn.Module, image: Tensor) -> list[tuple[nn.Conv2d, str, Any]]:
+def _pairs(backbone: nn.Module, image: Tensor) -> list[tuple[nn.Conv2d, str, Any]]:
     """Each convolution with the name of the one norm, and the norm, that takes its output."""
     made: list[tuple[Tensor, nn.Conv2d]] = []  # tensors are held, so that no two have the same identity
     pairs: list[tuple[nn.Conv2d, str, Any]] = []
     handles = []
-    for name, module in trunk.named_modules():
+    for name, module in backbone.named_modules():
         if isinstance(module, nn.Conv2d):
             handles.append(module.register_forward_hook(lambda conv, _, output: made.append((output, conv))))
         elif isinstance(module, _BatchNorm):
@@ -60,7 +60,7 @@ def _pairs(trunk: nn.Module, image: Tensor) -> list[tuple[nn.Conv2d, str, Any]]:
 
             handles.append(module.register_forward_pre_hook(seen))
     try:
-        trunk(image)
+        backbone(image)
     finally:
         for handle in handles:
             handle.remove()
@@ -78,8 +78,8 @@ def pad_statically(net: RetinaNet) -> None:
 
     Such a convolution pads by the size of its input. Where the stride divides the input, the amount is always the same.
     """
-    trunk: Any = net.backbone.body
-    same: list[tuple[str, Any]] = [pair for pair in trunk.named_modules() if isinstance(pair[1], Conv2dSame)]
+    backbone: Any = net.backbone.body
+    same: list[tuple[str, Any]] = [pair for pair in backbone.named_modules() if isinstance(pair[1], Conv2dSame)]
     for name, conv in same:
         down, across = (
             max(0, dilation * (kernel - 1) + 1 - stride)
@@ -91,4 +91,4 @@ def pad_statically(net: RetinaNet) -> None:
         )
         plain.weight, plain.bias = conv.weight, conv.bias
         parent, _, child = name.rpartition(".")
-        setattr(trunk.get_submodule(parent), child, nn.Sequential(pad, plain))
+        setattr(backbone.get_submodule(parent), child, nn.Sequential(pad, plain))

@@ -9,7 +9,7 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional
 
-from retinanet.types import UserError
+from retinanet.errors import UserError
 
 HeadNorm = Literal["none", "group"]
 

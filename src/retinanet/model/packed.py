@@ -62,14 +62,14 @@ def pack(net: RetinaNet) -> None:
     Args:
         net: in evaluation mode, its batch norms folded.
     """
-    trunk: Any = net.backbone.body
+    backbone: Any = net.backbone.body
     image = next(net.parameters()).new_ones(1, 3, _PROBE, _PROBE).contiguous(memory_format=torch.channels_last)
-    before = trunk(image)
-    followers = _followers(trunk, image)
-    _replace_convs(trunk, {conv: type(act) for conv, (_, act) in followers.items()})
+    before = backbone(image)
+    followers = _followers(backbone, image)
+    _replace_convs(backbone, {conv: type(act) for conv, (_, act) in followers.items()})
     for name, _ in followers.values():
-        _put(trunk, name, nn.Identity())
-    for one, other in zip(before, trunk(image), strict=True):
+        _put(backbone, name, nn.Identity())
+    for one, other in zip(before, backbone(image), strict=True):
         near = torch.isclose(one, other, rtol=1e-2, atol=1e-2 * float(one.nan_to_num().abs().max()))
         assert bool((near | ~one.isfinite()).all()), "a packed convolution had a companion"
     for name, tower in list(net.heads.named_children()):
@@ -118,13 +118,13 @@ def _put(root: nn.Module, name: str, module: nn.Module) -> None:
     setattr(root.get_submodule(parent), child, module)
 
 
-def _followers(trunk: nn.Module, image: Tensor) -> dict[nn.Conv2d, tuple[str, nn.Module]]:
+def _followers(backbone: nn.Module, image: Tensor) -> dict[nn.Conv2d, tuple[str, nn.Module]]:
     """The activation, and its name, of each convolution whose output goes to one activation, untouched."""
     made: list[tuple[Tensor, int, nn.Conv2d]] = []  # tensors are held, so that no two have the same identity
     found: list[tuple[nn.Conv2d, str, nn.Module]] = []
     calls: list[nn.Module] = []
     handles = []
-    for name, module in trunk.named_modules():
+    for name, module in backbone.named_modules():
         if type(module) is nn.Conv2d and _plain(module):
             # the version tells whether something was added in place before the activation
             handles.append(module.register_forward_hook(lambda conv, _, out: made.append((out, out._version, conv))))
@@ -138,7 +138,7 @@ def _followers(trunk: nn.Module, image: Tensor) -> dict[nn.Conv2d, tuple[str, nn
 
             handles.append(module.register_forward_pre_hook(seen))
     try:
-        trunk(image)
+        backbone(image)
     finally:
         for handle in handles:
             handle.remove()

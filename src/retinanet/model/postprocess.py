@@ -10,8 +10,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from retinanet.boxes.nms import nms
-from retinanet.types import Detections, RawOutput, UserError
+from retinanet.anchors.nms import nms
+from retinanet.errors import UserError
+from retinanet.types import Detections, RawOutput
 
 
 @dataclass(frozen=True)

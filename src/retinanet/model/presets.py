@@ -6,13 +6,13 @@ import difflib
 from dataclasses import dataclass, field
 from typing import Literal
 
-from retinanet.boxes.coding import BoxCoder
-from retinanet.boxes.lattice import AnchorLattice
+from retinanet.anchors.coding import BoxCoder
+from retinanet.anchors.lattice import AnchorLattice
+from retinanet.errors import UserError
 from retinanet.model.backbone import Backbone, Norm
-from retinanet.model.fpn import FeaturePyramid
 from retinanet.model.heads import HeadNorm, Heads
+from retinanet.model.pyramid import FeaturePyramid
 from retinanet.model.retinanet import RetinaNet
-from retinanet.types import UserError
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,11 @@ class Architecture:
     """Everything that decides a network except its classes and its weights; the defaults are the paper's.
 
     Attributes:
-        backbone: name of a timm trunk.
-        norm: batch norms of the trunk: ``frozen``, ``batch`` (trained) or ``group`` (replaced).
-        frozen_stages: stages of the trunk that are not trained; 2 are the stem and the stage of stride 4.
+        backbone: name of a timm backbone.
+        norm: batch norms of the backbone: ``frozen``, ``batch`` (trained) or ``group`` (replaced).
+        frozen_stages: stages of the backbone that are not trained; 2 are the stem and the stage of stride 4.
         stride_in_1x1: where the bottlenecks of a ResNet stride (see Backbone); for weights of Caffe and Detectron.
-        norm_eps: epsilon of the trunk's batch norms, null for the trunk's own.
+        norm_eps: epsilon of the backbone's batch norms, null for the backbone's own.
         channels: of the pyramid and the towers.
         depth: hidden convolutions of each tower.
         head_norm: ``none`` or ``group``.
@@ -54,9 +54,9 @@ class Architecture:
 
         Args:
             num_classes: K.
-            weights: of the trunk: ``imagenet``, ``none`` or a safetensors file.
+            weights: of the backbone: ``imagenet``, ``none`` or a safetensors file.
         """
-        trunk = Backbone(
+        backbone = Backbone(
             name=self.backbone,
             weights=weights,
             norm=self.norm,
@@ -65,7 +65,7 @@ class Architecture:
             norm_eps=self.norm_eps,
         )
         pyramid = FeaturePyramid(
-            in_channels=trunk.channels,
+            in_channels=backbone.channels,
             channels=self.channels,
             p6_from=self.p6_from,
             relu_before_p7=self.relu_before_p7,
@@ -78,7 +78,7 @@ class Architecture:
             norm=self.head_norm,
             prior=self.prior,
         )
-        return RetinaNet(backbone=trunk, fpn=pyramid, heads=heads, lattice=self.anchors, coder=self.coder)
+        return RetinaNet(backbone=backbone, fpn=pyramid, heads=heads, lattice=self.anchors, coder=self.coder)
 
 
 PRESETS = {

@@ -1,4 +1,4 @@
-"""The network: trunk, pyramid, heads. Images in, raw outputs out, in training as in evaluation."""
+"""The network: backbone, pyramid, heads. Images in, raw outputs out, in training as in evaluation."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from retinanet.boxes.coding import BoxCoder
-from retinanet.boxes.lattice import AnchorLattice
+from retinanet.anchors.coding import BoxCoder
+from retinanet.anchors.lattice import AnchorLattice
+from retinanet.errors import UserError
 from retinanet.model.backbone import Backbone
-from retinanet.model.fpn import FeaturePyramid
 from retinanet.model.heads import Heads
-from retinanet.types import RawOutput, UserError
+from retinanet.model.pyramid import FeaturePyramid
+from retinanet.types import RawOutput
 
 
 class RetinaNet(nn.Module):
@@ -65,7 +66,7 @@ class RetinaNet(nn.Module):
         Raises:
             UserError: there is no such model, or it cannot be downloaded.
         """
-        from retinanet.weights.pretrained import (
+        from retinanet.interop.pretrained import (
             load_pretrained,
         )  # the one arrow that points up: a name stands for files
 

@@ -1,0 +1,294 @@
+"""Anchors, or a size of images, that fit the boxes of a data set better: found by search, judged by the audit.
+
+Three remedies are compared: other sizes, ratios and scales at the same size of images, larger images with the anchors
+as they are, and both. The search climbs on a smooth count of the boxes that an anchor overlaps by the foreground IoU,
+each box where it lies on the lattice, not centred on an anchor. For objects as small as a stride that matters most.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from retinanet.analysis.anchors.audit import MATCHER, AnchorAudit, audit
+from retinanet.analysis.anchors.coverage import Objects, cover, objects_of
+from retinanet.analysis.anchors.search import fitted
+from retinanet.anchors.lattice import AnchorLattice
+from retinanet.anchors.matching import Matcher
+from retinanet.errors import UserError
+from retinanet.images.preprocess import Preprocess
+from retinanet.plotting.html import Table
+from retinanet.types import Sample
+
+ENOUGH = 0.99  # share of covered boxes at which nothing is changed
+WORTH = 0.02  # share of the boxes that larger images must win
+ANCHORS_WORTH = 0.005  # share of the boxes that new anchors must win
+JUDGED = 20_000  # boxes that the options are compared on
+FACTORS = (1.25, 1.5, 2.0)  # on the short side
+_PARTS = ("sizes", "ratios", "scales")
+
+
+@dataclass(frozen=True)
+class Option:
+    """One remedy.
+
+    Attributes:
+        name: in words.
+        lattice: its anchors.
+        preprocess: its size of images.
+        pixels: of an image, as a multiple of those now; time and memory of training grow with it.
+        covered: share of the boxes with an anchor at the foreground IoU.
+        reached: share of the boxes with an anchor at the background IoU.
+    """
+
+    name: str
+    lattice: AnchorLattice
+    preprocess: Preprocess
+    pixels: float
+    covered: float
+    reached: float
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What to change, if anything.
+
+    Attributes:
+        architecture_anchors: what goes to ``--architecture.anchors``: sizes, ratios and scales; empty if they stay.
+        image: what goes to ``--image``: short, long and multiple, for which the anchors are meant.
+        before: the audit of things as they are.
+        after: the audit of the proposal; that of things as they are if nothing is proposed.
+        reason: why this and not another, or why nothing.
+        options: all that were compared, as things are first.
+    """
+
+    architecture_anchors: dict[str, list[float]]
+    image: dict[str, int]
+    before: AnchorAudit
+    after: AnchorAudit
+    reason: str
+    options: tuple[Option, ...]
+
+    @property
+    def changed(self) -> bool:
+        """Whether anything is proposed."""
+        return self.after is not self.before
+
+    def to_yaml(self) -> str:
+        """The text of a file that ``retinanet train DATA --output RUN --config FILE`` takes."""
+        high = self.before.matcher.foreground
+        lines = [f"# {self.reason}", f"# boxes without an anchor at IoU {high:g}: {self.before.below(high):.1%}"]
+        if self.changed:
+            lines[-1] += f" before, {self.after.below(high):.1%} after"
+        if self.architecture_anchors:
+            rows = [f"    {key}: {values}" for key, values in self.architecture_anchors.items()]
+            lines += ["architecture:", "  anchors:", *rows]
+        lines += ["image:", *(f"  {key}: {value}" for key, value in self.image.items())]
+        return "\n".join(lines) + "\n"
+
+    def summary(self) -> str:
+        """A few lines: what, why, and the shares before and after."""
+        lines = [f"proposal: {self.reason}"]
+        if not self.changed:
+            return lines[0]
+        for name, values in self.architecture_anchors.items():
+            lines.append(f"  {name}: {_listed(values)}")
+        lines.append(f"  images: short side {self.image['short']}, long side at most {self.image['long']} pixels")
+        for iou in (self.before.matcher.foreground, self.before.matcher.background):
+            lines.append(f"  boxes below IoU {iou:g}: {self.before.below(iou):.1%} -> {self.after.below(iou):.1%}")
+        return "\n".join(lines)
+
+    def table(self) -> Table:
+        """What was compared."""
+        low, high = self.before.matcher.background, self.before.matcher.foreground
+        columns = ("option", "short side", "pixels, times", f"share at {high:g}", f"share at {low:g}", *_PARTS)
+        rows = [
+            (
+                one.name,
+                one.preprocess.short,
+                one.pixels,
+                one.covered,
+                one.reached,
+                *map(_listed, _anchors(one.lattice).values()),
+            )
+            for one in self.options
+        ]
+        return Table(columns, rows, "Share of the boxes with an anchor at this IoU, on a sample where boxes are many.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The proposal as plain JSON."""
+        return {
+            "changed": self.changed,
+            "reason": self.reason,
+            "architecture": {"anchors": self.architecture_anchors},
+            "image": self.image,
+            "before": self.before.to_dict(),
+            "after": self.after.to_dict(),
+            "options": [
+                {
+                    "name": one.name,
+                    **_anchors(one.lattice),
+                    "short": one.preprocess.short,
+                    "pixels": one.pixels,
+                    "covered": one.covered,
+                    "reached": one.reached,
+                }
+                for one in self.options
+            ],
+        }
+
+
+def propose(
+    samples: Sequence[Sample],
+    class_names: Sequence[str],
+    *,
+    lattice: AnchorLattice,
+    preprocess: Preprocess,
+    matcher: Matcher = MATCHER,
+    most_pixels: float = 4.0,
+    per_cell: tuple[int, int] | None = None,
+    seed: int = 0,
+) -> Proposal:
+    """Look for anchors or a size of images that cover more boxes.
+
+    Nothing is proposed where 99 % of the boxes have an anchor at the foreground IoU already. Else images stay as small
+    as they may: the least size is taken at which 99 %, or all but 2 % of what the largest reach, are covered. At that
+    size new anchors are proposed where they win half a percent or more. Of their sizes, ratios and scales those that
+    hardly matter stay as they are.
+
+    Args:
+        samples: annotated images; their pixels are not read.
+        class_names: K names.
+        lattice: the anchors now.
+        preprocess: the size of training now.
+        matcher: which anchors answer for which box.
+        most_pixels: how many times as many pixels an image may get; 1 leaves the size of images as it is.
+        per_cell: how many ratios and scales to look for; by default as many as now.
+        seed: of the boxes that are looked at, where there are many, and of the search. The same seed gives the same
+            proposal.
+
+    Raises:
+        UserError: ``most_pixels`` is below 1, or ``per_cell`` is not two positive numbers.
+    """
+    if most_pixels < 1 or (per_cell is not None and (len(per_cell) != 2 or min(per_cell) < 1)):
+        raise UserError(
+            "a proposal needs most_pixels >= 1 and per_cell, if given, as two positive numbers (ratios, scales); "
+            f"got {most_pixels} and {per_cell}"
+        )
+    before = audit(samples, class_names, lattice=lattice, preprocess=preprocess, matcher=matcher)
+    now = {key: getattr(preprocess, key) for key in ("short", "long", "multiple")}
+    asked = per_cell is not None and per_cell != (len(lattice.ratios), len(lattice.scales))
+    if not (before.sides > 0).all(axis=1).any() or (1 - before.below(matcher.foreground) >= ENOUGH and not asked):
+        return Proposal({}, now, before, before, _nothing(before), ())
+    options = _options(_some(samples, before.boxes, seed), lattice, preprocess, matcher, most_pixels, per_cell, seed)
+    best = _chosen(options, asked=asked)
+    if best is options[0]:
+        return Proposal({}, now, before, before, "nothing was found that covers more boxes", tuple(options))
+    after = audit(samples, class_names, lattice=best.lattice, preprocess=best.preprocess, matcher=matcher)
+    return Proposal(
+        _anchors(best.lattice) if best.lattice != lattice else {},
+        {key: getattr(best.preprocess, key) for key in now},
+        before,
+        after,
+        _reason(best, before, after),
+        tuple(options),
+    )
+
+
+def _options(
+    samples: Sequence[Sample],
+    lattice: AnchorLattice,
+    preprocess: Preprocess,
+    matcher: Matcher,
+    most_pixels: float,
+    per_cell: tuple[int, int] | None,
+    seed: int,
+) -> list[Option]:
+    """The remedies from the cheapest on, until one covers enough; things as they are come first."""
+
+    def judged(name: str, anchors: AnchorLattice, size: Preprocess, objects: Objects) -> Option:
+        iou = cover(objects, anchors, matcher).iou
+        covered, reached = ((iou >= limit).double().mean().item() for limit in (matcher.foreground, matcher.background))
+        return Option(name, anchors, size, (size.short / preprocess.short) ** 2, covered, reached)
+
+    options: list[Option] = []
+    for size in _sizes(preprocess, most_pixels):
+        objects = objects_of(samples, size)
+        larger = size.short != preprocess.short
+        options.append(judged(f"short side {size.short}" if larger else "as it is", lattice, size, objects))
+        if larger and options[-1].covered >= ENOUGH and per_cell is None:
+            break
+        found = fitted(objects, lattice, matcher.foreground, per_cell, seed)
+        options.append(
+            judged(f"short side {size.short}, new anchors" if larger else "new anchors", found, size, objects)
+        )
+        if options[-1].covered >= ENOUGH:
+            break
+    return options
+
+
+def _chosen(options: Sequence[Option], *, asked: bool) -> Option:
+    """The cheapest size of images that is enough or nearly as good as the best; the old anchors if they do as well.
+
+    Args:
+        options: from the cheapest on.
+        asked: whether new anchors are wanted in any case.
+    """
+    allowed = [one for one in options if not asked or one.lattice != options[0].lattice]
+    best = max(one.covered for one in allowed)
+    size = next(one.preprocess for one in allowed if one.covered >= min(ENOUGH, best - WORTH))
+    same = [one for one in allowed if one.preprocess == size]
+    best = max(one.covered for one in same)
+    return next(one for one in same if one.covered >= min(ENOUGH, best - ANCHORS_WORTH))
+
+
+def _nothing(audited: AnchorAudit) -> str:
+    """Why nothing is proposed, and which class it would be for if not for its few boxes."""
+    if not audited.boxes:
+        return "there are no boxes to fit anchors to"
+    high = audited.matcher.foreground
+    text = f"the anchors cover {1 - audited.below(high):.1%} of the boxes at IoU {high:g}: nothing to change"
+    worst = max((one for one in audited.tables["class"] if one.boxes), key=lambda one: one.below_foreground)
+    if worst.below_foreground <= 0.1:
+        return text
+    return f"{text}, though of the class {worst.name} they cover {1 - worst.below_foreground:.1%}"
+
+
+def _reason(best: Option, before: AnchorAudit, after: AnchorAudit) -> str:
+    high = before.matcher.foreground
+    what = f"larger images (short side {best.preprocess.short}, {best.pixels:.2g} x the pixels)"
+    if best.lattice != before.lattice:
+        what = f"new anchors and {what}" if best.pixels != 1 else "new anchors at the same size of images"
+    return f"{what} cover {1 - after.below(high):.1%} of the boxes at IoU {high:g}, {1 - before.below(high):.1%} now"
+
+
+def _some(samples: Sequence[Sample], boxes: int, seed: int) -> Sequence[Sample]:
+    """So many of the images that they hold about ``JUDGED`` boxes."""
+    wanted = math.ceil(len(samples) * JUDGED / boxes)
+    if wanted >= len(samples):
+        return samples
+    rows = np.sort(np.random.default_rng(seed).choice(len(samples), wanted, replace=False))
+    return [samples[row] for row in rows.tolist()]
+
+
+def _sizes(preprocess: Preprocess, most_pixels: float) -> list[Preprocess]:
+    """The size of images as it is, then larger ones, to the multiple that images are padded to."""
+    sizes, step = [preprocess], preprocess.multiple
+    for factor in FACTORS:
+        short = max(1, round(preprocess.short * factor / step)) * step
+        larger = replace(preprocess, short=short, long=max(short, round(preprocess.long * short / preprocess.short)))
+        if sizes[-1].short < short and (short / preprocess.short) ** 2 <= most_pixels:
+            sizes.append(larger)
+    return sizes
+
+
+def _anchors(lattice: AnchorLattice) -> dict[str, list[float]]:
+    return {key: [float(value) for value in getattr(lattice, key)] for key in _PARTS}
+
+
+def _listed(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.6g}" for value in values)

@@ -1,0 +1,169 @@
+"""``check``: is this data set sound, and do the anchors fit it? Before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from retinanet import __version__
+from retinanet.analysis.anchors import report as anchor_report
+from retinanet.analysis.anchors.audit import AnchorAudit, audit
+from retinanet.analysis.anchors.propose import Proposal, propose
+from retinanet.analysis.data import doctor
+from retinanet.analysis.data.findings import DoctorReport, Finding, finding
+from retinanet.analysis.data.fix import write_fixed_copy
+from retinanet.analysis.output import check_output, write_report
+from retinanet.anchors.lattice import AnchorLattice
+from retinanet.data.dataset import training_datasets
+from retinanet.detector import load_detector
+from retinanet.errors import UserError
+from retinanet.images.preprocess import Preprocess
+from retinanet.interop.pretrained import model_folder
+from retinanet.model.changes import changed
+from retinanet.model.presets import Architecture, preset
+
+RESULTS = ("report.html", "check.json")
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """What a check found.
+
+    Attributes:
+        doctor: the findings about the data.
+        anchors: how the anchors fit, or None where the data cannot be read as training would.
+        proposal: what to change, likewise.
+        notes: what else was done or could not be done.
+        output: the folder of the report.
+    """
+
+    doctor: DoctorReport
+    anchors: AnchorAudit | None
+    proposal: Proposal | None
+    notes: tuple[str, ...]
+    output: Path
+
+    @property
+    def stops(self) -> bool:
+        """Whether something would stop training."""
+        return self.doctor.stops
+
+    def summary(self) -> str:
+        """For the console."""
+        parts = [self.doctor.summary()]
+        if self.anchors is not None and self.proposal is not None:
+            parts += [self.anchors.summary(), self.proposal.summary()]
+        return "\n\n".join([*parts, *self.notes, f"report: {self.output / RESULTS[0]}"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "doctor": self.doctor.to_dict(),
+            "anchors": None if self.anchors is None else self.anchors.to_dict(),
+            "proposal": None if self.proposal is None else self.proposal.to_dict(),
+            "notes": list(self.notes),
+        }
+
+
+def check(
+    data: str,
+    *,
+    output: str = "check",
+    model: str = "resnet50",
+    architecture: dict[str, Any] | None = None,
+    short: int | None = None,
+    long: int | None = None,
+    min_side: float = 4.0,
+    pixels: bool = True,
+    workers: int | None = None,
+    fix: str | None = None,
+    write: str | None = None,
+    overwrite: bool = False,
+) -> CheckResult:
+    """Examine a data set and how the anchors fit it; write report.html and check.json.
+
+    Args:
+        data: annotated images in COCO, VOC, YOLO or CSV form.
+        output: folder for the report.
+        model: preset or model folder that is to be trained; its anchors and image size are judged.
+        architecture: changes to it, such as anchors.
+        short: pixels of the short side in training; by default the model's.
+        long: most pixels of the long side in training; by default the model's.
+        min_side: a box is too small if a side has fewer pixels than this after the resize.
+        pixels: decode every image, to find damaged ones, wrong sizes and copies; without it only annotations are read.
+        workers: threads that decode images; by default one per core, at most 8.
+        fix: new folder for a fixed copy of the data, as COCO.
+        write: file for the proposed anchors, which train takes as --config.
+        overwrite: replace the report of an earlier check in output.
+
+    Raises:
+        UserError: no such data or model, an unknown option, or a report is there already.
+    """
+    folder = Path(output)
+    check_output(folder, RESULTS, overwrite=overwrite)
+    if write is not None and Path(write).exists() and not overwrite:
+        raise UserError(f"--write {write}: the file exists. Name another, or pass --overwrite")
+    if workers is not None and workers < 1:
+        raise UserError(f"--workers: expected at least 1 thread, got {workers}")
+    if fix is not None and not pixels:
+        raise UserError("--fix needs the images: it fixes what is wrong with their sizes. Leave out --pixels false")
+    lattice, preprocess = _planned(model, architecture or {}, {"short": short, "long": long})
+    report = doctor.examine(data, preprocess=preprocess, min_side=min_side, pixels=pixels, workers=workers)
+    notes: list[str] = []
+    anchors, proposal = None, None
+    try:
+        train_set, _ = training_datasets(data)
+        if not any((~sample.target.ignore).any() for sample in train_set.samples):
+            report = _with(report, finding("nothing-to-learn", train_set.name, "not one image to train on has a box"))
+        anchors = audit(train_set.samples, train_set.class_names, lattice=lattice, preprocess=preprocess)
+        proposal = propose(train_set.samples, train_set.class_names, lattice=lattice, preprocess=preprocess)
+    except UserError as error:
+        notes.append(f"the anchors were not judged, because training would stop here: {error}")
+        if not report.stops:
+            report = _with(report, finding("no-training", data, str(error), remedy="The reason names what to fix."))
+    if write is not None:
+        notes.append(_write(Path(write), proposal))
+    if fix is not None:
+        notes.append(f"a fixed copy is in {write_fixed_copy(data, fix, report)}; fixed.txt there says what was done")
+    result = CheckResult(report, anchors, proposal, tuple(notes), folder)
+    sections = [doctor.section(report)]
+    if anchors is not None:
+        sections.append(anchor_report.section(anchors, proposal))
+    about = {"data": data, "model": model, "images": f"{preprocess.short} to {preprocess.long} pixels"}
+    about["version"] = __version__
+    write_report(folder, RESULTS, f"Check of {Path(data).name}", sections, about, result.to_dict())
+    return result
+
+
+def _with(report: DoctorReport, found: Finding) -> DoctorReport:
+    """The report with one more finding."""
+    return replace(report, findings=(found, *report.findings))
+
+
+def _planned(
+    model: str, changes: Mapping[str, Any], sides: Mapping[str, int | None]
+) -> tuple[AnchorLattice, Preprocess]:
+    """The anchors and the resize of the training to come."""
+    given = {key: value for key, value in sides.items() if value is not None}
+    architecture: Architecture
+    home = model_folder(model)
+    if home is None:
+        architecture, preprocess = preset(model), Preprocess()
+    else:
+        detector = load_detector(home)
+        architecture, preprocess = detector.architecture, detector.preprocess
+    return changed(architecture, changes, "architecture").anchors, changed(preprocess, given, "image")
+
+
+def _write(path: Path, proposal: Proposal | None) -> str:
+    """Write the proposal for ``train --config``; returns what to say."""
+    if proposal is None or not proposal.changed:
+        return f"{path} was not written: there is nothing to change"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(proposal.to_yaml(), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--write {path} cannot be written ({error}). Name another file") from None
+    return f"the proposal is in {path}: retinanet train DATA --output RUN --config {path}"

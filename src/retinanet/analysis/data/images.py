@@ -1,0 +1,224 @@
+"""What the data doctor finds in the image files: sizes, EXIF rotation, damage, and copies across the splits."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+
+from retinanet.analysis.data.boxes import Part
+from retinanet.analysis.data.findings import Finding, finding
+from retinanet.data.check import image_fault
+from retinanet.data.faults import Fault
+from retinanet.data.files import files_in
+from retinanet.errors import UserError
+from retinanet.images.io import IMAGE_SUFFIXES, read_image
+
+NEAR_COPY_BITS = 3
+"""Bits of 64 in which the difference hashes of two pictures of the same thing may differ."""
+NEAR_COPY_CORRELATION = 0.9
+"""Correlation of their 32 x 32 thumbnails that they need as well: pictures of one kind often share the hash."""
+
+_THUMB = 32
+_FLAT = 4.0  # grey levels of standard deviation below which a thumbnail says nothing
+_SIDES_SWAPPED = (5, 6, 7, 8)
+_ORIENTATION = 0x0112
+
+
+@dataclass(frozen=True)
+class Look:
+    """One decoded image.
+
+    Attributes:
+        path: the file.
+        fault: why it cannot be read, or None.
+        size: (height, width) of the upright image; (0, 0) if it cannot be read.
+        orientation: EXIF orientation, 1 (upright) to 8.
+        digest: of the bytes of the file.
+        dhash: difference hash of the upright picture: bit (y, x) says whether the grey value falls from x to x + 1.
+        thumb: (1024,) float32, normalised grey thumbnail; None if it is flat.
+    """
+
+    path: Path
+    fault: Fault | None = None
+    size: tuple[int, int] = (0, 0)
+    orientation: int = 1
+    digest: bytes = b""
+    dhash: int = 0
+    thumb: np.ndarray | None = None
+
+
+def look_at(paths: Sequence[Path], workers: int | None = None) -> list[Look]:
+    """Decode images in parallel threads, with a progress bar on a terminal."""
+    console = Console(stderr=True)
+    with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
+        return list(
+            track(
+                pool.map(_look, paths),
+                "images",
+                total=len(paths),
+                console=console,
+                transient=True,
+                disable=not console.is_terminal,
+            )
+        )
+
+
+def _look(path: Path) -> Look:
+    try:
+        pixels = read_image(path)
+        digest = hashlib.blake2b(path.read_bytes(), digest_size=16).digest()
+    except (UserError, OSError) as error:
+        return Look(path, image_fault(path, UserError(str(error))))
+    grey = Image.fromarray(pixels.permute(1, 2, 0).numpy()).convert("L")
+    return Look(
+        path,
+        size=(int(pixels.shape[1]), int(pixels.shape[2])),
+        orientation=exif_orientation(path),
+        digest=digest,
+        dhash=difference_hash(grey),
+        thumb=_thumbnail(grey),
+    )
+
+
+def exif_orientation(path: Path) -> int:
+    """The EXIF orientation that has to be applied, 1 (upright) to 8. TIFF is turned by Pillow and counts as upright."""
+    try:
+        with Image.open(path, formats=("JPEG", "PNG", "WEBP")) as image:
+            value = int(Image.Image.getexif(image).get(_ORIENTATION, 1))
+    except Exception:  # another format, or damaged EXIF, which readers pass over
+        return 1
+    return value if 1 <= value <= 8 else 1
+
+
+def difference_hash(grey: Image.Image) -> int:
+    """64 bits of a picture in mode L: whether each of 8 x 9 mean values is brighter than its right neighbour."""
+    small = np.asarray(grey.resize((9, 8), Image.Resampling.BOX), dtype=np.int16)
+    return int.from_bytes(np.packbits(small[:, :-1] > small[:, 1:]).tobytes(), "big")
+
+
+def _thumbnail(grey: Image.Image) -> np.ndarray | None:
+    small = np.asarray(grey.resize((_THUMB, _THUMB), Image.Resampling.BOX), dtype=np.float32).ravel()
+    small = small - small.mean()
+    spread = float(np.sqrt((small**2).mean()))
+    return None if spread < _FLAT else small / (spread * _THUMB)
+
+
+def size_findings(parts: Sequence[Part], looks: Mapping[Path, Look]) -> list[Finding]:
+    """Images that cannot be read, that are not of their declared size, or that EXIF turns."""
+    found = [
+        finding("unreadable-image", look.fault.where, look.fault.reason, remedy=look.fault.remedy, image=look.path)
+        for look in looks.values()
+        if look.fault is not None
+    ]
+    for part in parts:
+        for image in part.found.images:
+            look = looks.get(image.path)
+            if look is None or look.fault is not None:
+                continue
+            if image.size is None or image.size == look.size:
+                if look.orientation != 1:
+                    reason = f"EXIF orientation {look.orientation} turns or mirrors it"
+                    found.append(finding("turned-image", image.path, reason, image=image.path))
+            else:
+                found.append(_wrong_size(image.path, image.size, look))
+    return found
+
+
+def _wrong_size(path: Path, declared: tuple[int, int], look: Look) -> Finding:
+    reason = (
+        f"the image is {look.size[1]} x {look.size[0]} pixels (width x height, upright), but declared as "
+        f"{declared[1]} x {declared[0]}"
+    )
+    if declared != look.size[::-1]:
+        return finding("wrong-size", path, reason, image=path)
+    if look.orientation in _SIDES_SWAPPED:
+        reason += f": its EXIF orientation is {look.orientation}"
+        return finding("exif-rotation", path, reason, image=path)
+    return finding("swapped-size", path, reason, image=path)
+
+
+def unused_findings(parts: Sequence[Part], spoken_of: Sequence[Path]) -> list[Finding]:
+    """Image files beside the annotated ones that nothing names; ``spoken_of`` are annotation files told as broken."""
+    named = {image.path for part in parts for image in part.images}
+    stems = {path.stem for path in spoken_of}
+    folders = sorted({path.parent for path in named})
+    unused = [
+        path
+        for folder in folders
+        for path in files_in(folder, IMAGE_SUFFIXES)
+        if path not in named and path.stem not in stems
+    ]
+    return [finding("unused-image", path, "no annotation or list names it", image=path) for path in unused]
+
+
+def copy_findings(parts: Sequence[Part], looks: Mapping[Path, Look]) -> list[Finding]:
+    """The same image twice: one file in two splits, files of the same bytes, and pictures that look the same.
+
+    Of two copies the one in the split to train on (the first of ``parts``) is named: there it does the harm.
+    """
+    splits: dict[Path, list[str]] = defaultdict(list)
+    for part in [*parts[1:], *parts[:1]]:
+        for image in part.images:
+            splits[image.path].append(part.name)
+    found = []
+    for path, names in splits.items():
+        distinct = list(dict.fromkeys(names))
+        if len(distinct) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            found.append(finding("same-file-twice", path, f"stands twice in {twice or 'the set'}", image=path))
+        if len(distinct) > 1:
+            found.append(finding("same-file-in-splits", path, f"is in {' and in '.join(distinct[::-1])}", image=path))
+    readable = [look for path in splits if (look := looks.get(path)) is not None and look.fault is None]
+    home = {path: names[0] for path, names in splits.items()}
+    firsts: dict[bytes, Look] = {}
+    for look in readable:
+        first = firsts.setdefault(look.digest, look)
+        if first is not look:
+            found.append(_copy("copy-in-split", look, first, home, "has the bytes of"))
+    unique = list(firsts.values())
+    for look, first in _near_copies(unique, home):
+        found.append(_copy("near-copy-in-split", look, first, home, "looks like"))
+    return found
+
+
+def _copy(kind: str, look: Look, first: Look, home: Mapping[Path, str], how: str) -> Finding:
+    one, other = home[look.path], home[first.path]
+    if one == other:
+        return finding(kind, look.path, f"{how} {first.path}", image=look.path)
+    return finding(f"{kind}s", look.path, f"(in {one}) {how} {first.path} (in {other})", image=look.path)
+
+
+def _near_copies(looks: Sequence[Look], home: Mapping[Path, str]) -> Iterator[tuple[Look, Look]]:
+    """Each image with the first one before it that looks the same, one of another split if there is any.
+
+    Hashes that differ in at most three bits agree in at least one of four groups of 16 bits, so only images that
+    share a group are compared.
+    """
+    looks = [look for look in looks if look.thumb is not None]
+    hashes = np.array([look.dhash for look in looks], dtype=np.uint64)
+    splits = np.array([home[look.path] for look in looks])
+    best: dict[int, tuple[bool, int]] = {}
+    for band in range(4):
+        buckets: dict[int, list[int]] = defaultdict(list)
+        for i, value in enumerate((hashes >> np.uint64(16 * band) & np.uint64(0xFFFF)).tolist()):
+            buckets[value].append(i)
+        for members in buckets.values():
+            rows = np.array(members)
+            for place, i in enumerate(members[1:], 1):
+                near = rows[:place][np.bitwise_count(hashes[rows[:place]] ^ hashes[i]) <= NEAR_COPY_BITS]
+                alike = [j for j in near.tolist() if float(looks[i].thumb @ looks[j].thumb) >= NEAR_COPY_CORRELATION]
+                candidates = [(bool(splits[i] == splits[j]), j) for j in alike]
+                best[i] = min([*candidates, *([best[i]] if i in best else [])], default=(True, -1))
+    for i, (_, j) in sorted(best.items()):
+        if j >= 0:
+            yield looks[i], looks[j]

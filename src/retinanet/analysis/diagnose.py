@@ -1,0 +1,225 @@
+"""``diagnose``: where the loss of a model goes, what it gets wrong, what that costs, and why boxes were missed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from rich.console import Console
+from rich.progress import Progress
+
+from retinanet import __version__
+from retinanet.analysis.anchors import report as anchor_report
+from retinanet.analysis.anchors.audit import AnchorAudit, audit
+from retinanet.analysis.errors import report as error_report
+from retinanet.analysis.errors.curves import write_thresholds as store_thresholds
+from retinanet.analysis.errors.report import ErrorReport
+from retinanet.analysis.loss import report as focal_report
+from retinanet.analysis.loss.statistics import FocalDiagnosis, FocalStatistics
+from retinanet.analysis.output import check_output, write_report
+from retinanet.analysis.trace import shares as gates
+from retinanet.analysis.trace.figures import draw_trace
+from retinanet.analysis.trace.shares import GateShares, Shares
+from retinanet.analysis.trace.trace import trace
+from retinanet.analysis.trace.why import trace_sample, traced_boxes
+from retinanet.data.dataset import DetectionDataset, load_dataset
+from retinanet.detector import Detector
+from retinanet.errors import UserError
+from retinanet.evaluation.evaluate import one_pass
+from retinanet.interop.pretrained import load_pretrained, model_folder
+from retinanet.losses.detection import Assignment, DetectionLoss
+from retinanet.losses.focal import FocalLoss
+from retinanet.model.device import choose_device
+from retinanet.plotting.draw import to_picture
+from retinanet.types import Batch, RawOutput
+from retinanet.yaml_files import read_mapping
+
+RESULTS = ("report.html", "diagnosis.json")
+WORST = 4  # images that are traced in pictures
+LEGIBLE = 600
+FEW = 10
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What a diagnosis found.
+
+    Attributes:
+        focal: where the loss goes.
+        errors: types of errors and their cost, operating points, confusions, calibration, groups.
+        missed: what happened to the annotated boxes.
+        anchors: how the model's anchors fit these boxes.
+        thresholds: the best threshold of each class as stored in the model; None where that was not asked for.
+        output: the folder of the report.
+    """
+
+    focal: FocalDiagnosis
+    errors: ErrorReport
+    missed: Shares
+    anchors: AnchorAudit
+    thresholds: dict[str, float] | None
+    output: Path
+
+    def summary(self) -> str:
+        """For the console."""
+        parts = [self.errors.summary(), self.missed.summary(), self.focal.summary(), self.anchors.summary()]
+        if self.thresholds:
+            shown = ", ".join(f"{name} {score:.2f}" for name, score in self.thresholds.items())
+            parts.append(f"thresholds stored in the model, which predict uses from now on: {shown}")
+            if few := [curve.name for curve in self.errors.curves if 0 < curve.objects < FEW]:
+                parts.append(
+                    f"fewer than {FEW} objects stand behind the threshold of {', '.join(few)}: do not trust it"
+                )
+        elif self.thresholds is not None:
+            parts.append("no thresholds were stored: no class has a right detection at any score")
+        return "\n\n".join([*parts, f"report: {self.output / RESULTS[0]}"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "errors": self.errors.to_dict(),
+            "missed": self.missed.to_dict(),
+            "focal": self.focal.to_dict(),
+            "anchors": self.anchors.to_dict(),
+            "thresholds": self.thresholds,
+        }
+
+
+def diagnose(
+    model: str,
+    data: str,
+    *,
+    split: str = "val",
+    output: str = "diagnosis",
+    write_thresholds: bool = False,
+    alpha: float | None = None,
+    gamma: float | None = None,
+    batch_size: int = 8,
+    workers: int = 0,
+    device: str = "auto",
+    strict: bool = False,
+    overwrite: bool = False,
+) -> Diagnosis:
+    """Say where the loss of a model goes, what goes wrong and what fixing it would be worth.
+
+    Args:
+        model: model folder, torchvision/NAME or a hub repository.
+        data: annotated images in COCO, VOC, YOLO or CSV form.
+        split: which part of the data; not the one that a final number is to be reported on.
+        output: folder for report.html and diagnosis.json.
+        write_thresholds: store the threshold of the best F1 of each class in the model folder, for predict.
+        alpha: of the focal loss that the model was trained with; by default as config.yaml in the model folder says,
+            else 0.25.
+        gamma: likewise, else 2.
+        batch_size: images per forward pass.
+        workers: processes that read images; 0 reads in this one.
+        device: auto, cpu, cuda, cuda:1, mps.
+        strict: refuse the data at the first faulty box instead of leaving faulty boxes out.
+        overwrite: replace the report of an earlier diagnosis in output.
+
+    Raises:
+        UserError: unusable model or data, or a report is there already.
+    """
+    if batch_size < 1 or workers < 0:
+        raise UserError(f"expected batch_size >= 1 and workers >= 0, got {batch_size} and {workers}")
+    folder = Path(output)
+    check_output(folder, RESULTS, overwrite=overwrite)
+    home = model_folder(model)
+    detector = load_pretrained(home or model)
+    dataset = load_dataset(data, split, class_names=detector.class_names, strict=strict)
+    where = choose_device(device)
+    detector.net.to(where)
+    loss = _loss(home, alpha, gamma)
+    watched = _Watched(detector, len(dataset), loss)
+    with watched.progress:
+        found = one_pass(
+            detector,
+            dataset,
+            device=where,
+            criterion=DetectionLoss(classification=watched.loss),
+            batch_size=batch_size,
+            workers=workers,
+            watch=watched,
+        )
+    errors = error_report.error_report(dataset.samples, found.detections, dataset.class_names)
+    anchors = audit(
+        dataset.samples,
+        dataset.class_names,
+        lattice=detector.architecture.anchors,
+        preprocess=detector.preprocess,
+    )
+    stored = store_thresholds(home or model, errors.curves) if write_thresholds else None
+    result = Diagnosis(watched.focal.result(), errors, watched.shares.result(), anchors, stored, folder)
+    pictures = _pictures(detector, dataset, watched.worst())
+    sections = [
+        *error_report.section(errors, dataset.samples, found.detections),
+        gates.section(result.missed, pictures),
+        focal_report.section(result.focal, dataset.class_names),
+        anchor_report.section(anchors),
+    ]
+    about = {"model": model, "data": data, "split": split, "images": len(dataset), "version": __version__}
+    about |= {"alpha": loss.alpha, "gamma": loss.gamma}
+    write_report(folder, RESULTS, f"Diagnosis of {Path(model).name}", sections, about, result.to_dict())
+    return result
+
+
+def _loss(folder: Path | None, alpha: float | None, gamma: float | None) -> FocalLoss:
+    """The focal loss of the training: as given, as the run in the model folder says, or the paper's."""
+    said: dict[str, Any] = {}
+    if folder is not None and (folder / "config.yaml").is_file():
+        with suppress(OSError, UserError):
+            loss = read_mapping(folder / "config.yaml").get("loss")
+            said = loss if isinstance(loss, dict) else {}
+    given = {"alpha": alpha, "gamma": gamma}
+    known = {key: value for key, value in said.items() if key in given and isinstance(value, float | int)}
+    return FocalLoss(**{**known, **{key: value for key, value in given.items() if value is not None}})
+
+
+class _Watched:
+    """Everything that is counted while the network sees the images once."""
+
+    def __init__(self, detector: Detector, images: int, loss: FocalLoss) -> None:
+        self.detector = detector
+        self.loss = loss
+        names, lattice = detector.class_names, detector.architecture.anchors
+        self.focal = FocalStatistics(
+            num_classes=len(names), num_levels=lattice.num_levels, alpha=loss.alpha, gamma=loss.gamma
+        )
+        self.shares = GateShares(names, detector.postprocess.score)
+        self.missed: dict[int, int] = {}  # index of an image -> boxes
+        console = Console(stderr=True)
+        self.progress = Progress(console=console, transient=True, disable=not console.is_terminal)
+        self.task = self.progress.add_task("diagnose", total=images)
+
+    def __call__(self, indices: Sequence[int], raw: RawOutput, batch: Batch, assignment: Assignment) -> None:
+        """Count a batch."""
+        self.focal.update(raw, assignment)
+        for image, (index, target, size, sample) in enumerate(
+            zip(indices, batch.targets, batch.sizes.tolist(), batch.samples, strict=True)
+        ):
+            one = trace(raw, image, target, (size[0], size[1]), self.detector.postprocess, original=sample.size)
+            self.shares.update(one)
+            self.missed[index] = sum(not box.found for box in one.boxes)
+        self.progress.advance(self.task, len(batch))
+
+    def worst(self) -> list[int]:
+        """The images with the most boxes that were missed."""
+        order = sorted(self.missed, key=lambda image: (-self.missed[image], image))
+        return [image for image in order[:WORST] if self.missed[image]]
+
+
+def _pictures(detector: Detector, dataset: DetectionDataset, images: Sequence[int]) -> list[tuple[str, Image.Image]]:
+    """What happened to every box of these images, drawn."""
+    pictures = []
+    for index in images:
+        sample = dataset[index]
+        assert sample.image is not None
+        result, _ = trace_sample(detector, sample, next(detector.net.parameters()).device)
+        pixels = to_picture(sample.image)
+        picture = draw_trace(pixels, traced_boxes(result), zoom=-(-LEGIBLE // min(pixels.size)))
+        pictures.append((f"{sample.path.name}: {result.summary()}", picture))
+    return pictures

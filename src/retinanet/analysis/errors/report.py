@@ -1,0 +1,252 @@
+"""All numbers about a model's errors from one matching, and the part of the report that shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from retinanet.analysis.errors.calibration import Calibration, calibration
+from retinanet.analysis.errors.curves import ClassCurve, ConfusionMatrix, best_thresholds, confusion, operating_points
+from retinanet.analysis.errors.figures import (
+    Bar,
+    Curve,
+    confusion_map,
+    error_bars,
+    group_bars,
+    precision_recall,
+    reliability_diagram,
+)
+from retinanet.analysis.errors.groups import GroupedAP, by_group
+from retinanet.analysis.errors.overlaps import Overlaps
+from retinanet.analysis.errors.tide import SPECIAL, TYPES, ErrorAnalysis, analyse_errors
+from retinanet.images.io import read_image
+from retinanet.inference.predict import above
+from retinanet.plotting.draw import draw_comparison
+from retinanet.plotting.html import Section, Table
+from retinanet.types import Detections, Sample
+
+LEGIBLE = 600
+REMEDIES = {
+    "classification": "Right boxes get the wrong class. The confusion matrix names the pairs: check their annotations, "
+    "then add examples of them.",
+    "localisation": "Boxes lie near their object but not well enough. Check that the annotated boxes are tight and "
+    "drawn by one rule, then try larger images or a longer training.",
+    "both": "Boxes lie near an object of another class. Mostly such detections are weak: a higher score removes them.",
+    "duplicate": "One object is found twice. Lower postprocess.nms, or look for objects annotated twice.",
+    "background": "Something is found where nothing is annotated. Look at the dashed boxes in the pictures below: if "
+    "they are objects, the annotations are incomplete and AP is underrated; if not, add images without objects.",
+    "missed": "Objects have no detection near them at any score. Check that anchors reach them and how small they are.",
+}
+GROUPS = {
+    "sizes": "Area, as COCO splits it",
+    "octaves": "Side of a square of equal area",
+    "neighbours": "Other objects that overlap it",
+    "density": "Objects in the image, in quartiles",
+}
+
+
+@dataclass(frozen=True)
+class ErrorReport:
+    """Everything about the errors of a model on a data set.
+
+    Attributes:
+        errors: types and costs over all detections, as average precision sees them.
+        shown: the same over the detections that reach the threshold of their class, as a user sees them.
+        curves: K, one per class, with the threshold of the best F1.
+        confusion: at these thresholds.
+        calibration: of all detections.
+        groups: average precision by size, neighbours and density.
+    """
+
+    errors: ErrorAnalysis
+    shown: ErrorAnalysis
+    curves: tuple[ClassCurve, ...]
+    confusion: ConfusionMatrix
+    calibration: Calibration
+    groups: GroupedAP
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "errors": self.errors.to_dict(),
+            "errors_at_thresholds": self.shown.to_dict(),
+            "curves": [curve.to_dict() for curve in self.curves],
+            "confusion": self.confusion.to_dict(),
+            "calibration": self.calibration.to_dict(),
+            "groups": self.groups.to_dict(),
+        }
+
+    def summary(self) -> str:
+        """The main numbers, for the console."""
+        curves = [curve.summary() for curve in sorted(self.curves, key=lambda curve: curve.f1)]
+        more = [f"... and {len(curves) - 10} classes more"] if len(curves) > 10 else []
+        parts = [self.errors.summary(), *curves[:10], *more, f"at these scores, of {self.confusion.summary()}"]
+        return "\n".join([*parts, self.calibration.summary(), self.groups.summary()])
+
+
+def error_report(
+    samples: Sequence[Sample], detections: Sequence[Detections], class_names: Sequence[str], *, bins: int = 15
+) -> ErrorReport:
+    """Error types and costs, operating points, confusions, calibration and groups.
+
+    Args:
+        samples: N annotated images, boxes in pixels of the original image.
+        detections: N, what was found in each of them, in the same pixels.
+        class_names: K names.
+        bins: of the calibration.
+
+    Raises:
+        UserError: the data do not fit together.
+    """
+    overlaps = Overlaps.of(samples, detections, class_names)
+    curves = operating_points(samples, detections, class_names, overlaps=overlaps)
+    thresholds = best_thresholds(curves)
+    return ErrorReport(
+        errors=analyse_errors(samples, detections, class_names, overlaps=overlaps),
+        shown=analyse_errors(samples, [above(one, thresholds) for one in detections], class_names),
+        curves=tuple(curves),
+        confusion=confusion(samples, detections, class_names, score=thresholds, overlaps=overlaps),
+        calibration=calibration(samples, detections, class_names, bins=bins, overlaps=overlaps),
+        groups=by_group(samples, detections, class_names, overlaps=overlaps),
+    )
+
+
+def section(
+    report: ErrorReport, samples: Sequence[Sample], detections: Sequence[Detections], *, worst: int = 6
+) -> list[Section]:
+    """The report as parts of a page: errors and their cost with the worst images drawn, operating points, calibration.
+
+    Args:
+        report: of the samples and detections.
+        samples: N annotated images; those that are drawn are read from their files.
+        detections: N, what was found in each of them.
+        worst: images to draw: those with the most false detections and overlooked objects at the thresholds.
+
+    Raises:
+        UserError: an image cannot be read.
+    """
+    return [
+        _costs(report, samples, detections, worst),
+        _operating(report),
+        _calibrated(report.calibration),
+        _grouped(report.groups),
+    ]
+
+
+def worst_images(shown: ErrorAnalysis, most: int) -> list[tuple[int, int]]:
+    """Index and number of errors of the images with the most false detections and overlooked objects, worst first."""
+    errors = [
+        (sum(kind in TYPES for kind in image.kinds) + len(image.unmatched), index)
+        for index, image in enumerate(shown.images)
+    ]
+    ranked = sorted(errors, key=lambda entry: (-entry[0], entry[1]))
+    return [(index, number) for number, index in ranked[:most] if number]
+
+
+def _costs(report: ErrorReport, samples: Sequence[Sample], detections: Sequence[Detections], worst: int) -> Section:
+    errors, shown = report.errors, report.shown
+    counts = {kind: int(errors.counts[kind].sum()) for kind in TYPES}
+    rows: list[tuple[object, ...]] = [
+        (kind, counts[kind], int(shown.counts[kind].sum()), errors.dap[kind], REMEDIES[kind])
+        for kind in sorted(TYPES, key=lambda kind: -errors.dap[kind])
+    ]
+    rows += [(f"all {kind} removed", "", "", errors.dap[kind], "") for kind in SPECIAL]
+    heads = ("error", "at all scores", "at the thresholds", "gain in AP50", "what to do")
+    by_class = [
+        (
+            name,
+            int(errors.objects[k]),
+            float(errors.ap50_by_class[k]),
+            *(float(errors.dap_by_class[t][k]) for t in TYPES),
+        )
+        for k, name in enumerate(errors.class_names)
+    ]
+    thresholds = best_thresholds(report.curves)
+    pictures = []
+    for index, number in worst_images(shown, worst):
+        sample, found = samples[index], above(detections[index], thresholds)
+        zoom = max(1, LEGIBLE // min(sample.size))
+        picture = draw_comparison(read_image(sample.path), found, sample.target, score=0.0, zoom=zoom)
+        pictures.append((f"{sample.path.name}: {number} errors", picture))
+    text = (
+        f"AP50 is {errors.ap50:.3f}. The table says how much it would be if all errors of one type were fixed and no "
+        "other (Bolya et al. 2020), costliest first; the gains do not add up. Errors of low score are many and cost "
+        "little: read the gains, not the counts. The counts at the thresholds of the best F1 are what a user sees."
+    )
+    names = {f"all {kind}": errors.dap[kind] for kind in SPECIAL}
+    figure = error_bars({kind: errors.dap[kind] for kind in TYPES}, names, counts)
+    return Section(
+        "Errors and what they cost",
+        text,
+        [Table(heads, rows), Table(("class", "objects", "AP50", *TYPES), by_class, "Gain in AP50 of each class.")],
+        [("Left: AP50 gained by fixing all errors of a type. Right: errors at all scores.", figure)],
+        pictures,
+    )
+
+
+def _operating(report: ErrorReport) -> Section:
+    rows: list[tuple[object, ...]] = [
+        (
+            curve.name,
+            curve.objects,
+            curve.ap50,
+            curve.f1,
+            float("nan") if curve.threshold is None else curve.threshold,
+            float("nan") if curve.best is None else float(curve.precision[curve.best]),
+            float("nan") if curve.best is None else float(curve.recall[curve.best]),
+        )
+        for curve in report.curves
+    ]
+    lines = [Curve(curve.name, curve.recall, curve.precision, curve.best, curve.threshold) for curve in report.curves]
+    text = (
+        "A threshold on the score trades overlooked objects for false detections. The marked point of each curve has "
+        "the highest F1; --write-thresholds stores these scores in the model folder, where predict finds them. They "
+        "are chosen on the images of this report, so F1 on other images can be lower; choose them on validation images."
+    )
+    heads = ("class", "objects", "AP50", "best F1", "at score", "precision", "recall")
+    return Section(
+        "Operating points",
+        f"{text}\n\nAt these scores, of {report.confusion.summary()}",
+        [Table(heads, rows)],
+        [
+            ("Precision and recall of each class at IoU 0.5.", precision_recall(lines)),
+            (
+                "Confusions at these scores: number, and share of the row.",
+                confusion_map(report.confusion.matrix, report.confusion.class_names),
+            ),
+        ],
+    )
+
+
+def _calibrated(result: Calibration) -> Section:
+    one = result.overall
+    rows = [(c.name, int(c.counts.sum()), c.ece, c.bias) for c in (one, *result.classes)]
+    text = (
+        f"{result.summary().capitalize()}. If the bars follow the diagonal, a score can be read as the probability "
+        "that a detection is right at IoU 0.5. Scores of the focal loss need not be probabilities: rank by them, "
+        "choose thresholds by F1, and calibrate them before they enter a calculation of risk."
+    )
+    table = Table(("class", "detections", "calibration error", "mean score minus share right"), rows)
+    figure = reliability_diagram(one.edges, one.confidence, one.accuracy, one.counts, one.ece)
+    return Section("Calibration", text, [table], [("Share of detections that are right, by score.", figure)])
+
+
+def _grouped(groups: GroupedAP) -> Section:
+    rows: list[tuple[object, ...]] = [
+        (GROUPS[kind], group.name, group.objects, group.classes, group.ap, group.ap50, group.recall)
+        for kind, found in vars(groups).items()
+        for group in found
+    ]
+    bars = {
+        GROUPS[kind]: [Bar(group.name, group.objects, group.ap, group.ap50) for group in found]
+        for kind, found in vars(groups).items()
+    }
+    text = (
+        "Average precision where only one group of objects counts; a false detection counts against the group it "
+        "belongs to. Groups of few objects say little, and groups that hold other classes cannot be compared."
+    )
+    heads = ("by", "group", "objects", "classes", "AP", "AP50", "found at any score")
+    return Section(
+        "By size and crowding", text, [Table(heads, rows)], [("AP and AP50 of each group.", group_bars(bars))]
+    )

@@ -1,0 +1,206 @@
+"""Figures of where the focal loss goes: the paper's Figure 4, and shares of the loss. Plain arrays in, figures out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from numpy.typing import ArrayLike
+
+from retinanet.plotting.figures import INK, style_axes
+
+# (colour, line style), told apart in grey by the style; the largest gamma comes first and is a full line.
+LINES: tuple[tuple[str, Any], ...] = (
+    (INK, "-"),
+    ("#0072b2", "--"),
+    ("#d55e00", "-."),
+    ("#009e73", ":"),
+    ("#cc79a7", (0, (7, 2, 1, 2, 1, 2))),
+    ("#e69f00", (0, (1, 3))),
+)
+POSITIVE, NEGATIVE = "#0072b2", "#f0b27a"
+# Probabilities named on the axis.
+MARKED = {"$10^{-6}$": 1e-6, "$10^{-5}$": 1e-5, "$10^{-4}$": 1e-4, "0.001": 1e-3, "0.01": 0.01, "0.1": 0.1} | {
+    **{"0.5": 0.5, "0.9": 0.9, "0.99": 0.99, "0.999": 0.999}
+}
+MOST_CLASSES = 20
+MOST_LETTERS = 24
+
+
+def cumulative_loss(
+    shares: ArrayLike, foreground: Mapping[float, ArrayLike], background: Mapping[float, ArrayLike]
+) -> Figure:
+    """The paper's Figure 4: cumulative normalised loss against the fraction of windows, easiest first.
+
+    Args:
+        shares: (n,) fractions of windows, 0 to 1.
+        foreground: for each gamma (n,) the share of the loss of the positives that they carry.
+        background: the same of the negatives.
+    """
+    figure = Figure(figsize=(9.6, 4.2), layout="constrained")
+    for axes, title, curves in zip(
+        figure.subplots(1, 2, sharey=True), ("Foreground", "Background"), (foreground, background), strict=True
+    ):
+        word = title.lower()
+        style_axes(axes, title, f"fraction of {word} windows, easiest first", "cumulative normalised loss")
+        shown = _curves(axes, np.asarray(shares), curves)
+        axes.set(xlim=(0, 1), ylim=(0, 1.02))
+        _legend(axes, shown, f"no {word} windows")
+    return figure
+
+
+def hardest_windows(shares: ArrayLike, background: Mapping[float, ArrayLike], count: int) -> Figure:
+    """How few negatives carry the loss: the background of Figure 4 from its hard end, on a logarithmic axis.
+
+    Args:
+        shares: (n,) fractions of windows, easiest first, 0 to 1.
+        background: for each gamma (n,) the share of the loss that they carry.
+        count: of the negatives; a single one is where the axis begins.
+    """
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    style_axes(axes, "The hardest negatives", "fraction of background windows, hardest first", "share of the loss")
+    hardest = 1 - np.asarray(shares)[::-1]
+    within = (hardest > 0) & (hardest * count > 0.999)
+    curves = {gamma: (1 - np.asarray(curve)[::-1])[within] for gamma, curve in background.items()}
+    shown = _curves(axes, hardest[within], curves)
+    axes.axhline(0.5, color=INK, linewidth=0.8, linestyle=(0, (1, 4)))
+    if within.any():
+        axes.set(xscale="log", xlim=(min(hardest[within][0], 0.1), 1))
+    axes.set_ylim(0, 1.02)
+    _legend(axes, shown, "no background windows")
+    return figure
+
+
+def probability_histograms(
+    logit_edges: ArrayLike, positive: ArrayLike, negative: ArrayLike, threshold: float = 0.05
+) -> Figure:
+    """How many windows have which probability, both axes so that both ends can be seen.
+
+    Args:
+        logit_edges: (n + 1,) edges of the bins, as logits.
+        positive: (n,) counts of positives, by the probability of the annotated class.
+        negative: (n,) counts of negatives.
+        threshold: a probability to mark: that above which a detection is reported.
+    """
+    figure = Figure(figsize=(7.6, 4.2), layout="constrained")
+    axes = figure.subplots()
+    style_axes(axes, "Probabilities of the windows", "probability (logit scale)", "windows in a bin")
+    edges = np.asarray(logit_edges, dtype=np.float64)
+    signs = (("negatives", negative, NEGATIVE, "", "-"), ("positives", positive, POSITIVE, "////", "--"))
+    handles = []
+    for label, counts, colour, hatch, line in signs:
+        values = np.asarray(counts, dtype=np.float64)
+        fill = "none" if hatch else colour
+        axes.stairs(values, edges, fill=True, baseline=0.5, facecolor=fill, edgecolor=colour, hatch=hatch, linewidth=0)
+        axes.stairs(values, edges, baseline=0.5, color=INK, linewidth=1.3, linestyle=line, label=label)
+        handles.append(Patch(facecolor=fill, edgecolor=colour, hatch=hatch, linewidth=0, label=label))
+    _mark_probabilities(axes, edges, np.asarray(positive) + np.asarray(negative))
+    limit = np.log(threshold / (1 - threshold))
+    axes.axvline(limit, color=INK, linewidth=0.9, linestyle=(0, (1, 3)))
+    axes.set_yscale("log")
+    top = max(float(np.max(positive)), float(np.max(negative)), 1.0)
+    axes.set_ylim(0.5, top * 6)
+    words = f"score threshold {threshold:g}"
+    axes.annotate(words, (limit, top * 3.2), xytext=(4, 0), textcoords="offset points", fontsize=8, color=INK)
+    axes.legend(handles=handles, frameon=False, fontsize=9, labelcolor=INK, loc="upper left")
+    return figure
+
+
+def loss_by_level(names: Sequence[str], positive: ArrayLike, negative: ArrayLike) -> Figure:
+    """Shares of the whole loss by level and sign.
+
+    Args:
+        names: L.
+        positive: (L,) shares of the positives, in [0, 1].
+        negative: (L,) shares of the negatives.
+    """
+    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+    axes = figure.subplots()
+    style_axes(axes, "Classification loss by level", "level of the pyramid", "share of the loss (%)")
+    places = np.arange(len(names))
+    for label, values, colour, hatch, shift in _signs(positive, negative):
+        bars = axes.bar(places + shift * 0.2, values, 0.4, color=colour, edgecolor=INK, hatch=hatch, label=label)
+        axes.bar_label(bars, [_percent(value) for value in values], padding=2, fontsize=8, color=INK)
+    axes.set_xticks(places, names)
+    axes.margins(y=0.12)
+    axes.legend(frameon=False, fontsize=9, labelcolor=INK)
+    return figure
+
+
+def loss_by_class(names: Sequence[str], positive: ArrayLike, negative: ArrayLike) -> Figure:
+    """Shares of the whole loss by class and sign, the 20 classes with the most.
+
+    Args:
+        names: K.
+        positive: (K,) shares of the positives, in [0, 1].
+        negative: (K,) shares of the negatives at the logits of that class.
+    """
+    both = np.asarray(positive, dtype=np.float64) + np.asarray(negative, dtype=np.float64)
+    most = np.argsort(-both, kind="stable")[:MOST_CLASSES]
+    figure = Figure(figsize=(7.6, 1.5 + 0.42 * len(most)), layout="constrained")
+    axes = figure.subplots()
+    rest = len(names) - len(most)
+    title = "Classification loss by class" + (f" (the {len(most)} with the most of {len(names)})" if rest else "")
+    style_axes(axes, title, "share of the loss (%)", "", grid="x")
+    places = np.arange(len(most))
+    for label, values, colour, hatch, shift in _signs(np.asarray(positive)[most], np.asarray(negative)[most]):
+        bars = axes.barh(places + shift * 0.2, values, 0.4, color=colour, edgecolor=INK, hatch=hatch, label=label)
+        axes.bar_label(bars, [_percent(value) for value in values], padding=3, fontsize=8, color=INK)
+    axes.set_yticks(places, [_short(names[index]) for index in most])
+    axes.invert_yaxis()
+    axes.margins(x=0.1)
+    axes.legend(frameon=False, fontsize=9, labelcolor=INK, loc="lower right")
+    return figure
+
+
+def _curves(axes: Axes, x: np.ndarray, curves: Mapping[float, ArrayLike]) -> bool:
+    """Draws a line for each gamma, the largest first; whether there was any to draw."""
+    shown = False
+    for i, gamma in enumerate(sorted(curves, reverse=True)):
+        colour, line = LINES[i % len(LINES)]
+        y = np.asarray(curves[gamma], dtype=np.float64)
+        if np.isfinite(y).any():
+            axes.plot(x, y, linestyle=line, color=colour, linewidth=1.8, label=f"γ = {gamma:g}")
+            shown = True
+    return shown
+
+
+def _legend(axes: Axes, shown: bool, empty: str) -> None:
+    """The lines' names, the smallest gamma first as in the paper; or a word that there is nothing to see."""
+    if shown:
+        handles, labels = axes.get_legend_handles_labels()
+        axes.legend(
+            handles[::-1], labels[::-1], loc="upper left", frameon=False, fontsize=9, handlelength=3.2, labelcolor=INK
+        )
+    else:
+        axes.text(0.5, 0.5, empty, transform=axes.transAxes, ha="center", va="center", color="#6b7280")
+
+
+def _signs(positive: ArrayLike, negative: ArrayLike) -> tuple[tuple[str, np.ndarray, str, str, int], ...]:
+    """Label, percent, colour, hatch and side of the bars of each sign."""
+    values = [100 * np.asarray(part, dtype=np.float64) for part in (positive, negative)]
+    return ("positives", values[0], POSITIVE, "", -1), ("negatives", values[1], NEGATIVE, "////", 1)
+
+
+def _mark_probabilities(axes: Axes, edges: np.ndarray, counts: np.ndarray) -> None:
+    """Names probabilities on an axis of logits, which is as long as there are windows, 0.01 to 0.9 at least."""
+    there = np.flatnonzero(counts)
+    low, high = (edges[there[0]] - 1, edges[there[-1] + 1] + 1) if len(there) else (-5.0, 3.0)
+    axes.set_xticks([np.log(p / (1 - p)) for p in MARKED.values()], list(MARKED))
+    axes.set_xlim(max(edges[0], min(low, -5.0)), min(edges[-1], max(high, 3.0)))
+
+
+def _percent(value: float) -> str:
+    """With as many digits as say something; nothing where there is no loss at all."""
+    if value == 0:
+        return ""
+    return f"{value:.0f}" if value >= 10 else f"{value:.1f}" if value >= 0.1 else "<0.1"
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= MOST_LETTERS else name[: MOST_LETTERS - 1] + "…"

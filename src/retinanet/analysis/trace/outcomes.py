@@ -1,0 +1,263 @@
+"""What can happen to an annotated box and to a detection: the result of :mod:`retinanet.analysis.trace.trace`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from math import isfinite, log2
+from typing import Any
+
+Box = tuple[float, float, float, float]
+
+FOUND, NO_ANCHOR, NEVER_LOCALISED = "found", "no anchor", "never localised"
+BELOW, WRONG_CLASS, CUT_BY_TOPK = "below threshold", "wrong class", "cut by top-k"
+SUPPRESSED, SHARED, CUT_BY_CAP = "suppressed by NMS", "shared detection", "cut by the cap"
+
+GATES = (FOUND, NO_ANCHOR, NEVER_LOCALISED, BELOW, WRONG_CLASS, CUT_BY_TOPK, SUPPRESSED, SHARED, CUT_BY_CAP)
+"""What can happen to an annotated box: exactly one of these (see :func:`retinanet.analysis.trace.trace.trace`)."""
+
+REMEDIES = {
+    FOUND: "",
+    NO_ANCHOR: "no anchor of this size and shape exists: change anchor sizes, ratios or scales, or enlarge the image",
+    NEVER_LOCALISED: "anchors were there, but no box came out in place: train longer, add such objects, check the box",
+    BELOW: "a box in place scored too low: lower the score threshold, add such objects, or train longer",
+    WRONG_CLASS: "the object was boxed under another name: check the labels of both classes, add examples that differ",
+    CUT_BY_TOPK: "too many better candidates on its level: raise topk",
+    SUPPRESSED: "a better box overlapped it: raise the NMS threshold, most of all where objects overlap",
+    SHARED: "one detection lies on two objects and counts for the other: check for boxes that are drawn twice",
+    CUT_BY_CAP: "max_detections other boxes of the image scored better: raise max_detections",
+}
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """An anchor.
+
+    Attributes:
+        level: of the pyramid, 0 is the finest.
+        stride: pixels of the input between two of its cells.
+        row: of its cell.
+        column: of its cell.
+        template: number of the anchor in its cell.
+        box: xyxy.
+    """
+
+    level: int
+    stride: int
+    row: int
+    column: int
+    template: int
+    box: Box
+
+    @property
+    def name(self) -> str:
+        """Its level as the paper names it, P3 to P7."""
+        return f"P{log2(self.stride):.3g}"
+
+
+@dataclass(frozen=True)
+class AssignedAnchor:
+    """An anchor that answers for an object in training.
+
+    Attributes:
+        anchor: which.
+        iou: with the object.
+        forced: it is below the IoU that makes an anchor positive, and is so as one of the best the object has.
+    """
+
+    anchor: Anchor
+    iou: float
+    forced: bool
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An anchor and a class whose box lies on an object: IoU of at least 0.5.
+
+    Attributes:
+        anchor: which.
+        box: decoded from it and clipped to the image.
+        logit: of the object's class.
+        score: its sigmoid.
+        iou: of ``box`` with the object.
+    """
+
+    anchor: Anchor
+    box: Box
+    logit: float
+    score: float
+    iou: float
+
+
+@dataclass(frozen=True)
+class Rival:
+    """The box that found an object, or that stands in its place.
+
+    Attributes:
+        box: as reported.
+        label: its class.
+        score: its score.
+        iou: of ``box`` with the object.
+        detection: its number among the detections; None where it suppressed the object's box but is no detection
+            itself, as of some boxes nothing is left within the image.
+        matched: row of the object that it counts for; None if it is a false positive or no detection.
+    """
+
+    box: Box
+    label: int
+    score: float
+    iou: float
+    detection: int | None
+    matched: int | None
+
+
+@dataclass(frozen=True)
+class BoxTrace:
+    """What happened to one annotated box.
+
+    Attributes:
+        index: its row in the target.
+        label: its class.
+        box: as annotated.
+        gate: one of :data:`GATES`.
+        anchors: those that answer for it in training.
+        best_anchor_iou: the highest IoU of any anchor with it.
+        localising: how many anchors' decoded boxes reach IoU 0.5 with it, whatever they score.
+        best: of these the one with the highest logit of the object's class.
+        furthest: the one that the gate speaks of: it came as far as any, and of those that did it scored best.
+        by: ``found``: the detection; ``suppressed by NMS``: the box under which ``furthest`` went; ``wrong class`` and
+            ``shared detection``: the detection in its place.
+    """
+
+    index: int
+    label: int
+    box: Box
+    gate: str
+    anchors: tuple[AssignedAnchor, ...]
+    best_anchor_iou: float
+    localising: int
+    best: Entry | None
+    furthest: Entry | None
+    by: Rival | None
+
+    @property
+    def found(self) -> bool:
+        """A detection counts for it."""
+        return self.gate == FOUND
+
+
+@dataclass(frozen=True)
+class DetectionTrace:
+    """What one detection is.
+
+    Attributes:
+        index: its number, best score first.
+        label: its class.
+        score: its score.
+        box: xyxy.
+        anchor: where it came from.
+        kind: ``match``; ``ignored``, at least half of it lies in an ignore region of its class; or a false positive
+            with the name of TIDE: ``localisation``, IoU in [0.1, 0.5) with an object of its class; ``classification``,
+            IoU of at least 0.5 with an object of another class; ``duplicate``, IoU of at least 0.5 with an object of
+            its class that another detection counts for; ``both``, IoU in [0.1, 0.5) with an object of another class;
+            ``background``, less with every object. Several may be true: the first in this order is given.
+        matched: row of the object that it counts for.
+        iou: with the object that ``kind`` is about, 0 for ``ignored``; for ``background`` the highest of any object.
+    """
+
+    index: int
+    label: int
+    score: float
+    box: Box
+    anchor: Anchor
+    kind: str
+    matched: int | None
+    iou: float
+
+
+@dataclass(frozen=True)
+class ImageTrace:
+    """What happened on one image.
+
+    Attributes:
+        boxes: one per annotated box that is no ignore region.
+        detections: best score first.
+        size: (height, width) of the image that all boxes are in.
+        score: the score threshold.
+        class_names: K names.
+    """
+
+    boxes: tuple[BoxTrace, ...]
+    detections: tuple[DetectionTrace, ...]
+    size: tuple[int, int]
+    score: float
+    class_names: tuple[str, ...]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many boxes ended at each gate; gates without any are left out."""
+        counted = Counter(one.gate for one in self.boxes)
+        return {gate: counted[gate] for gate in GATES if counted[gate]}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON; a number that is not finite is None."""
+        plain: dict[str, Any] = _plain(asdict(self))
+        return {"counts": self.counts, **plain}
+
+    def summary(self) -> str:
+        """One line for the image, one for every box that was not found, one for the false positives."""
+        kinds = Counter(one.kind for one in self.detections)
+        false = {kind: count for kind, count in kinds.items() if kind not in ("match", "ignored")}
+        said = ", ".join(f"{count} {kind}" for kind, count in false.items())
+        first = f"{self.counts.get(FOUND, 0)} of {len(self.boxes)} boxes found by {len(self.detections)} detections"
+        lines = [f"{self.name_of(one)}: {self.explain(one)}" for one in self.boxes if not one.found]
+        last = f"{sum(false.values())} false positives" + (f": {said}" if said else "")
+        return "\n".join([first, *(f"  {line}" for line in lines), last])
+
+    def name_of(self, one: BoxTrace) -> str:
+        """A box in words: its number, class and place."""
+        x1, y1, x2, y2 = one.box
+        return f"#{one.index} {self.class_names[one.label]} at ({x1:.0f}, {y1:.0f}, {x2:.0f}, {y2:.0f})"
+
+    def explain(self, one: BoxTrace) -> str:
+        """The gate of a box in words, with the numbers that belong to it."""
+        forced = sum(anchor.forced for anchor in one.anchors)
+        anchors = f"{len(one.anchors)} anchors ({forced} forced), best anchor IoU {one.best_anchor_iou:.2f}"
+        best = one.best and f"best score {one.best.score:.3f} of {one.localising} boxes in place, from {_at(one.best)}"
+        details = {
+            FOUND: f"score {one.by.score:.2f}, IoU {one.by.iou:.2f}" if one.by else "",
+            NO_ANCHOR: anchors,
+            NEVER_LOCALISED: f"no decoded box reaches IoU 0.5; {anchors}",
+            BELOW: f"{best}, is not above {self.score:g}; {anchors}",
+            WRONG_CLASS: f"a detection is there as {self._rival(one.by)}; {best or anchors}",
+            CUT_BY_TOPK: f"{best}, but its level had better candidates than topk",
+            SUPPRESSED: f"its box of score {self._furthest(one)} went under {self._rival(one.by)}",
+            SHARED: f"its only box is {self._rival(one.by)}",
+            CUT_BY_CAP: f"its box of score {self._furthest(one)} came after max_detections better ones",
+        }
+        return f"{one.gate}: {details[one.gate]}"
+
+    def _furthest(self, one: BoxTrace) -> str:
+        return f"{one.furthest.score:.3f} from {_at(one.furthest)}" if one.furthest else "?"
+
+    def _rival(self, by: Rival | None) -> str:
+        if by is None:
+            return "?"
+        if by.detection is None:
+            role = "no detection itself"
+        else:
+            role = "a false positive" if by.matched is None else f"matched to #{by.matched}"
+        return f"{self.class_names[by.label]} {by.score:.2f} (IoU {by.iou:.2f} with this box, {role})"
+
+
+def _at(entry: Entry) -> str:
+    return f"{entry.anchor.name} ({entry.anchor.row}, {entry.anchor.column})"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not isfinite(value) else value

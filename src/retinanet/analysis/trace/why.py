@@ -1,0 +1,239 @@
+"""``why``: what happened to every annotated box of an image, as a report, a picture and JSON."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from retinanet import __version__
+from retinanet.analysis.output import check_output, write_report
+from retinanet.analysis.trace.figures import TracedBox, close_ups, draw_trace
+from retinanet.analysis.trace.outcomes import REMEDIES, DetectionTrace, ImageTrace
+from retinanet.analysis.trace.trace import trace
+from retinanet.data.dataset import DetectionDataset, load_dataset, splits
+from retinanet.data.loader import Collate, resized
+from retinanet.detector import Detector
+from retinanet.errors import UserError
+from retinanet.interop.pretrained import load_pretrained
+from retinanet.model.device import choose_device
+from retinanet.plotting.draw import draw_comparison, to_picture
+from retinanet.plotting.html import Section, Table
+from retinanet.types import DEFAULT_THRESHOLD, Batch, Detections, Sample
+
+RESULTS = ("report.html", "why.json", "why.png")
+NEAREST_FOLDERS = 6  # how many folders above an image may be the data set that it belongs to
+LEGIBLE = 900  # pixels of the short side that small images are enlarged to
+
+
+def why(
+    model: str,
+    image: str,
+    *,
+    data: str | None = None,
+    output: str = "why",
+    score: float | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
+) -> ImageTrace:
+    """Say what happened to every annotated box and every detection of one image; write a report, a picture and JSON.
+
+    Args:
+        model: model folder, torchvision/NAME or a hub repository.
+        image: an annotated image.
+        data: the data set it belongs to; by default the nearest enclosing folder that is one and has the image.
+        output: folder for report.html, why.json and why.png, made if need be.
+        score: detections score above this; by default the model's own threshold, often lower than what predict shows.
+        device: auto, cpu, cuda, cuda:1, mps.
+        overwrite: replace the results of an earlier call in output.
+
+    Returns:
+        The trace, boxes in pixels of the original image.
+
+    Raises:
+        UserError: no usable model or image, no data set with the image, or results are there already.
+    """
+    folder = Path(output)
+    check_output(folder, RESULTS, overwrite=overwrite)
+    if not os.path.isfile(image):
+        what = "is a folder" if os.path.isdir(image) else "no such file"
+        raise UserError(f"{image}: {what}; expected one annotated image")
+    detector = load_pretrained(model)
+    if score is not None:
+        detector = replace(detector, postprocess=replace(detector.postprocess, score=score))
+    dataset, index = find_annotated(Path(image), None if data is None else Path(data), detector.class_names)
+    sample = dataset[index]
+    result, detections = trace_sample(detector, sample, choose_device(device))
+    assert sample.image is not None
+    about = {"model": model, "image": image, "data": dataset.name, "score": result.score, "version": __version__}
+    pixels = to_picture(sample.image)
+    picture = draw_trace(pixels, traced_boxes(result), zoom=-(-LEGIBLE // min(pixels.size)))
+    compared = draw_comparison(pixels, detections, sample.target, score=max(result.score, DEFAULT_THRESHOLD), zoom=2)
+    parts = sections(result, pixels, picture, compared)
+    write_report(folder, RESULTS, f"Why: {Path(image).name}", parts, about, result.to_dict())
+    picture.save(folder / RESULTS[2])
+    return result
+
+
+def find_annotated(
+    image: Path, data: Path | None, class_names: Sequence[str] | None = None
+) -> tuple[DetectionDataset, int]:
+    """The data set that an image belongs to, and its place in it.
+
+    Args:
+        image: the file.
+        data: the data set; by default the nearest enclosing folder that is one and has the image.
+        class_names: those of the model.
+
+    Raises:
+        UserError: there is no such data set, or the image is not in it.
+    """
+    place = Path(os.path.realpath(image))
+    looked: dict[Path, list[Path]] = {}  # data set -> its images
+    for folder in place.parents[:NEAREST_FOLDERS] if data is None else (data,):
+        if data is None and not _is_data(folder):
+            continue
+        for dataset in _parts(folder, place, class_names):
+            paths = [sample.path for sample in dataset.samples]
+            for index, path in enumerate(paths):
+                if path.name == place.name and Path(os.path.realpath(path)) == place:
+                    return dataset, index
+            looked.setdefault(folder, []).extend(paths)
+    if not looked:
+        raise UserError(f"{image}: no folder around it is a data set with annotations. Say where they are: --data PATH")
+    folder, known = next(iter(looked.items()))
+    names = {path.name: path for path in reversed(known)}
+    near = difflib.get_close_matches(place.name, names, n=3, cutoff=0.0)
+    raise UserError(
+        f"{image}: is not among the {len(set(known))} annotated images of {folder}. The nearest names there: "
+        f"{', '.join(str(names[name]) for name in near)}. Give one of these, or another data set: --data PATH"
+    )
+
+
+def _parts(folder: Path, image: Path, class_names: Sequence[str] | None) -> Iterator[DetectionDataset]:
+    """The splits of a data set, those named like a folder of the image first; then the whole of it."""
+    names = splits(folder)
+    for name in sorted(names, key=lambda name: name not in image.parts):
+        yield load_dataset(folder, name, class_names=class_names)
+    try:
+        yield load_dataset(folder, class_names=class_names)
+    except UserError:
+        if not names:  # else splits may well contradict each other, as by giving two images one id
+            raise
+
+
+def trace_sample(detector: Detector, sample: Sample, device: torch.device) -> tuple[ImageTrace, Detections]:
+    """Trace one annotated image, alone in its batch.
+
+    Args:
+        detector: its network is moved to ``device``.
+        sample: with its pixels.
+        device: where to compute.
+
+    Returns:
+        The trace and the detections, both in pixels of the original image.
+    """
+    batch = Collate(detector.preprocess)([resized(sample, detector.preprocess)])
+    assert isinstance(batch, Batch)
+    detector.net.eval().to(device)
+    batch = batch.to(device)
+    height, width = batch.sizes[0].tolist()
+    with torch.inference_mode():
+        raw = detector.raw(batch)
+        (detections,) = detector.detections(raw, batch)
+        result = trace(
+            raw,
+            0,
+            batch.targets[0],
+            (height, width),
+            detector.postprocess,
+            original=sample.size,
+            class_names=detector.class_names,
+        )
+    return result, detections
+
+
+def traced_boxes(result: ImageTrace) -> list[TracedBox]:
+    """What there is to draw of a trace."""
+    return [
+        TracedBox(
+            box=one.box,
+            gate=one.gate,
+            name=result.class_names[one.label],
+            words=f"{result.name_of(one)}: {result.explain(one)}",
+            anchors=[assigned.anchor.box for assigned in one.anchors],
+            candidate=one.furthest.box if one.furthest and not one.found else None,
+            rival=one.by.box if one.by and not one.found else None,
+        )
+        for one in result.boxes
+    ]
+
+
+def sections(
+    result: ImageTrace, image: Image.Image, picture: Image.Image, compared: Image.Image | None = None
+) -> list[Section]:
+    """The parts of the report on one image.
+
+    Args:
+        result: what happened.
+        image: the image itself.
+        picture: from :func:`~retinanet.analysis.trace.figures.draw_trace`.
+        compared: from :func:`~retinanet.plotting.draw.draw_comparison`.
+    """
+    large = close_ups(image, traced_boxes(result))
+    gates = [(gate, count, REMEDIES[gate]) for gate, count in result.counts.items()]
+    boxes = [
+        (
+            one.index,
+            result.class_names[one.label],
+            one.gate,
+            len(one.anchors),
+            one.best_anchor_iou,
+            one.localising,
+            one.best.score if one.best else "",
+            one.best.anchor.name if one.best else "",
+            result.explain(one).partition(": ")[2],
+        )
+        for one in result.boxes
+    ]
+    columns = ("#", "class", "gate", "anchors", "best anchor IoU", "boxes in place", "best score", "level", "what")
+    return [
+        Section(
+            title="Boxes",
+            text=f"Boxes in place overlap the object with IoU of at least 0.5.\n\n    {result.summary()}",
+            tables=[Table(("gate", "boxes", "what to do"), gates), Table(columns, boxes)],
+            pictures=[
+                ("Every annotated box, by what happened to it", picture),
+                *([("The missed boxes, close up", large)] if large else []),
+            ],
+        ),
+        Section(
+            title="Detections",
+            text=f"All detections above {result.score:g}, best first. False positives bear TIDE's names.",
+            tables=[Table(("#", "class", "score", "what it is", "IoU", "object", "level"), _detection_rows(result))],
+            pictures=[(f"Detections of at least {max(result.score, DEFAULT_THRESHOLD):g}", compared)]
+            if compared
+            else [],
+        ),
+    ]
+
+
+def _detection_rows(result: ImageTrace) -> list[tuple[object, ...]]:
+    def row(one: DetectionTrace) -> tuple[object, ...]:
+        matched = "" if one.matched is None else f"#{one.matched}"
+        return one.index, result.class_names[one.label], one.score, one.kind, one.iou, matched, one.anchor.name
+
+    return [row(one) for one in result.detections]
+
+
+def _is_data(folder: Path) -> bool:
+    try:
+        splits(folder)
+    except UserError:  # a folder that nobody named need not be a data set
+        return False
+    return True

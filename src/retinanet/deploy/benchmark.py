@@ -1,0 +1,274 @@
+"""``benchmark``: every way to run a model on this machine, in one table."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+
+from retinanet.data.dataset import DetectionDataset, load_dataset
+from retinanet.deploy.benchmark_table import RESULTS, BenchmarkResult, Row
+from retinanet.deploy.competitors import DEFAULT, NAMES, Competitor, competitor, from_file
+from retinanet.deploy.footprint import peak_memory
+from retinanet.deploy.stopwatch import Seconds, Spread, interleaved, machine
+from retinanet.detector import read_config
+from retinanet.errors import UserError
+from retinanet.evaluation.coco import CocoMetrics, coco_metrics
+from retinanet.images.arrays import pad_arrays
+from retinanet.images.io import read_pixels
+from retinanet.inference.backend import Backend, Prepared, cores
+from retinanet.inference.exported import exported_file, open_exported
+from retinanet.inference.predictor import Predictor
+from retinanet.interop.conversion import check_writable
+from retinanet.interop.pretrained import model_folder
+from retinanet.types import Sample
+
+ROUNDS = 3  # passes over the files for images/s
+MEMORY_IMAGES = 4
+
+
+def benchmark(
+    model: str,
+    data: str,
+    *,
+    split: str = "test",
+    backends: list[str] | None = None,
+    repeats: int = 20,
+    images: int = 16,
+    batch_size: int = 8,
+    calibrate: str | None = None,
+    heads: bool = False,
+    output: str | None = None,
+    trust: bool = False,
+    trust_code: bool = False,
+    overwrite: bool = False,
+) -> BenchmarkResult:
+    """Measure every way to run a model on this CPU: AP, latency by stage, images per second, memory and size.
+
+    All take turns in one process, after a warm-up, and medians are reported. Exports that lie in the model folder are
+    used as they are, except pt2 files; the others are made and thrown away. torchvision's own RetinaNet takes part with
+    the same weights where it has such a network.
+
+    Args:
+        model: model folder, torchvision/NAME or a hub repository; or an exported model, which is measured alone.
+        data: annotated images.
+        split: the part of the data to measure on.
+        backends: some of torchvision, torch-fp32, torch-bf16, torch-compiled, onnx-fp32, onnx-int8, openvino-fp32,
+            openvino-bf16, openvino-int8, pt2-fp32; by default all but torch-compiled and pt2-fp32.
+        repeats: how often the latency of one image is measured.
+        images: how many images of the split are used to time; AP is measured on all.
+        batch_size: images per forward pass where many are predicted with torch.
+        calibrate: images for int8, where it has to be exported; by default the training split of data.
+        heads: time exported graphs without post-processing too, which tells it apart; each is exported once more.
+        output: folder for benchmark.json and benchmark.md; by default nothing is written.
+        trust: open a pt2 file that is given as the model; torch evaluates expressions in it, which can run code.
+        trust_code: load a pt2 file with pickled or compiled parts as well, which runs code.
+        overwrite: replace the results of an earlier benchmark in output.
+
+    Raises:
+        UserError: unusable model or data, an unknown backend or none that can run here, or results are there already.
+    """
+    command = _command(locals())
+    _check(repeats, images, batch_size, backends)
+    if output is not None:
+        _check_output(Path(output), overwrite=overwrite)
+    file = exported_file(model)
+    home = Path(model) if file else model_folder(model) or Path(model)
+    names = tuple(
+        open_exported(file, trust=trust, trust_code=trust_code).class_names
+        if file
+        else read_config(home)["class_names"]
+    )
+    dataset = load_dataset(data, split, class_names=names)
+    with tempfile.TemporaryDirectory(prefix="retinanet-benchmark-") as scratch, _threads(cores()):
+        left_out: dict[str, str] = {}
+        here = [from_file(Path(model).name, file, trust=trust, trust_code=trust_code)] if file else []
+        if not file:
+            here, left_out = _competitors(home, backends or DEFAULT, calibrate or data, Path(scratch), heads=heads)
+        rows = _measured(here, dataset, repeats=repeats, images=images, batch_size=batch_size)
+    about = {
+        "command": command,
+        "images": f"{len(dataset)} of {data}, {split}; {min(images, len(dataset))} of them timed, {repeats} repeats",
+        **machine(),
+    }
+    result = BenchmarkResult(rows, left_out, about)
+    if output is not None:
+        result.save(Path(output))
+    return result
+
+
+def _competitors(
+    home: Path, names: Sequence[str], calibrate: str, scratch: Path, *, heads: bool
+) -> tuple[list[Competitor], dict[str, str]]:
+    """Who can take part, and why others cannot.
+
+    Raises:
+        UserError: nobody can.
+    """
+    here: list[Competitor] = []
+    left_out: dict[str, str] = {}
+    for name in names:
+        _say(f"{name}: getting ready")
+        try:
+            here.append(competitor(name, home, calibrate, scratch, heads=heads))
+        except UserError as error:
+            left_out[name] = str(error)
+            _say(f"{name}: left out, {error}")
+    if not here:
+        raise UserError("nothing to measure:\n  " + "\n  ".join(f"{name}: {why}" for name, why in left_out.items()))
+    return here, left_out
+
+
+def _measured(
+    here: Sequence[Competitor], dataset: DetectionDataset, *, repeats: int, images: int, batch_size: int
+) -> list[Row]:
+    """A row for each competitor."""
+    places = np.linspace(0, len(dataset) - 1, min(images, len(dataset))).round().astype(int)
+    chosen = [dataset.samples[place] for place in places]
+    metrics, per_second = _throughput(here, dataset, chosen, batch_size)
+    stages = _latencies(here, chosen, repeats)
+    rows = []
+    for one in here:
+        _say(f"{one.name}: memory")
+        times = stages[one.name]
+        parts = {stage: median(call[stage] for call in times) for stage in times[0]}
+        rows.append(
+            Row(
+                name=one.name,
+                ap=metrics[one.name].ap,
+                ap50=metrics[one.name].ap50,
+                read=parts["read"],
+                resize=parts["resize"],
+                network=parts["network"],
+                postprocess=parts.get("postprocess"),
+                latency=Spread.of([sum(call.values()) for call in times]),
+                images_per_second=per_second[one.name],
+                memory=peak_memory(str(one.model), one.options, [sample.path for sample in chosen[:MEMORY_IMAGES]]),
+                size=one.size,
+            )
+        )
+    return rows
+
+
+def _throughput(
+    here: Sequence[Competitor], dataset: DetectionDataset, chosen: Sequence[Sample], batch_size: int
+) -> tuple[dict[str, CocoMetrics], dict[str, float]]:
+    """AP on all images, which warms up too; then images per second, end to end."""
+    predictors = {}
+    for one in here:
+        size = 1 if one.options.get("compile") else batch_size  # each size of a batch would be compiled
+        predictors[one.name] = Predictor(one.load("throughput"), batch_size=size)
+    metrics = {}
+    for name, predictor in predictors.items():
+        _say(f"{name}: AP on {len(dataset)} images")
+        found = list(predictor.stream([sample.path for sample in dataset.samples]))
+        metrics[name] = coco_metrics(dataset.samples, found, dataset.class_names, category_ids=dataset.category_ids)
+    _say(f"all in turn: images per second, {ROUNDS} rounds of {len(chosen)} images")
+
+    def timed(predictor: Predictor) -> Callable[[int], Seconds]:
+        def call(_: int) -> Seconds:
+            began = time.perf_counter()
+            for _found in predictor.stream([sample.path for sample in chosen]):
+                pass
+            return {"all": time.perf_counter() - began}
+
+        return call
+
+    taken = interleaved({name: timed(predictor) for name, predictor in predictors.items()}, ROUNDS)
+    return metrics, {name: len(chosen) / median(call["all"] for call in calls) for name, calls in taken.items()}
+
+
+def _latencies(here: Sequence[Competitor], chosen: Sequence[Sample], repeats: int) -> dict[str, list[Seconds]]:
+    """The stages of one image at a time; the images take turns too."""
+    backends = {one.name: one.load("latency") for one in here}
+    for one in here:
+        _say(f"{one.name}: warm-up")
+        backend = backends[one.name]
+        for sample in {backend.preprocess.size(*sample.size): sample for sample in chosen}.values():
+            for _ in range(2):  # one image of each size: some runtimes settle on a size when they first see it
+                one_image(one, backend, sample.path)
+    _say(f"all in turn: latency of one image, {repeats} rounds")
+
+    def timed(one: Competitor) -> Callable[[int], Seconds]:
+        return lambda number: one_image(one, backends[one.name], chosen[number % len(chosen)].path)
+
+    return interleaved({one.name: timed(one) for one in here}, repeats)
+
+
+def one_image(one: Competitor, backend: Backend, path: Path) -> Seconds:
+    """Seconds of the stages from a file to its detections: read, resize, network and, where known, postprocess."""
+    began = time.perf_counter()
+    pixels = read_pixels(path)
+    read = time.perf_counter()
+    prepared = backend.prepare(pixels)
+    resized = time.perf_counter()
+    backend.run([prepared])
+    ended = time.perf_counter()
+    inner = dict(one.inner)
+    if one.heads is not None:
+        inner["postprocess"] = max(0.0, ended - resized - _heads(one, backend, prepared))
+    stages = {"read": read - began, "resize": resized - read + inner.get("resize", 0.0)}
+    return {**stages, "network": ended - resized - sum(inner.values()), **_only(inner, "postprocess")}
+
+
+def _heads(one: Competitor, backend: Backend, prepared: Prepared) -> float:
+    """Seconds of the graph without post-processing, from the same input."""
+    assert one.heads is not None
+    began = time.perf_counter()
+    one.heads(*pad_arrays(backend.preprocess, [prepared.pixels]))
+    return time.perf_counter() - began
+
+
+def _only(values: Mapping[str, float], key: str) -> dict[str, float]:
+    return {key: values[key]} if key in values else {}
+
+
+def _check(repeats: int, images: int, batch_size: int, backends: Sequence[str] | None) -> None:
+    if min(repeats, images, batch_size) < 1:
+        raise UserError(
+            f"--repeats, --images and --batch_size are at least 1, got {repeats}, {images} and {batch_size}"
+        )
+    if unknown := [name for name in backends or () if name not in NAMES]:
+        raise UserError(f"--backends: there is no {', '.join(unknown)}. Expected some of {', '.join(NAMES)}")
+
+
+def _check_output(folder: Path, *, overwrite: bool) -> None:
+    if folder.is_file():
+        raise UserError(f"--output {folder} is a file; expected the name of a folder")
+    if not overwrite and any((folder / name).exists() for name in RESULTS):
+        raise UserError(f"{folder} holds results already. Choose another --output or pass --overwrite")
+    check_writable(folder)
+
+
+def _command(arguments: Mapping[str, Any]) -> str:
+    """The command that does the same, without what concerns only the files it writes."""
+    words = ["retinanet", "benchmark", arguments["model"], arguments["data"]]
+    usual = benchmark.__kwdefaults__ or {}
+    for name, value in arguments.items():
+        if name in usual and value != usual[name] and name not in ("output", "overwrite"):
+            text = f"[{','.join(value)}]" if isinstance(value, list) else str(value)
+            words += [f"--{name}"] if value is True else [f"--{name}", text]
+    return shlex.join(str(word) for word in words)
+
+
+def _say(text: str) -> None:
+    print(f"benchmark: {text}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

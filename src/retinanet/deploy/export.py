@@ -1,0 +1,232 @@
+"""``export``: a model for ONNX Runtime, OpenVINO or torch.export, with proof that it finds the same."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Literal
+
+from retinanet.deploy.calibration import spread_images
+from retinanet.deploy.export_report import ExportReport
+from retinanet.deploy.parity import compare, compare_raw, proof_batches
+from retinanet.detector import TENSORS, Detector, load_detector
+from retinanet.digest import file_sha256
+from retinanet.errors import UserError
+from retinanet.evaluation.evaluate import evaluate
+from retinanet.images.io import read_image
+from retinanet.inference.card import Card
+from retinanet.inference.exported import open_exported
+from retinanet.interop.conversion import check_writable
+from retinanet.interop.pretrained import model_folder
+
+Format = Literal["onnx", "openvino", "pt2"]
+Precision = Literal["fp32", "bf16", "int8"]
+FILES = {"onnx": "model.onnx", "openvino": "model.xml", "pt2": "model.pt2"}
+OURS = {*FILES.values(), "model.bin", "model.compiled.pt2", "export.json", "export.txt"}
+SHOWN = 4  # images of the user's that the proof looks at
+LOST = 0.01  # AP; where int8 costs more, the output of the class subnet goes back to fp32
+BROKEN = 0.5  # a model in lower precision that finds less than this share of the certain detections is not saved
+
+
+def export(
+    model: str,
+    *,
+    format: Format,
+    precision: Precision = "fp32",
+    calibrate: str | None = None,
+    samples: int = 300,
+    verify: str | None = None,
+    split: str = "test",
+    raw: bool = False,
+    compile: bool = False,
+    output: str | None = None,
+    overwrite: bool = False,
+) -> ExportReport:
+    """Write a model for ONNX Runtime, OpenVINO or torch.export, with proof that it finds the same.
+
+    The file holds all that it takes: resize rule, normalisation, network, decoding, suppression, class names and
+    thresholds. It is tried on images of several sizes, alone and in batches, an empty one and a crowd among them; one
+    that does not find what the network finds is not saved.
+
+    Args:
+        model: model folder, torchvision/NAME or a hub repository.
+        format: onnx, openvino, or pt2 (torch.export).
+        precision: fp32; bf16, for openvino and pt2; int8, for onnx and openvino.
+        calibrate: for int8, images like those that the model will see: annotated images, of which the training split
+            is taken, or a folder of images.
+        samples: how many of them are used at most.
+        verify: annotated images; the AP of the exported file and of the network are measured on them.
+        split: the part of verify to measure on.
+        raw: the graph ends at the heads: logits and deltas of each level, no detections. For other runtimes; predict
+            does not take it.
+        compile: for pt2, write model.compiled.pt2 too: machine code for this kind of CPU, made with AOTInductor, which
+            needs a C++ compiler and minutes.
+        output: folder for the files; by default FORMAT-PRECISION in the model folder.
+        overwrite: replace what an earlier export wrote there.
+
+    Raises:
+        UserError: no usable model, a precision that the format does not have, a package that is not installed, no
+            images to calibrate with, the exported model differs, or the folder cannot be written.
+    """
+    _check_options(format, precision, calibrate, verify, raw, compile)
+    home = model_folder(model)
+    detector = load_detector(home or model)
+    sha256 = file_sha256(Path(home or model) / TENSORS)
+    folder = _output(model, home, output, f"{format}-{precision}" + "-raw" * raw, overwrite=overwrite)
+    images = spread_images(calibrate, samples) if calibrate else []
+    shown = spread_images(verify, SHOWN, split) if verify else images[:SHOWN]
+    place = next(path for path in folder.absolute().parents if path.is_dir())
+    try:
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=place) as scratch:
+            report = ExportReport(str(home or model), str(folder), FILES[format], format, precision, raw, len(images))
+            new = Path(scratch) / "new"
+            report = replace(report, weights_sha256=sha256)
+            report = _proven(report, detector, new, images, shown, compile=compile)
+            if verify is not None:
+                report = replace(report, split=f"{verify}, {split}", ap=_ap(home or model, verify, split))
+                report = _verified(report, detector, new, images, shown, verify, split)
+            report = replace(report, size=sum(path.stat().st_size for path in new.iterdir()))
+            report.save(new)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            if folder.exists():
+                os.replace(folder, Path(scratch) / "old")
+            os.replace(new, folder)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error}); nothing was kept. Choose another --output") from None
+    return report
+
+
+def _proven(
+    report: ExportReport,
+    detector: Detector,
+    folder: Path,
+    images: list[Path],
+    shown: list[Path],
+    *,
+    compile: bool = False,
+    keep_class_output: bool = False,
+) -> ExportReport:
+    """Write the files into ``folder``, open them as their user would, and compare.
+
+    Raises:
+        UserError: the exported model differs from the network.
+    """
+    card = Card(
+        class_names=detector.class_names,
+        preprocess=detector.preprocess,
+        postprocess=asdict(detector.postprocess),
+        thresholds=detector.thresholds,
+        metrics=detector.metrics,
+        precision=report.precision,
+        raw=report.raw,
+        scale=detector.scale,
+        weights_sha256=report.weights_sha256,
+    )
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    file = folder / report.file
+    _write(report.format, detector, card, file, images, keep_class_output=keep_class_output, compile=compile)
+    graph = open_exported(file, raw=report.raw, trust=True).graph
+    batches = proof_batches(detector.preprocess, [read_image(path) for path in shown])
+    proof = compare_raw(detector, graph, batches) if report.raw else compare(detector, graph, batches)
+    if (not proof.equal) if report.precision == "fp32" else (proof.sure < BROKEN):
+        raise UserError(f"the exported model differs from the network, so it was not saved: {proof}")
+    return replace(report, proof=proof, kept_class_output=keep_class_output)
+
+
+def _verified(
+    report: ExportReport,
+    detector: Detector,
+    folder: Path,
+    images: list[Path],
+    shown: list[Path],
+    data: str,
+    split: str,
+) -> ExportReport:
+    """Measure the AP of the file itself; int8 that costs too much is made again with the class output in fp32."""
+    report = replace(report, exported_ap=_ap(folder / report.file, data, split))
+    if report.precision != "int8" or report.lost <= LOST:
+        return report
+    with tempfile.TemporaryDirectory(prefix=".second-", dir=folder.parent) as scratch:
+        other = _proven(report, detector, Path(scratch) / "new", images, shown, keep_class_output=True)
+        other = replace(other, exported_ap=_ap(Path(scratch) / "new" / report.file, data, split))
+        if other.lost >= report.lost:
+            return report
+        shutil.rmtree(folder)
+        os.replace(Path(scratch) / "new", folder)
+    return other
+
+
+def _ap(model: str | Path, data: str, split: str) -> float:
+    # trusted: a file of that kind was just written here
+    return evaluate(model, data, split=split, device="cpu", trust=True).metrics.ap
+
+
+def _write(
+    form: str,
+    detector: Detector,
+    card: Card,
+    file: Path,
+    images: list[Path],
+    *,
+    keep_class_output: bool,
+    compile: bool,
+) -> None:
+    """Write one format; its packages are imported here."""
+    try:
+        if form == "pt2":
+            from retinanet.deploy.pt2 import write_pt2
+
+            write_pt2(detector, card, file, compile=compile)
+        elif form == "onnx":
+            from retinanet.deploy.onnx import write_onnx
+
+            write_onnx(detector, card, file, images, keep_class_output=keep_class_output)
+        else:
+            from retinanet.deploy.openvino import write_openvino
+
+            write_openvino(detector, card, file, images, keep_class_output=keep_class_output)
+    except ImportError as error:
+        raise UserError(
+            f'to export to {form} takes a package that is not installed ({error}): pip install "retinanet[export]"'
+        ) from None
+
+
+def _check_options(
+    form: str, precision: str, calibrate: str | None, verify: str | None, raw: bool, compile: bool
+) -> None:
+    """Refuse what cannot be done before anything is done."""
+    known = {"onnx": ("fp32", "int8"), "openvino": ("fp32", "bf16", "int8"), "pt2": ("fp32", "bf16")}
+    if form not in known:
+        raise UserError(f"--format is {', '.join(known)}; got {form!r}")
+    if precision not in known[form]:
+        better = {"bf16": "ONNX Runtime has no bf16 on a CPU; openvino has", "int8": "openvino and onnx have int8"}
+        raise UserError(
+            f"--precision {precision} is not to be had with --format {form}, which has {' and '.join(known[form])}"
+            + (f" ({better[precision]})" if precision in better else "")
+        )
+    if precision == "int8" and calibrate is None:
+        raise UserError("int8 needs images to set its scales by: pass --calibrate DATA, such as the training data")
+    if precision != "int8" and calibrate is not None:
+        raise UserError(f"--calibrate is for int8; {precision} needs none")
+    if raw and verify is not None:
+        raise UserError("--verify needs detections, and --raw leaves them out. Pass one of the two")
+    if compile and form != "pt2":
+        raise UserError(f"--compile is for pt2; {form} is compiled by its runtime whenever it is loaded")
+
+
+def _output(model: str, home: Path | None, output: str | None, name: str, *, overwrite: bool) -> Path:
+    """The folder to make, checked before the work is done."""
+    if output is None and home is not None and not Path(model).exists():
+        raise UserError(f"{model} is no folder of yours, so say where the export goes: pass --output FOLDER")
+    folder = Path(output) if output is not None else Path(model) / name
+    inside = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if folder.is_file() or inside - OURS or (inside and "export.json" not in inside):
+        raise UserError(f"--output {folder} holds other things than an export. Choose a folder that is new")
+    if inside and not overwrite:
+        raise UserError(f"{folder} holds an export already. Choose another --output or pass --overwrite")
+    check_writable(folder)
+    return folder

@@ -1,0 +1,219 @@
+"""Does the exported model find what the network finds?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from retinanet.anchors.geometry import iou
+from retinanet.data.scenes import paint, plan_scene
+from retinanet.detector import Detector
+from retinanet.images.io import picture_pixels
+from retinanet.images.preprocess import Preprocess
+from retinanet.model.postprocess import Postprocess
+from retinanet.types import Batch, Detections, Sample, Target
+
+Graph = Callable[[NDArray[Any], NDArray[np.int64]], Sequence[NDArray[Any]]]
+PIXELS, SCORE = 0.1, 1e-3  # fp32: how far a box and a score may be off
+RAW = 0.01  # likewise for what the heads say
+NEAR = 2.0  # pixels within which two boxes of a class are taken for the same
+ROUNDING = 1e-3  # an overlap as near as this to the NMS threshold may fall on either side of it
+SCENES = ((0, (256, 320)), (3, (400, 300)))  # index and size of the rendered ones; the second is a crowd
+SURE, ALIKE = 0.3, 0.75  # the score and the IoU from which on lower precisions are compared
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The exported model beside the network, over several batches.
+
+    Attributes:
+        batches: what was run, such as "2 x 3 x 320 x 416".
+        detections: of the network, all batches together.
+        matched: how many of them the exported model finds too: same class, nearest box.
+        unmatched: how many only one of both finds, except where a rounding decides: a score at the threshold or at
+            the cut after ``max_detections``, an overlap at the NMS threshold.
+        pixels: largest difference of a coordinate of two that match.
+        score: largest difference of their scores.
+        certain: detections of the network with a score of at least 0.3.
+        sure: the share of those that the exported model finds with the same class and an IoU of at least 0.75; NaN
+            where there are none.
+    """
+
+    batches: tuple[str, ...]
+    detections: int
+    matched: int
+    unmatched: int
+    pixels: float
+    score: float
+    certain: int
+    sure: float
+
+    @property
+    def equal(self) -> bool:
+        """Whether both find the same, to the tolerances of fp32."""
+        return self.unmatched == 0 and self.pixels <= PIXELS and self.score <= SCORE
+
+    def __str__(self) -> str:
+        nothing = "" if self.detections else "; nothing was found that could differ: pass --verify DATA"
+        return (
+            f"{self.matched} of {self.detections} detections match, {self.unmatched} only in one of both; largest "
+            f"difference {self.pixels:.2g} px, score {self.score:.2g} ({', '.join(self.batches)}){nothing}"
+        )
+
+    def roughly(self) -> str:
+        """For lower precision, where the faint detections always differ."""
+        nothing = "" if self.certain else ": pass --verify DATA"
+        share = "" if np.isnan(self.sure) else f"{self.sure:.1%} of the "
+        return (
+            f"{share}{self.certain} detections that score 0.3 and more are found with the same class and IoU 0.75"
+            f"{nothing} ({', '.join(self.batches)})"
+        )
+
+
+def compare(detector: Detector, graph: Graph, batches: Sequence[Batch]) -> Comparison:
+    """Run the network and the exported graph on the same batches.
+
+    Args:
+        detector: on the CPU, in fp32.
+        graph: images (N, 3, H, W) and sizes (N, 2) -> boxes, scores, labels, count.
+        batches: see :func:`proof_batches`.
+    """
+    total = matched = unmatched = 0
+    apart: list[tuple[float, float]] = [(0.0, 0.0)]  # pixels and score, of those that match
+    sure: list[bool] = []
+    for batch in batches:
+        with torch.inference_mode():
+            wanted = detector.postprocess(detector.raw(batch), batch.sizes, detector.class_names)
+        outputs = _run(graph, batch)
+        for one, boxes, scores, labels, count in zip(wanted, *outputs, strict=True):
+            other = Detections(boxes[:count], scores[:count], labels[:count], detector.class_names)
+            pairs = _pairs(one, other)
+            apart += [_apart(one, other, *pair) for pair in pairs]
+            total, matched = total + len(one), matched + len(pairs)
+            unmatched += _unexplained(one, other, {i for i, _ in pairs}, detector.postprocess)
+            unmatched += _unexplained(other, one, {j for _, j in pairs}, detector.postprocess)
+            sure += _found(one.above(SURE), other)
+    pixels, score = (max(column) for column in zip(*apart, strict=True))
+    share = float(np.mean(sure)) if sure else float("nan")
+    return Comparison(_shapes(batches), total, matched, unmatched, pixels, score, len(sure), share)
+
+
+@dataclass(frozen=True)
+class RawComparison:
+    """The heads of the exported model beside those of the network.
+
+    Attributes:
+        batches: what was run.
+        logits: largest difference of a logit.
+        deltas: largest difference of a delta.
+        sure: share of the entries with a score of at least 0.3 that have it in both; NaN where there are none.
+    """
+
+    batches: tuple[str, ...]
+    logits: float
+    deltas: float
+    sure: float
+
+    @property
+    def equal(self) -> bool:
+        """Whether both say the same, to the tolerance of fp32."""
+        return max(self.logits, self.deltas) <= RAW
+
+    def __str__(self) -> str:
+        return (
+            f"largest difference of a logit {self.logits:.2g}, of a delta {self.deltas:.2g} ({', '.join(self.batches)})"
+        )
+
+
+def compare_raw(detector: Detector, graph: Graph, batches: Sequence[Batch]) -> RawComparison:
+    """As :func:`compare`, for a graph that ends at the heads: L logits, then L deltas."""
+    apart: list[tuple[float, float]] = []
+    certain: list[tuple[int, int]] = []
+    for batch in batches:
+        with torch.inference_mode():
+            raw = detector.raw(batch)
+        outputs = _run(graph, batch)
+        found = outputs[: len(raw.logits)], outputs[len(raw.logits) :]
+        logits, deltas = (
+            max(float((one - other).abs().max()) for one, other in zip(ours, theirs, strict=True))
+            for ours, theirs in zip((raw.logits, raw.deltas), found, strict=True)
+        )
+        apart.append((logits, deltas))
+        levels = zip(raw.logits, found[0], strict=True)
+        high = [(one.sigmoid() >= SURE, other.sigmoid() >= SURE) for one, other in levels]
+        certain.append((sum(int((a & b).sum()) for a, b in high), sum(int(a.sum()) for a, _ in high)))
+    logits, deltas = (max(column) for column in zip(*apart, strict=True))
+    both, ours = (sum(column) for column in zip(*certain, strict=True))
+    return RawComparison(_shapes(batches), logits, deltas, both / ours if ours else float("nan"))
+
+
+def proof_batches(preprocess: Preprocess, images: Sequence[Tensor] = ()) -> list[Batch]:
+    """What an exported model is tried on: several sizes, one image and two of different sizes, an empty one, a crowd.
+
+    Args:
+        preprocess: of the model.
+        images: (3, H, W) uint8 pictures of the kind that the model is for; without any, there are rendered ones.
+    """
+    scene, crowd = (picture_pixels(paint(plan_scene(0, "proof", index, size))) for index, size in SCENES)
+    # Nothing but grain: on one grey, neighbouring cells tie, and rounding would decide which of them suppresses which.
+    dice = torch.Generator().manual_seed(0)
+    empty = torch.randint(96, 160, (3, 200, 300), dtype=torch.uint8, generator=dice)
+    groups = [[empty], [scene, crowd], [crowd], *([image] for image in images[:2]), list(images[2:])]
+    return [_batch(preprocess, group) for group in groups if group]
+
+
+def _run(graph: Graph, batch: Batch) -> list[Tensor]:
+    outputs = graph(batch.images.contiguous().numpy(), batch.sizes.numpy())
+    return [torch.from_numpy(np.array(output)) for output in outputs]
+
+
+def _shapes(batches: Sequence[Batch]) -> tuple[str, ...]:
+    return tuple(" x ".join(map(str, batch.images.shape)) for batch in batches)
+
+
+def _batch(preprocess: Preprocess, images: Sequence[Tensor]) -> Batch:
+    batch, sizes = preprocess.pad([preprocess.resize(image) for image in images])
+    samples = tuple(
+        Sample(Path(), 0, (image.shape[-2], image.shape[-1]), Target.empty(), torch.zeros(0)) for image in images
+    )
+    return Batch(batch, sizes, tuple(Target.empty() for _ in images), samples)
+
+
+def _pairs(one: Detections, other: Detections) -> list[tuple[int, int]]:
+    """Each detection of ``one``, best first, with the nearest one of ``other`` of its class that is not taken yet."""
+    cost = (one.boxes[:, None] - other.boxes[None]).abs().amax(dim=2)  # (D, D')
+    cost[one.labels[:, None] != other.labels[None]] = torch.inf
+    pairs = []
+    for i in range(len(one)):
+        if len(other) and float(cost[i].min()) <= NEAR:
+            j = int(cost[i].argmin())
+            cost[:, j] = torch.inf
+            pairs.append((i, j))
+    return pairs
+
+
+def _apart(one: Detections, other: Detections, i: int, j: int) -> tuple[float, float]:
+    return float((one.boxes[i] - other.boxes[j]).abs().max()), float((one.scores[i] - other.scores[j]).abs())
+
+
+def _unexplained(one: Detections, other: Detections, matched: set[int], rule: Postprocess) -> int:
+    """How many detections of ``one`` have no partner in ``other`` although no rounding can have decided that."""
+    cut = float(other.scores.min()) + SCORE if len(other) == rule.max_detections else 0.0
+    scores = one.scores.tolist()
+    left = [i for i in range(len(one)) if i not in matched and scores[i] > cut and abs(scores[i] - rule.score) > SCORE]
+    overlaps = iou(one.boxes[left], torch.cat([one.boxes, other.boxes]))
+    return int((((overlaps - rule.nms).abs() > ROUNDING).all(dim=1)).sum())
+
+
+def _found(sure: Detections, other: Detections) -> list[bool]:
+    """Of each detection, whether the other ones have it with the same class and an IoU of at least 0.75."""
+    overlaps = iou(sure.boxes, other.boxes)
+    overlaps[sure.labels[:, None] != other.labels[None]] = 0
+    return [bool((row >= ALIKE).any()) for row in overlaps]

@@ -1,0 +1,101 @@
+"""int8: post-training quantisation of an OpenVINO or ONNX model with NNCF.
+
+Only what leads to a convolution is quantised: decoding, top-k and suppression compute with coordinates, which 8 bits
+cannot hold.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import nncf
+import onnx
+import openvino
+
+from retinanet.deploy.calibration import feed
+from retinanet.images.preprocess import Preprocess
+from retinanet.inference.backend import INPUTS
+
+CLASS_OUTPUT = "heads.cls.output.weight"  # how the name of the weights of the class subnet's last convolution ends
+Model = TypeVar("Model", openvino.Model, onnx.ModelProto)
+
+
+def quantised(model: Model, preprocess: Preprocess, images: Sequence[Path], *, keep_class_output: bool) -> Model:
+    """An int8 copy of a model.
+
+    Args:
+        model: in fp32, with detections or raw outputs.
+        preprocess: of the model.
+        images: of the kind that the model is for; their activations set the scales.
+        keep_class_output: the last convolution of the class subnet stays in fp32.
+    """
+    with _quiet():
+        result: Model = nncf.quantize(
+            model,
+            nncf.Dataset(images, lambda path: dict(zip(INPUTS, feed(preprocess, path), strict=True))),
+            subset_size=len(images),
+            preset=nncf.QuantizationPreset.MIXED,  # activations may be asymmetric: not every backbone ends in a ReLU
+            ignored_scope=nncf.IgnoredScope(names=_ignored(model, keep_class_output)),
+        )
+    return result
+
+
+def _ignored(model: openvino.Model | onnx.ModelProto, keep_class_output: bool) -> list[str]:
+    """Names of the nodes that stay as they are."""
+    after, convolutions = _openvino_graph(model) if isinstance(model, openvino.Model) else _onnx_graph(model)
+    leads: dict[str, bool] = {}
+    for name in reversed(after):  # in topological order, so what comes after a node is known already
+        leads[name] = any(one in convolutions or leads[one] for one in after[name])
+    ignored = [name for name in after if not leads[name] and name not in convolutions]
+    outputs = [name for name, weights in convolutions.items() if weights.endswith(CLASS_OUTPUT)]
+    assert outputs, "the class subnet's output is not to be found by the name of its weights"
+    return ignored + (outputs if keep_class_output else [])
+
+
+def _openvino_graph(model: openvino.Model) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """The nodes after each node, and the name of the weights of each convolution."""
+    after: dict[str, list[str]] = {}
+    convolutions: dict[str, str] = {}
+    for node in model.get_ordered_ops():
+        kind, name = node.get_type_name(), node.get_friendly_name()
+        if kind in ("Constant", "Parameter", "Result"):
+            continue
+        after[name] = [target.get_node().get_friendly_name() for out in node.outputs() for target in _targets(out)]
+        if kind in ("Convolution", "GroupConvolution"):
+            convolutions[name] = node.input_value(1).get_node().get_friendly_name()
+    return _known(after), convolutions
+
+
+def _targets(output: Any) -> Iterable[Any]:
+    return output.get_target_inputs()
+
+
+def _onnx_graph(model: onnx.ModelProto) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """As for OpenVINO."""
+    takers: dict[str, list[str]] = defaultdict(list)
+    for node in model.graph.node:
+        for value in node.input:
+            takers[value].append(node.name)
+    after = {node.name: [name for value in node.output for name in takers[value]] for node in model.graph.node}
+    return _known(after), {node.name: node.input[1] for node in model.graph.node if node.op_type == "Conv"}
+
+
+def _known(after: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    return {name: [one for one in following if one in after] for name, following in after.items()}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """NNCF reports each step on the console; an error is raised in any case."""
+    logger = logging.getLogger("nncf")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,83 @@
+"""Times of competitors that take turns, and what is told of the machine beside them."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from retinanet.inference.backend import cores
+
+PAUSE = 0.05  # seconds; threads of the runtime that ran last stop spinning in it
+PACKAGES = ("torch", "torchvision", "onnxruntime", "openvino")
+
+Seconds = Mapping[str, float]  # of the stages of one call
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Repeated measurements of one thing.
+
+    Attributes:
+        median: half of them are below.
+        low: a quarter of them are below.
+        high: a quarter of them are above.
+    """
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: list[float]) -> Spread:
+        """The median and the quartiles."""
+        if len(values) < 2:
+            return cls(values[0], values[0], values[0])
+        low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+        return cls(median, low, high)
+
+
+def interleaved(
+    calls: Mapping[str, Callable[[int], Seconds]], rounds: int, *, pause: float | None = None
+) -> dict[str, list[Seconds]]:
+    """Every competitor once in a round, round after round: what slows the machine for a while slows all of them.
+
+    Args:
+        calls: by name of the competitor; given the number of the round, they say what they took. They are warm.
+        rounds: how many.
+        pause: seconds before each call; by default ``PAUSE``.
+    """
+    taken: dict[str, list[Seconds]] = {name: [] for name in calls}
+    for number in range(rounds):
+        for name, call in calls.items():
+            time.sleep(PAUSE if pause is None else pause)
+            taken[name].append(call(number))
+    return taken
+
+
+def machine() -> dict[str, str]:
+    """The CPU, the cores in use, the versions of what is measured, and the date."""
+    versions = []
+    for package in PACKAGES:
+        try:
+            versions.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            continue
+    return {
+        "machine": f"{_cpu()}, {cores()} cores in use",
+        "versions": ", ".join(versions),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

@@ -1,0 +1,266 @@
+"""COCO average precision. The only file that knows the evaluator (faster-coco-eval, float64 like pycocotools)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any
+
+import numpy as np
+from faster_coco_eval import COCO, COCOeval_faster
+from torch import Tensor
+
+from retinanet.errors import UserError
+from retinanet.types import Detections, Sample
+
+# Annotated areas in square pixels; both ends belong to the range, so a box of exactly 32 x 32 counts twice, as in COCO.
+AREA_RANGES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 10**10)}
+
+
+@dataclass(frozen=True)
+class SizeMetrics:
+    """The objects of one range of areas.
+
+    Attributes:
+        boxes: annotated objects in the range, ignore regions left out.
+        ap: AP over IoU 0.50:0.95; NaN where the range holds no object.
+        ar: average recall over the same IoUs; NaN where the range holds no object.
+    """
+
+    boxes: int
+    ap: float
+    ar: float
+
+
+@dataclass(frozen=True)
+class ClassMetrics:
+    """One class.
+
+    Attributes:
+        name: its name.
+        category_id: its id in the annotation file.
+        images: images with at least one object of the class.
+        boxes: annotated objects, ignore regions left out.
+        detections: detections of the class, before any limit per image.
+        ap: AP over IoU 0.50:0.95; NaN where the class has no object.
+        ap50: AP at IoU 0.50; NaN where the class has no object.
+    """
+
+    name: str
+    category_id: int
+    images: int
+    boxes: int
+    detections: int
+    ap: float
+    ap50: float
+
+
+@dataclass(frozen=True)
+class CocoMetrics:
+    """The numbers of the COCO detection challenge, each in [0, 1], or NaN where there is nothing to measure it on.
+
+    Attributes:
+        ap: AP, mean over IoU 0.50:0.05:0.95 and over the classes that have objects.
+        ap50: AP at IoU 0.50.
+        ap75: AP at IoU 0.75.
+        ar: average recall for each limit of detections per image and class, {1: .., 10: .., 100: ..}.
+        small: objects of at most 32 x 32 pixels.
+        medium: objects from 32 x 32 to 96 x 96 pixels.
+        large: objects of at least 96 x 96 pixels.
+        classes: one entry per class, in the order of the labels.
+        images: number of images.
+        boxes: annotated objects, ignore regions left out.
+        ignored: ignore regions.
+        detections: detections, before any limit per image.
+    """
+
+    ap: float
+    ap50: float
+    ap75: float
+    ar: Mapping[int, float]
+    small: SizeMetrics
+    medium: SizeMetrics
+    large: SizeMetrics
+    classes: tuple[ClassMetrics, ...]
+    images: int
+    boxes: int
+    ignored: int
+    detections: int
+
+
+def coco_metrics(
+    samples: Sequence[Sample],
+    detections: Sequence[Detections],
+    class_names: Sequence[str],
+    *,
+    category_ids: Sequence[int] | None = None,
+    max_detections: Sequence[int] = (1, 10, 100),
+) -> CocoMetrics:
+    """Average precision and recall as COCO defines them (Lin et al. 2014; the maths of pycocotools in float64).
+
+    The result does not depend on the order of the images: equal scores of different images are ranked by image id
+    (integers first, then strings), as pycocotools does, and equal scores within one image keep the order given.
+
+    Args:
+        samples: the annotated images, boxes in pixels of the original image; ``ignore`` becomes ``iscrowd``. Boxes and
+            areas in float64 are used as they are: rounded to float32, a small box can move across an IoU threshold.
+        detections: what was found in each of them, in the same order, boxes in the same pixels.
+        class_names: K names; labels index them.
+        category_ids: K ids of the annotation file, reported with each class; label + 1 by default.
+        max_detections: limits of detections per image and class, for AR; AP and the sizes use the largest.
+
+    Raises:
+        UserError: the two sequences differ in length, an image id occurs twice, the class names of the detections are
+            others, a label or the number of category ids does not fit the class names, or a limit is below 1.
+    """
+    ids = tuple(category_ids) if category_ids is not None else tuple(range(1, len(class_names) + 1))
+    limits = sorted(set(max_detections))
+    _check(samples, detections, tuple(class_names), ids, limits)
+    precision, recall = _evaluate(*_datasets(samples, detections, class_names), limits)
+    boxes = np.concatenate([np.zeros(0, bool), *(~sample.target.ignore.numpy() for sample in samples)])
+    areas = np.concatenate([np.zeros(0), *(sample.areas.double().numpy() for sample in samples)])[boxes]
+    sizes = {
+        name: SizeMetrics(
+            boxes=int(((areas >= low) & (areas <= high)).sum()),
+            ap=_mean(precision[..., index, -1]),
+            ar=_mean(recall[..., index, -1]),
+        )
+        for index, (name, (low, high)) in enumerate(AREA_RANGES.items(), start=1)
+    }
+    everything = precision[:, :, :, 0, -1]  # (T, R, K): all areas, the largest limit; T = 0.50, 0.55, .. 0.95
+    return CocoMetrics(
+        ap=_mean(everything),
+        ap50=_mean(everything[0]),
+        ap75=_mean(everything[5]),
+        ar={limit: _mean(recall[:, :, 0, index]) for index, limit in enumerate(limits)},
+        **sizes,
+        classes=_classes(samples, detections, class_names, ids, everything),
+        images=len(samples),
+        boxes=len(areas),
+        ignored=len(boxes) - len(areas),
+        detections=sum(len(found) for found in detections),
+    )
+
+
+def _check(
+    samples: Sequence[Sample],
+    detections: Sequence[Detections],
+    names: tuple[str, ...],
+    ids: tuple[int, ...],
+    limits: list[int],
+) -> None:
+    if len(samples) != len(detections):
+        raise UserError(f"{len(samples)} samples but {len(detections)} detections: give one Detections per sample")
+    if len(ids) != len(names):
+        raise UserError(f"{len(names)} class names but {len(ids)} category ids: give one id per class")
+    if not limits or limits[0] < 1:
+        raise UserError(f"max_detections is {limits}: expected at least one limit, each 1 or more")
+    for image_id, count in Counter(sample.image_id for sample in samples).items():
+        if count > 1:
+            raise UserError(f"image id {image_id!r} occurs {count} times: COCO AP needs a different id for every image")
+    for sample, found in zip(samples, detections, strict=True):
+        for label, (ours, theirs) in enumerate(zip_longest(found.class_names, names)):
+            if ours != theirs:
+                raise UserError(
+                    f"image {sample.image_id!r}: class {label} is {ours!r} for the detections and {theirs!r} for the "
+                    "data set; evaluate on a data set with the same classes in the same order"
+                )
+        for what, labels in (("annotated", sample.target.labels), ("detected", found.labels)):
+            outside = labels[(labels < 0) | (labels >= len(names))]
+            if len(outside):
+                raise UserError(
+                    f"image {sample.image_id!r}: {what} label {int(outside[0])} is not in [0, {len(names)}), "
+                    f"the range of the {len(names)} class names"
+                )
+
+
+def _datasets(
+    samples: Sequence[Sample], detections: Sequence[Detections], class_names: Sequence[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Ground truth and results as COCO dictionaries; images are numbered from 1 by rank of their id, classes by label.
+
+    Annotation ids start at 1: the evaluator takes a match with id 0 for no match.
+    """
+    order = sorted(range(len(samples)), key=lambda i: (isinstance(samples[i].image_id, str), samples[i].image_id))
+    truths: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
+    for number, index in enumerate(order, start=1):
+        sample, target = samples[index], samples[index].target
+        columns = (_xywh(target.boxes), target.labels.tolist(), sample.areas.tolist(), target.ignore.tolist())
+        for box, label, area, ignore in zip(*columns, strict=True):
+            row = {"image_id": number, "category_id": label + 1, "bbox": box, "area": area, "iscrowd": int(ignore)}
+            truths.append({"id": len(truths) + 1, **row})
+        for row in detections[index].to_coco(number):
+            area = row["bbox"][2] * row["bbox"][3]
+            results.append({"id": len(results) + 1, **row, "area": area, "iscrowd": 0})
+    frame = {
+        "images": [{"id": number} for number in range(1, len(samples) + 1)],
+        "categories": [{"id": label, "name": name} for label, name in enumerate(class_names, start=1)],
+    }
+    return {**frame, "annotations": truths}, {**frame, "annotations": results}
+
+
+def _xywh(boxes: Tensor) -> list[list[float]]:
+    """(M, 4) xyxy -> M lists [x, y, width, height]: subtracted in float64, which is exact for pixels."""
+    corners = boxes.double().numpy()
+    return np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1).tolist()
+
+
+def _evaluate(truths: dict[str, Any], results: dict[str, Any], limits: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Runs the evaluator without a word -> precision (T=10, R=101, K, 4, limits), recall (T, K, 4, limits).
+
+    -1 marks what has no ground truth. The four areas are all, small, medium and large.
+    """
+    evaluator = COCOeval_faster(
+        COCO(truths, print_function=_silent),
+        COCO(results, print_function=_silent),
+        iouType="bbox",
+        ranges={name: list(ends) for name, ends in AREA_RANGES.items()},
+        print_function=_silent,
+    )
+    evaluator.params.maxDets = limits
+    evaluator.evaluate()
+    evaluator.accumulate()
+    return evaluator.eval["precision"], evaluator.eval["recall"]
+
+
+def _silent(*_: object) -> None:
+    """The evaluator reports progress to this."""
+
+
+def _mean(values: np.ndarray) -> float:
+    """Mean of what has ground truth, NaN where nothing has."""
+    measured = values[values > -1]
+    return float(measured.mean()) if measured.size else float("nan")
+
+
+def _classes(
+    samples: Sequence[Sample],
+    detections: Sequence[Detections],
+    names: Sequence[str],
+    ids: Sequence[int],
+    precision: np.ndarray,
+) -> tuple[ClassMetrics, ...]:
+    """One entry per class from precision (T, R, K)."""
+    boxes: Counter[int] = Counter()
+    images: Counter[int] = Counter()
+    found: Counter[int] = Counter()
+    for sample, result in zip(samples, detections, strict=True):
+        labels = sample.target.labels[~sample.target.ignore].tolist()
+        boxes.update(labels)
+        images.update(set(labels))
+        found.update(result.labels.tolist())
+    return tuple(
+        ClassMetrics(
+            name=name,
+            category_id=ids[label],
+            images=images[label],
+            boxes=boxes[label],
+            detections=found[label],
+            ap=_mean(precision[:, :, label]),
+            ap50=_mean(precision[0, :, label]),
+        )
+        for label, name in enumerate(names)
+    )

@@ -1,0 +1,181 @@
+"""Loss and detections in one forward over a data set, over all ranks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import distributed
+
+from retinanet.data.dataset import DetectionDataset, load_dataset
+from retinanet.data.loader import evaluation_batches
+from retinanet.detector import Detector
+from retinanet.errors import UserError
+from retinanet.evaluation.coco import coco_metrics
+from retinanet.evaluation.report import EvaluationResult, save_coco_results
+from retinanet.inference.files import exported_file
+from retinanet.inference.predictor import Predictor
+from retinanet.interop.pretrained import load_pretrained
+from retinanet.losses.detection import Assignment, DetectionLoss
+from retinanet.model.device import choose_device
+from retinanet.types import Batch, Detections, RawOutput
+
+RESULTS = ("evaluation.json", "predictions.json")
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What one pass over a data set gives.
+
+    Attributes:
+        detections: one entry per sample, in the order of the data set.
+        loss: divided as the criterion divides it, over the whole set: ``classification``, ``box``, ``total``.
+        images_per_second: from pixels to detections, reading excluded; None if it was not measured.
+    """
+
+    detections: list[Detections]
+    loss: Mapping[str, float]
+    images_per_second: float | None
+
+
+def evaluate(
+    model: str | Path,
+    data: str | Path,
+    *,
+    split: str = "test",
+    output: str | Path | None = None,
+    batch_size: int = 8,
+    workers: int = 0,
+    device: str = "auto",
+    strict: bool = False,
+    trust: bool = False,
+    trust_code: bool = False,
+    overwrite: bool = False,
+) -> EvaluationResult:
+    """COCO average precision of a model on annotated images.
+
+    Args:
+        model: model folder, exported model, torchvision/NAME or a hub repository. An exported model has no loss.
+        data: annotated images in COCO, VOC, YOLO or CSV form.
+        split: which part of the data.
+        output: folder for ``evaluation.json`` and ``predictions.json`` (COCO results); by default nothing is written.
+        batch_size: images per forward pass, where their network input has one size; the result does not depend on it.
+        workers: processes that read images; 0 reads in this one.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        strict: refuse the data at the first faulty box instead of leaving faulty boxes out.
+        trust: open a pt2 file; torch evaluates expressions in it, which can run code.
+        trust_code: load a pt2 file with pickled or compiled parts as well, which runs code.
+        overwrite: replace the results of an earlier evaluation in output.
+
+    Raises:
+        UserError: unusable model or data, an object of a class that the model does not know, or results are there
+            already.
+    """
+    if batch_size < 1 or workers < 0:
+        raise UserError(f"expected batch_size >= 1 and workers >= 0, got {batch_size} and {workers}")
+    if output is not None:
+        check_output(Path(output), overwrite=overwrite)
+    if exported_file(model):
+        predictor = Predictor.load(model, device=device, batch_size=batch_size, trust=trust, trust_code=trust_code)
+        dataset = load_dataset(data, split, class_names=predictor.class_names, strict=strict)
+        result, where = Pass(list(predictor.stream([one.path for one in dataset.samples])), {}, None), "cpu"
+    else:
+        detector = load_pretrained(model)
+        dataset = load_dataset(data, split, class_names=detector.class_names, strict=strict)
+        where = str(choose_device(device))
+        detector.net.to(where)
+        result = one_pass(detector, dataset, batch_size=batch_size, workers=workers, device=torch.device(where))
+    metrics = coco_metrics(dataset.samples, result.detections, dataset.class_names, category_ids=dataset.category_ids)
+    about = {"model": str(model), "data": str(data), "split": split, "device": where}
+    report = EvaluationResult(metrics, result.loss, result.images_per_second, about)
+    if output is not None:
+        report.to_json(Path(output) / RESULTS[0])
+        save_coco_results(Path(output) / RESULTS[1], dataset.samples, result.detections, dataset.category_ids)
+    return report
+
+
+def one_pass(
+    detector: Detector,
+    dataset: DetectionDataset,
+    *,
+    device: torch.device,
+    criterion: DetectionLoss | None = None,
+    batch_size: int = 8,
+    workers: int = 0,
+    autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
+    watch: Callable[[Sequence[int], RawOutput, Batch, Assignment], None] | None = None,
+) -> Pass:
+    """Run a detector over a data set once; every rank takes its share and all get the whole result.
+
+    Args:
+        detector: its network lies on ``device`` and is put into evaluation mode.
+        dataset: annotated images.
+        device: of the batches.
+        criterion: the loss to report; the paper's by default.
+        batch_size: images per forward pass, where their network input has one size.
+        workers: processes that read images.
+        autocast: context of the forward passes.
+        watch: is shown the indices and the raw output of every batch of this rank, in inference mode.
+    """
+    rank, world = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
+    indices = range(rank, len(dataset), world)
+    criterion = criterion or DetectionLoss()
+    detector.net.eval()
+    found: dict[int, Detections] = {}
+    sums = torch.zeros(4, dtype=torch.float64)  # classification, box, what they are divided by, seconds
+    batches = evaluation_batches(
+        dataset, preprocess=detector.preprocess, batch_size=batch_size, indices=indices, workers=workers
+    )
+    for places, batch in batches:
+        began = time.perf_counter()
+        batch = batch.to(device)
+        with torch.inference_mode(), autocast():
+            raw = detector.raw(batch)
+        with torch.inference_mode():
+            assignment = criterion.assign(raw.lattice, raw.grids, batch.targets)
+            losses = criterion(raw, batch.targets, assignment, normaliser=1.0)
+            detections = detector.detections(raw, batch)
+            if watch is not None:
+                watch(places, raw, batch, assignment)
+        sums += torch.tensor(
+            [
+                float(losses.classification),
+                float(losses.box),
+                criterion.count(assignment, len(batch)),
+                time.perf_counter() - began,
+            ],
+            dtype=torch.float64,
+        )
+        found.update(zip(places, detections, strict=True))
+    found, sums = _join(found, sums)
+    classification, box, count, seconds = sums.tolist()
+    loss = {"classification": classification / max(count, 1), "box": box / max(count, 1)}
+    loss["total"] = loss["classification"] + loss["box"]
+    speed = len(dataset) * world / seconds if seconds else 0.0
+    return Pass([found[index] for index in range(len(dataset))], loss, speed)
+
+
+def check_output(folder: Path, *, overwrite: bool) -> None:
+    """Earlier results are replaced only when asked for.
+
+    Raises:
+        UserError: there are some, or the folder is a file.
+    """
+    if folder.is_file():
+        raise UserError(f"--output {folder} is a file; expected the name of a folder")
+    if not overwrite and any((folder / name).exists() for name in RESULTS):
+        raise UserError(f"{folder} holds results already. Choose another --output or pass --overwrite")
+
+
+def _join(found: dict[int, Detections], sums: torch.Tensor) -> tuple[dict[int, Detections], torch.Tensor]:
+    """The results of all ranks, on every rank."""
+    if not distributed.is_initialized():
+        return found, sums
+    parts: list[tuple[dict[int, Detections], torch.Tensor] | None] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(parts, (found, sums))
+    whole = [part for part in parts if part is not None]
+    return {k: v for part, _ in whole for k, v in part.items()}, torch.stack([s for _, s in whole]).sum(dim=0)

@@ -1,0 +1,185 @@
+"""A model ready to use: images in, detections in pixels of the original images out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from retinanet.errors import UserError
+from retinanet.images.io import picture_array, read_pixels
+from retinanet.inference.backend import Backend, Mode, Prepared
+from retinanet.inference.exported import exported_file, open_exported
+from retinanet.inference.stream import streamed
+from retinanet.types import Detections
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Predictor:
+    """Finds objects in images.
+
+    Args:
+        backend: what runs the model.
+        batch_size: images per forward pass.
+    """
+
+    def __init__(self, backend: Backend, *, batch_size: int = 8) -> None:
+        if batch_size < 1:
+            raise UserError(f"batch_size is at least 1, got {batch_size}")
+        self.backend = backend
+        self.batch_size = batch_size
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path,
+        *,
+        device: str = "auto",
+        batch_size: int = 8,
+        precision: Literal["fp32", "bf16"] = "fp32",
+        mode: Mode = "latency",
+        compile: bool = False,
+        trust: bool = False,
+        trust_code: bool = False,
+    ) -> Predictor:
+        """A predictor from an exported model, a model folder or a name.
+
+        An exported model needs its runtime, numpy and Pillow: neither torch nor timm is imported for it.
+
+        Args:
+            model: an exported model (its file, or the folder that has model.xml or model.onnx); a model folder; or a
+                name (see :func:`retinanet.interop.pretrained.model_folder`).
+            device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``; an exported model runs on the CPU.
+            batch_size: images per forward pass.
+            precision: of a model folder: ``bf16`` where the device computes in it, else fp32 with a warning. That of an
+                exported model was settled when it was exported.
+            mode: of an exported model: ``latency``, one forward pass at a time on all cores; ``throughput``, one image
+                per core at a time, which is faster for many images.
+            compile: of a model folder: compile the network first, which takes minutes.
+            trust: of a pt2 file: open it, though torch evaluates expressions in it, which can run code.
+            trust_code: of a pt2 file that has pickled or compiled parts: load them as well, which runs code.
+
+        Raises:
+            UserError: there is no usable model, it is not trusted, there is no such device, or this kind of model does
+                not have an option.
+        """
+        if precision not in ("fp32", "bf16") or mode not in ("latency", "throughput"):
+            raise UserError(f"precision is fp32 or bf16, mode latency or throughput; got {precision!r} and {mode!r}")
+        if file := exported_file(model):
+            backend: Backend = open_exported(file, mode, trust=trust, trust_code=trust_code)
+            _check_exported(backend, file, device, precision, compile)
+            return cls(backend, batch_size=batch_size)
+        if mode == "throughput":
+            raise UserError("mode throughput is for exported models; make one with: retinanet export MODEL")
+        from retinanet.inference.torch_backend import TorchBackend
+        from retinanet.interop.pretrained import load_pretrained
+
+        detector = load_pretrained(model)
+        return cls(TorchBackend(detector, device=device, precision=precision, compile=compile), batch_size=batch_size)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """K names."""
+        return self.backend.class_names
+
+    @overload
+    def __call__(self, images: str | Path | Image.Image | NDArray[np.uint8] | Tensor) -> Detections: ...
+
+    @overload
+    def __call__(self, images: Sequence[Any]) -> list[Detections]: ...
+
+    def __call__(self, images: Any) -> Detections | list[Detections]:
+        """Detections in one image, or in each image of a list.
+
+        Args:
+            images: a path, a picture of Pillow, an array (H, W, 3) uint8 RGB, a tensor (3, H, W) uint8 RGB, or a list
+                of these.
+
+        Returns:
+            Boxes in pixels of the original image, best score first.
+
+        Raises:
+            UserError: an image cannot be read, or is of another shape or type.
+        """
+        if isinstance(images, list | tuple):
+            return list(self.stream(images))
+        return self.backend.run([self._prepared(images)])[0]
+
+    def stream(self, images: Iterable[Any], *, workers: int | None = None) -> Generator[Detections]:
+        """Detections in each of any number of images, in their order.
+
+        Threads read and resize the next images while the network runs on the last ones; only a few batches of resized
+        images are held at any time. A forward pass has images whose network input has one size, so that none changes
+        what is found in another, and one image where the model runs several calls at once.
+
+        Args:
+            images: see :meth:`__call__`.
+            workers: threads that read and resize; by default as many as there are cores.
+
+        Raises:
+            UserError: an image cannot be used; when its turn comes, so the detections of those before it are there.
+        """
+        if workers is not None and workers < 1:
+            raise UserError(f"workers is at least 1, got {workers}")
+        return streamed(self.backend, self._prepared, images, batch_size=self.batch_size, workers=workers)
+
+    def tiled(
+        self,
+        image: Any,
+        *,
+        tile: int | tuple[int, int] = 1024,
+        overlap: int = 128,
+        merge: Literal["nms", "nmm"] = "nmm",
+        scale: float | None = None,
+        progress: Callable[..., Any] | None = None,
+    ) -> Detections:
+        """Detections in one large image, tile by tile; see :func:`retinanet.inference.tiled.predict_tiled`."""
+        from retinanet.inference.tiled import predict_tiled
+
+        return predict_tiled(self, image, tile=tile, overlap=overlap, merge=merge, scale=scale, progress=progress)
+
+    def _prepared(self, image: Any) -> Prepared:
+        return self.backend.prepare(to_array(image))
+
+
+def to_array(image: Any) -> NDArray[np.uint8]:
+    """Any kind of image -> (H, W, 3) uint8 RGB array; arrays and tensors are not copied.
+
+    Raises:
+        UserError: it cannot be read, or is of another shape or type.
+    """
+    if isinstance(image, str | Path):
+        return read_pixels(image)
+    if isinstance(image, Image.Image):
+        return picture_array(image)
+    array = image
+    if str(getattr(image, "dtype", "")) == "torch.uint8" and image.ndim == 3 and image.shape[0] == 3:
+        array = image.detach().cpu().permute(1, 2, 0).numpy()  # (3, H, W) -> (H, W, 3)
+    if not isinstance(array, np.ndarray) or array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+        kind = f"{type(image).__name__} of shape {tuple(getattr(image, 'shape', ()))} and {getattr(image, 'dtype', '')}"
+        raise UserError(
+            "an image is a path, a picture of Pillow, an array (H, W, 3) uint8 or a tensor (3, H, W) uint8, all RGB; "
+            f"got {kind}"
+        )
+    if 0 in array.shape:
+        raise UserError(f"an image has at least one pixel, got shape {tuple(image.shape)}")
+    return array
+
+
+def _check_exported(backend: Backend, file: Path, device: str, precision: str, compile: bool) -> None:
+    """Options that only a model folder has are refused by name."""
+    if device not in ("auto", "cpu"):
+        raise UserError(f"device {device!r} cannot be used: {file} is an exported model, which runs on the CPU")
+    if compile:
+        raise UserError(f"compile is for model folders; {file} is an exported model, which is compiled already")
+    if precision == "bf16" and not backend.name.endswith("bf16"):
+        raise UserError(
+            f"precision bf16 cannot be used: {file} is {backend.name}; the precision of an exported model is settled "
+            "by: retinanet export MODEL --precision bf16"
+        )

@@ -1,0 +1,116 @@
+"""Exported models of torch.export."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import retinanet.anchors.nms  # noqa: F401  (the graph calls an operator that it registers)
+from retinanet.errors import UserError
+from retinanet.inference.backend import OUTPUTS, ExportedModel, damaged, read_card
+
+KEY = "retinanet.json"  # of the card, among the extra files or the metadata
+COMPILED = ".compiled.pt2"  # how the name of what AOTInductor made ends
+
+# What torch.export.save writes, below a folder of the archive's own name, and torch reads as data. Whatever else there
+# is (pickled tensors, objects and inputs, files of older releases, shared libraries) runs code when it is loaded.
+_DATA = re.compile(
+    r"[^/]+/(models/[^/]+\.json|data/(weights|constants)/[^/]+_config\.json|data/weights/weight_\d+"
+    r"|data/constants/tensor_\d+|extra/.+|archive_format|archive_version|byteorder|\.data/[^/]+)"
+)
+_MACHINE_CODE = re.compile(r"[^/]+/data/aotinductor/.+")
+
+
+def open_pt2(path: Path, *, raw: bool = False, trust: bool = False, trust_code: bool = False) -> ExportedModel:
+    """A torch.export program on the CPU.
+
+    No pt2 file is safe to open unless you trust whoever made it: torch evaluates the expressions for image sizes that
+    lie in it, with sympy, as Python. Our own exports hold nothing else that could run.
+
+    Args:
+        path: the file.
+        raw: see :func:`retinanet.inference.exported.open_exported`.
+        trust: whoever made the file is trusted; without it no pt2 file is opened.
+        trust_code: needed as well where the archive has parts that are pickled or compiled, as AOTInductor's are.
+
+    Raises:
+        UserError: the file is not trusted, or is damaged, not ours, of a newer version or raw.
+    """
+    if not trust:
+        raise UserError(
+            f"{path}: loading a pt2 file can run code, because torch evaluates expressions that lie in it. If you "
+            "trust whoever made it, pass --trust (trust=True in Python); the formats onnx and openvino need no trust"
+        )
+    try:
+        parts = _code_parts(path)
+        if parts and not trust_code:
+            raise UserError(
+                f"{path} has pickled or compiled parts, which run code when they are loaded ({parts[0]}"
+                f"{f' and {len(parts) - 1} more' * (len(parts) > 1)}). If you trust them, pass --trust_code as well "
+                "(trust_code=True in Python)"
+            )
+        compiled = any(map(_MACHINE_CODE.fullmatch, parts))
+        module, text = (_compiled if compiled else _program)(path)
+    except UserError:
+        raise
+    except (
+        *(RuntimeError, ValueError, OSError, KeyError, AttributeError, AssertionError, TypeError),
+        *(zipfile.BadZipFile, EOFError),
+    ) as error:
+        raise damaged(path, "torch.export", error) from None
+    card, _ = read_card(text, path, raw=raw, outputs=OUTPUTS)
+
+    def graph(images: NDArray[Any], sizes: NDArray[np.int64]) -> Sequence[NDArray[Any]]:
+        with torch.inference_mode():
+            return [output.numpy() for output in module(torch.from_numpy(images), torch.from_numpy(sizes))]
+
+    runtime = "torch.export, compiled," if compiled else "torch.export"
+    return ExportedModel(card, graph, runtime=runtime, streams=1)
+
+
+def _code_parts(path: Path) -> list[str]:
+    """The members of the archive that are, or may be, code; nothing is loaded for that.
+
+    Raises:
+        zipfile.BadZipFile, ValueError: the file is no archive, or damaged.
+    """
+    parts = []
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            name = member.filename
+            if not _DATA.fullmatch(name) and (member.file_size or "/data/sample_inputs/" not in name):
+                parts.append(name)
+            elif name.endswith("_config.json") and "/models/" not in name:
+                entries = json.loads(archive.read(member))["config"].values()
+                named = {"weights": "weight_", "constants": "tensor_"}[name.split("/")[2]]
+                if any(entry["use_pickle"] or not entry["path_name"].startswith(named) for entry in entries):
+                    parts.append(name)
+    return parts
+
+
+def _program(path: Path) -> tuple[Callable[..., Any], str]:
+    extra = {KEY: ""}
+    log = logging.getLogger("torch.export")
+    level = log.level
+    log.setLevel(logging.CRITICAL)  # it would log pages about a damaged file before it raises
+    try:
+        program = torch.export.load(path, extra_files=extra)
+        # torch guards what it took for granted of the memory layout of maps with more than one cell, and would refuse
+        # images below 129 pixels, where the coarsest map has one; no operator of ours depends on it.
+        return program.module(check_guards=False), extra[KEY]
+    finally:
+        log.setLevel(level)
+
+
+def _compiled(path: Path) -> tuple[Callable[..., Any], str]:
+    loaded: Any = torch._inductor.aoti_load_package(str(path))
+    return loaded, loaded.get_metadata().get(KEY, "")

@@ -1,0 +1,162 @@
+"""Detections in an image larger than memory: cut, predict, shift back, merge, in a fixed order."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from retinanet.errors import UserError
+from retinanet.images.preprocess import Preprocess
+from retinanet.images.windows import ImageWindows
+from retinanet.inference.backend import Prepared
+from retinanet.inference.merge import Found, Merge, concatenated, merged
+from retinanet.inference.predictor import Predictor, to_array
+from retinanet.inference.stream import streamed
+from retinanet.types import DEFAULT_THRESHOLD, Detections
+
+SMALLEST_TILE = 32
+EDGE = 2.0  # pixels of the network's input: a box that ends this near to a border of its window is cut by it
+Corner = tuple[int, int]
+_log = logging.getLogger(__name__)
+
+
+def predict_tiled(
+    predictor: Predictor,
+    image: Any,
+    *,
+    tile: int | tuple[int, int] = 1024,
+    overlap: int = 128,
+    merge: Merge = "nmm",
+    scale: float | None = None,
+    progress: Callable[[int, int], Any] | None = None,
+) -> Detections:
+    """Detections in one image of any size, window by window.
+
+    The windows are of one size, cover every pixel, and neighbours overlap by ``overlap`` at least; memory is bounded by
+    the windows of a few batches, and by the image only where its file cannot be read in parts (see
+    :class:`retinanet.images.windows.ImageWindows`). An image that fits into one tile gives what ``predictor(image)``
+    gives, unless ``scale`` is given.
+
+    Args:
+        predictor: the model.
+        image: a path, a picture of Pillow, an array (H, W, 3) uint8 RGB or a tensor (3, H, W) uint8 RGB.
+        tile: side of the windows, or their (height, width), in pixels of the image.
+        overlap: pixels that neighbours share: more than the largest object, so that one window sees it whole.
+        merge: ``nms`` or ``nmm``, see :mod:`retinanet.inference.merge`. Objects larger than the overlap come out whole
+            with ``nmm`` only.
+        scale: pixels of the network's input per pixel of the image. By default the magnification that the training
+            images had; where the model does not know it, that of its resize rule on a window, with a warning.
+        progress: called with the windows done and their total, after each.
+
+    Returns:
+        Boxes in pixels of the image, best score first; their number is limited per window only.
+
+    Raises:
+        UserError: the image cannot be read, or an option is out of its range.
+    """
+    sides = _checked(tile, overlap, merge, scale)
+    with ImageWindows(_readable(image)) as windows:
+        height, width = windows.size
+        window = min(sides[0], height), min(sides[1], width)
+        if window == (height, width) and scale is None:
+            found = predictor(windows.read(0, 0, height, width))
+            _report(progress, 1, 1)
+            return found
+        rule = _rule(predictor, window, scale)
+        edge = max(1.0, EDGE * window[0] / rule.size(*window)[0])
+        corners = [(y, x) for y in starts(height, window[0], overlap) for x in starts(width, window[1], overlap)]
+
+        def prepared(corner: Corner) -> Prepared:
+            y, x = corner
+            return predictor.backend.prepare(windows.read(y, x, y + window[0], x + window[1]), rule)
+
+        limits = predictor.backend.limits
+        parts, full = [], 0
+        with closing(streamed(predictor.backend, prepared, corners, batch_size=predictor.batch_size)) as stream:
+            for corner, found in zip(corners, stream, strict=True):
+                parts.append(_placed(found, corner, window, windows.size, edge))
+                full += _full(found, predictor)
+                _report(progress, len(parts), len(corners))
+    if full:
+        _log.warning(
+            "%d of %d tiles hold %d detections, the most that the model reports of an image: choose smaller tiles, or "
+            "objects may be missing",
+            *(full, len(parts), limits.max_detections),
+        )
+    together = concatenated(parts)
+    everything = merged(together, how=merge, iou=limits.nms, class_agnostic=limits.class_agnostic, tolerance=edge)
+    return predictor.backend.pack(everything.boxes, everything.scores, everything.labels)
+
+
+def starts(length: int, window: int, overlap: int) -> list[int]:
+    """Where windows begin along one side: regularly, but the last ends with the image."""
+    last, step = length - window, max(1, window - overlap)
+    return [min(start, last) for start in range(0, last + step, step)]
+
+
+def _checked(tile: int | tuple[int, int], overlap: int, merge: str, scale: float | None) -> tuple[int, int]:
+    """The (height, width) of a window."""
+    sides = (tile, tile) if isinstance(tile, int) else tuple(tile)
+    if len(sides) != 2 or min(sides) < SMALLEST_TILE:
+        raise UserError(f"tile is at least {SMALLEST_TILE} pixels, one number or height and width; got {tile}")
+    if not 0 <= overlap < min(sides):
+        raise UserError(f"overlap is at least 0 and smaller than the tile ({min(sides)} pixels), got {overlap}")
+    if merge not in ("nms", "nmm"):
+        raise UserError(f"merge is nms or nmm, got {merge!r}")
+    if scale is not None and not 0 < scale < float("inf"):
+        raise UserError(f"scale (--tile_scale) is a number above 0, got {scale}")
+    return sides[0], sides[1]
+
+
+def _readable(image: Any) -> Any:
+    """What :class:`ImageWindows` takes."""
+    return image if isinstance(image, str | Path | Image.Image) else to_array(image)
+
+
+def _rule(predictor: Predictor, window: tuple[int, int], scale: float | None) -> Preprocess:
+    """The resize rule for windows: of the wanted magnification, the aspect kept."""
+    rule, known = predictor.backend.preprocess, scale or predictor.backend.scale
+    if known is None:
+        height, width = rule.size(*window)
+        _log.warning(
+            "the model does not say how large its training images were shown to it: tiles of %d x %d pixels are "
+            "resized to %d x %d, a scale of %.3g. If the training images were shown larger or smaller, set scale "
+            "(--tile_scale) to their size after resizing, divided by their size before",
+            *(window[1], window[0], width, height, height / window[0]),
+        )
+        return rule
+    short = max(1, round(min(window) * known))
+    return replace(rule, short=short, long=-(-short * max(window) // min(window)))  # long never limits
+
+
+def _placed(found: Detections, corner: Corner, window: tuple[int, int], size: tuple[int, int], edge: float) -> Found:
+    """Detections of a window in pixels of the image, and which of its borders cut them."""
+    (y, x), (height, width) = corner, window
+    boxes = np.asarray(found.boxes, np.float64).reshape(-1, 4)
+    limits, outer = (
+        np.array([0, 0, width, height]),
+        np.array([x == 0, y == 0, x + width == size[1], y + height == size[0]]),
+    )
+    cut = (np.abs(boxes - limits) <= edge) & ~outer
+    shifted = boxes + np.array([x, y, x, y])
+    return Found(shifted, np.asarray(found.scores, np.float32), np.asarray(found.labels, np.int64), cut)
+
+
+def _full(found: Detections, predictor: Predictor) -> bool:
+    """Whether there are as many detections as the model reports at most, and the last would be shown too."""
+    if len(found) < predictor.backend.limits.max_detections:
+        return False
+    name = found.class_names[int(found.labels[-1])]
+    return float(found.scores[-1]) >= predictor.backend.thresholds.get(name, DEFAULT_THRESHOLD)
+
+
+def _report(progress: Callable[[int, int], Any] | None, done: int, total: int) -> None:
+    if progress is not None:
+        progress(done, total)

@@ -1,0 +1,95 @@
+"""detectron2's RetinaNet (commit 02b5c4e): the model zoo's ``.pkl`` and the ``.pth`` of its trainer."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+
+from retinanet.anchors.coding import BoxCoder
+from retinanet.anchors.lattice import AnchorLattice
+from retinanet.images.preprocess import Preprocess
+from retinanet.interop.files import WeightsFile
+from retinanet.interop.source import Settings, Source, Tensors, backbone, by_prefix, has_folded_statistics
+from retinanet.model.postprocess import Postprocess
+
+LATTICE = AnchorLattice(offset=0.0)
+CAFFE_MEAN = (103.53, 116.28, 123.675)  # BGR, of pixels in [0, 255]
+NAMES = {
+    "backbone.fpn_lateral3": "fpn.lateral.p3",
+    "backbone.fpn_lateral4": "fpn.lateral.p4",
+    "backbone.fpn_lateral5": "fpn.lateral.p5",
+    "backbone.fpn_output3": "fpn.output.p3",
+    "backbone.fpn_output4": "fpn.output.p4",
+    "backbone.fpn_output5": "fpn.output.p5",
+    "backbone.top_block.p6": "fpn.output.p6",
+    "backbone.top_block.p7": "fpn.output.p7",
+    **{f"head.cls_subnet.{2 * i}": f"heads.cls.conv.{i}" for i in range(4)},  # ReLUs lie between
+    "head.cls_score": "heads.cls.output",
+    **{f"head.bbox_subnet.{2 * i}": f"heads.box.conv.{i}" for i in range(4)},
+    "head.bbox_pred": "heads.box.output",
+}
+LAYERS = {"conv1": "conv1", "conv2": "conv2", "conv3": "conv3", "shortcut": "downsample.0"}
+NORMS = {"conv1": "bn1", "conv2": "bn2", "conv3": "bn3", "shortcut": "downsample.1"}
+
+
+def rename(key: str) -> str | None:
+    """A key of detectron2 -> ours; its norms lie inside the convolutions, its res2 is our layer1."""
+    if stem := re.fullmatch(r"backbone\.bottom_up\.stem\.conv1\.(norm\.)?(\w+)", key):
+        return f"backbone.body.{'bn1' if stem[1] else 'conv1'}.{stem[2]}"
+    if block := re.fullmatch(r"backbone\.bottom_up\.res([2-5])\.(\d+)\.(conv[123]|shortcut)\.(norm\.)?(\w+)", key):
+        stage, number, layer, norm, kind = block.groups()
+        return f"backbone.body.layer{int(stage) - 1}.{number}.{(NORMS if norm else LAYERS)[layer]}.{kind}"
+    return by_prefix(key, NAMES)
+
+
+def settings(file: WeightsFile, tensors: Tensors, class_names: tuple[str, ...]) -> Settings:
+    """What detectron2 does with its weights, as far as they tell: the rest of its configuration is not in the file."""
+    folded = has_folded_statistics(tensors)
+    caffe = folded and backbone(tensors) in ("resnet50", "resnet101", "resnet152")
+    mean, std = file.tensors.get("pixel_mean"), file.tensors.get("pixel_std")
+    colours = Preprocess(
+        mean=CAFFE_MEAN if mean is None else _three(mean),
+        std=(1.0, 1.0, 1.0) if std is None else _three(std),
+        divisor=1.0,
+        channels="BGR",
+    )
+    if colours.mean[0] > colours.mean[2]:  # the means of ImageNet ascend from blue to red
+        colours = Preprocess(mean=colours.mean, std=colours.std, divisor=1.0, channels="RGB")
+    remarks = [
+        "batch norms without statistics: MSRA's weights, whose bottlenecks stride in the 1x1 convolution"
+        if caffe
+        else "batch norms with statistics: not MSRA's weights, so bottlenecks are taken to stride in the 3x3 "
+        "convolution (RESNETS.STRIDE_IN_1X1 False); else pass --architecture.stride_in_1x1 true",
+        f"pixels: {colours.channels}, mean {colours.mean}, std {colours.std}, "
+        f"{'the default of detectron2' if mean is None else 'from the file'}",
+    ]
+    return Settings(
+        lattice=LATTICE,
+        coder=BoxCoder(),
+        preprocess=colours,
+        postprocess=Postprocess(clip="after"),
+        architecture={"stride_in_1x1": caffe},
+        scale_major=True,
+        templates=tuple(file.tensors[key] for key in sorted(file.tensors) if "cell_anchors." in key),
+        loss={"box": "l1", "forced": "argmax"},
+        remarks=tuple(remarks),
+    )
+
+
+def _three(value: torch.Tensor) -> tuple[float, float, float]:
+    """A (3, 1, 1) tensor -> its numbers, as they were written."""
+    first, second, third = (round(number, 4) for number in value.flatten().tolist())
+    return first, second, third
+
+
+SOURCE = Source(
+    name="detectron2",
+    marks=("head.cls_score.weight", "head.bbox_pred.weight", "backbone.bottom_up.stem.conv1.weight"),
+    rename=rename,
+    left_out={
+        r"pixel_(mean|std)": "read as preprocessing",
+        r"anchor_generator\.cell_anchors\.\d+": "compared with our anchors",
+    },
+    settings=settings,
+)

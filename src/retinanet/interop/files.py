@@ -1,0 +1,268 @@
+"""Open a weights file of any older code base without running anything in it.
+
+What kind of file it is shows in its first bytes, never in its name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from retinanet.errors import UserError
+from retinanet.interop.plain_pickle import PickledArray, read_pickle
+from retinanet.interop.torch_pickle import read_torch, resave
+
+WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net", "ema")
+PREFIXES = ("module.", "model.", "_orig_mod.", "net.")
+KERAS = (
+    "is an HDF5 file, as keras-retinanet writes it. Its weights cannot be converted: its boxes are coded as corner "
+    "offsets (x1, y1, x2, y2 divided by 0.2), not as centre and log size, and its convolutions use TensorFlow's "
+    "asymmetric 'same' padding. Start from a model of torchvision, detectron2, mmdetection, odtk or yhenon's instead"
+)
+LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch's number, the first pickle of files from before torch 1.6
+HEAD = 512  # bytes that tell the kind, up to tar's mark at 257
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """The content of a weights file.
+
+    Attributes:
+        path: the file.
+        tensors: its state dict, flat, on the CPU, under the file's own names without the wrappers' prefixes. Half
+            and double precision become float32.
+        meta: the plain values (None, bool, int, float, str, and lists, tuples and dicts of them) beside the state dict.
+        sha256: of the file, in hexadecimal.
+        notes: what was changed or left out, one sentence each.
+    """
+
+    path: Path
+    tensors: dict[str, Tensor]
+    meta: dict[str, Any]
+    sha256: str
+    notes: tuple[str, ...]
+
+
+def read_weights(path: str | Path) -> WeightsFile:
+    """Read the state dict of a file of torch, safetensors or a pickle of numpy arrays.
+
+    The state dict is the file's root or lies under one of ``state_dict``, ``model_state_dict``, ``model``, ``module``,
+    ``net``, ``ema``, at any depth. A prefix that every key has, of ``module.``, ``model.``, ``_orig_mod.``, ``net.``,
+    is removed; the metrics that a Lightning checkpoint holds beside its model (``iou_metric.x``) need not have it.
+
+    Raises:
+        UserError: no such file, another kind of file, a damaged one, one that would run code, or one without a state
+            dict of finite, dense tensors.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name the weights file in it")
+    if not path.is_file():
+        raise UserError(f"no such file: {path}")
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    tree, meta, notes = _open(path)
+    state, beside = _find(path, tree, notes)
+    tensors = _unwrap(_tensors(path, state, notes), notes)
+    return WeightsFile(path, tensors, beside | meta, sha256, tuple(notes))
+
+
+def _open(path: Path) -> tuple[Any, dict[str, Any], list[str]]:
+    """Whatever the file holds, its metadata and notes, by the reader that its first bytes ask for."""
+    with path.open("rb") as file:
+        head = file.read(HEAD)
+    length, size = int.from_bytes(head[:8], "little"), path.stat().st_size
+    if not head:
+        raise UserError(f"{path} is empty. Download or copy it again")
+    if head.startswith(b"PK\x03\x04"):
+        return _open_torch(path, zipped=True)
+    if head[:1] == b"\x80" and head[2:].startswith(LEGACY_MAGIC):
+        return _open_torch(path, zipped=False)
+    if head[:1] == b"\x80" and 2 <= head[1] <= 5:
+        return _open_pickle(path)
+    if head[8:10] == b'{"' or (head[8:9] == b"{" and length + 8 <= size):
+        return _open_safetensors(path)
+    raise UserError(f"{path} {_strange(head)}")
+
+
+def _strange(head: bytes) -> str:
+    """What a file is that no reader takes, and what to do."""
+    if head.startswith(b"\x89HDF\r\n\x1a\n"):
+        return KERAS
+    if head[257:262] == b"ustar":
+        return "is a tar archive, which is not read. Unpack it and give the weights file in it"
+    if head[0] == 8 and head[1:2] <= b"\x20" and head[2:3] in (b"\x12", b"\x1a", b'"', b"(", b"2", b":", b"B"):
+        return "is an ONNX model, whose weights have lost their names. Give the checkpoint that it was exported from"
+    try:
+        text = head.decode("utf-8")
+    except UnicodeDecodeError as error:
+        cut_character = len(head) == HEAD and error.start > HEAD - 4
+        text = head[: error.start].decode("utf-8") if cut_character else "\0"
+    if "\0" not in text:
+        return (
+            f"is text, not weights; it begins with {text[:40]!r}. Perhaps a web page or a Git LFS pointer was saved in "
+            "place of the file: download it again"
+        )
+    return (
+        "is no weights file that is known here: expected one of torch.save, safetensors, or a pickle of numpy arrays "
+        f"(detectron2). It begins with {head[:8]!r}"
+    )
+
+
+def _open_safetensors(path: Path) -> tuple[Any, dict[str, Any], list[str]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+        return load_file(path), dict(metadata or {}), []
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{path} is a damaged safetensors file ({error}). Download or copy it again") from None
+
+
+def _open_pickle(path: Path) -> tuple[Any, dict[str, Any], list[str]]:
+    try:
+        with path.open("rb") as file:
+            return read_pickle(file), {}, []
+    except Exception as error:  # a damaged pickle can fail anywhere
+        raise UserError(
+            f"{path} is a pickle that cannot be read as numpy arrays in plain containers: {error}. Nothing in it was "
+            f"run. Download it again; if it was made with torch and you trust it, {resave(path.name)}"
+        ) from None
+
+
+def _open_torch(path: Path, *, zipped: bool) -> tuple[Any, dict[str, Any], list[str]]:
+    tree, inert = read_torch(path, zipped=zipped)
+    return tree, {}, [f"objects beside the weights were not built: {', '.join(inert)}"] if inert else []
+
+
+def _find(path: Path, tree: Any, notes: list[str]) -> tuple[dict[Any, Any], dict[str, Any]]:
+    """The mapping that is the state dict, and the plain values beside it and beside the mappings around it."""
+    meta: dict[str, Any] = {}
+    budget = iter(range(100_000))
+    for _ in range(8):
+        if not isinstance(tree, dict):
+            break
+        inside = [key for key in WRAPPERS if isinstance(dict.get(tree, key), dict) and _holds_tensors(tree[key])]
+        if not inside and not any(isinstance(value, Tensor | PickledArray) for value in dict.values(tree)):
+            shown = ", ".join(repr(key)[:60] for key in list(dict.keys(tree))[:20])
+            raise UserError(
+                f"{path} has no state dict: expected names with tensors, at the root or under one of "
+                f"{', '.join(WRAPPERS)}; found the keys {shown or '(none)'}"
+            )
+        if not inside:
+            return tree, meta
+        others = [key for key, value in dict.items(tree) if key != inside[0] and _any_tensor(value)]
+        if others:
+            notes.append(
+                f"the weights were taken from {inside[0]!r}; left out: "
+                f"{', '.join(repr(key)[:60] for key in others[:9])}. "
+                "To convert one of these, save it in a file of its own"
+            )
+        beside = _plain({key: value for key, value in dict.items(tree) if key not in inside}, budget)
+        meta = (beside if isinstance(beside, dict) else {}) | meta
+        tree = tree[inside[0]]
+    raise UserError(f"{path} holds a {type(tree).__name__}, expected a state dict: names with tensors")
+
+
+def _holds_tensors(tree: Any, depth: int = 0) -> bool:
+    """Whether a mapping is a state dict or wraps one."""
+    if not isinstance(tree, dict) or depth > 4:
+        return False
+    if any(isinstance(value, Tensor | PickledArray) for value in dict.values(tree)):
+        return True
+    return any(_holds_tensors(dict.get(tree, key), depth + 1) for key in WRAPPERS)
+
+
+def _any_tensor(tree: Any, depth: int = 0) -> bool:
+    """Whether there is a tensor in nested mappings, such as an average of the weights or an optimiser's state."""
+    if isinstance(tree, Tensor | PickledArray):
+        return True
+    return isinstance(tree, dict) and depth < 4 and any(_any_tensor(value, depth + 1) for value in dict.values(tree))
+
+
+_DROPPED = object()
+
+
+def _plain(value: Any, budget: Iterator[int], depth: int = 0) -> Any:
+    """A value made of plain values only; entries of a dict that are anything else are left out, a list as a whole.
+
+    The budget and the depth end it on a file whose containers hold themselves or each other a million times.
+    """
+    if depth > 16 or next(budget, None) is None:
+        return _DROPPED
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if type(value) in (list, tuple):
+        items = [_plain(item, budget, depth + 1) for item in value]
+        return _DROPPED if any(item is _DROPPED for item in items) else type(value)(items)
+    if isinstance(value, dict):
+        keys = [key for key in dict.keys(value) if type(key) in (str, int)]
+        items = [_plain(dict.get(value, key), budget, depth + 1) for key in keys]
+        return {key: item for key, item in zip(keys, items, strict=True) if item is not _DROPPED}
+    return _DROPPED
+
+
+def _tensors(path: Path, state: dict[Any, Any], notes: list[str]) -> dict[str, Tensor]:
+    """The tensors of a state dict: dense, finite, on the CPU, in float32 or whole numbers."""
+    tensors, others, changed = {}, [], 0
+    for key, value in dict.items(state):
+        if type(key) is not str or not isinstance(value, Tensor | PickledArray):
+            others.append(str(key)[:60])
+            continue
+        tensor = _tensor(f"{path}, {key}", value)
+        other = tensor.is_floating_point() and tensor.dtype != torch.float32
+        changed += other
+        tensors[key] = tensor.float() if other else tensor
+    if changed:
+        notes.append(f"{changed} tensors of half or double precision were converted to float32")
+    if others:
+        more = f" and {len(others) - 5} more" if len(others) > 5 else ""
+        notes.append(f"values of the state dict that are no tensors were left out: {', '.join(others[:5])}{more}")
+    return tensors
+
+
+def _tensor(where: str, value: Tensor | PickledArray) -> Tensor:
+    """One tensor, without whatever attributes the file hung on it."""
+    if isinstance(value, PickledArray):
+        if value.value is None:
+            raise UserError(f"{where}: an array without content; the file is damaged")
+        try:
+            tensor = torch.from_numpy(value.value)
+        except TypeError as error:
+            raise UserError(f"{where}: {error}") from None
+    elif type(value) in (Tensor, torch.nn.Parameter):
+        tensor = Tensor.detach(value)
+    else:
+        raise UserError(f"{where}: a {type(value).__name__}, expected a dense tensor")
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+        kind = "quantised" if tensor.is_quantized else f"{tensor.layout} on {tensor.device}"
+        raise UserError(f"{where}: a {kind} tensor, expected a dense one. Save it from the model before compression")
+    if tensor.is_complex() or (tensor.is_floating_point() and tensor.element_size() < 2):
+        raise UserError(f"{where}: a tensor of {tensor.dtype}, expected one of float32, float16 or bfloat16")
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():  # it may claim any size
+        raise UserError(f"{where}: a tensor expanded over its memory, shape {tuple(tensor.shape)}. Save its .clone()")
+    if not bool(torch.isfinite(tensor).all()):
+        raise UserError(f"{where}: the tensor holds NaN or infinity. The training has diverged; take an earlier file")
+    return tensor
+
+
+def _unwrap(tensors: dict[str, Tensor], notes: list[str]) -> dict[str, Tensor]:
+    """Remove what every name begins with, as often as it takes; metrics beside a Lightning model stay."""
+    while True:
+        own = [key for key in tensors if "metric" not in key.split(".")[0]]
+        found = [prefix for prefix in PREFIXES if own and all(key.startswith(prefix) for key in own)]
+        if not found:
+            return tensors
+        bare = {key.removeprefix(found[0]) if key in set(own) else key: value for key, value in tensors.items()}
+        if len(bare) < len(tensors):  # a metric bears the bare name
+            return tensors
+        whose = "every key" if len(own) == len(tensors) else "every key but the metrics"
+        notes.append(f"the prefix {found[0]!r} was removed from {whose}")
+        tensors = bare

@@ -1,0 +1,117 @@
+"""mmdetection 2.x and 3.x: ``configs/retinanet``, backbones in PyTorch's and in Caffe's style."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from retinanet.anchors.coding import BoxCoder
+from retinanet.anchors.lattice import AnchorLattice
+from retinanet.images.preprocess import Preprocess
+from retinanet.interop.files import WeightsFile
+from retinanet.interop.source import Settings, Source, Tensors, by_prefix, has_folded_statistics
+from retinanet.model.postprocess import Postprocess
+
+NAMES = {
+    **{
+        f"backbone.{name}": f"backbone.body.{name}" for name in ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
+    },
+    "neck.lateral_convs.0.conv": "fpn.lateral.p3",
+    "neck.lateral_convs.1.conv": "fpn.lateral.p4",
+    "neck.lateral_convs.2.conv": "fpn.lateral.p5",
+    "neck.fpn_convs.0.conv": "fpn.output.p3",
+    "neck.fpn_convs.1.conv": "fpn.output.p4",
+    "neck.fpn_convs.2.conv": "fpn.output.p5",
+    "neck.fpn_convs.3.conv": "fpn.output.p6",
+    "neck.fpn_convs.4.conv": "fpn.output.p7",
+    **{f"bbox_head.cls_convs.{i}.conv": f"heads.cls.conv.{i}" for i in range(4)},
+    "bbox_head.retina_cls": "heads.cls.output",
+    **{f"bbox_head.reg_convs.{i}.conv": f"heads.box.conv.{i}" for i in range(4)},
+    "bbox_head.retina_reg": "heads.box.output",
+}
+
+
+def settings(file: WeightsFile, tensors: Tensors, class_names: tuple[str, ...]) -> Settings:
+    """What mmdetection does with its weights; the configuration in the file decides where it says something."""
+    text = " ".join(str(value) for value in _texts(file.meta))
+    caffe, why = _style(text, tensors)
+    mean, told = _pixels(file, text, "mean", (103.53, 116.28, 123.675) if caffe else (123.675, 116.28, 103.53))
+    std, _ = _pixels(file, text, "std", (1.0, 1.0, 1.0) if caffe else (58.395, 57.12, 57.375))
+    order = re.search(r"(?:to_rgb|bgr_to_rgb)\s*[=:'\" ]+(True|False)", text)
+    preprocess = Preprocess(
+        mean=mean,
+        std=std,
+        divisor=1.0,
+        channels=("RGB" if order[1] == "True" else "BGR") if order else ("BGR" if caffe else "RGB"),
+        resampling="plain",
+    )
+    names = next(_class_names(file.meta), ())
+    return Settings(
+        lattice=AnchorLattice(offset=0.0),
+        coder=BoxCoder(clamp_below=True),
+        preprocess=preprocess,
+        postprocess=Postprocess(),
+        architecture={"relu_before_p7": False, "stride_in_1x1": caffe},
+        class_names=names,
+        loss={"box": "l1", "forced": "reassign"},
+        remarks=(
+            f"a backbone in {'Caffe' if caffe else 'PyTorch'}'s style: {why}",
+            f"pixels: {preprocess.channels}, mean {mean}, std {std}, {told}",
+        ),
+    )
+
+
+def _style(config: str, tensors: Tensors) -> tuple[bool, str]:
+    """Whether bottlenecks stride in the 1x1 convolution and pixels are BGR, and how that is known."""
+    if said := re.search(r"style\s*[=:'\" ]+(caffe|pytorch)", config):
+        return said[1] == "caffe", "the configuration in the file says so"
+    if has_folded_statistics(tensors):
+        return True, "its batch norms hold no statistics, as only Caffe's weights do"
+    return False, "its batch norms hold statistics"
+
+
+def _pixels(
+    file: WeightsFile, config: str, name: str, default: tuple[float, float, float]
+) -> tuple[tuple[float, float, float], str]:
+    """The mean or std of the pixels, and where it stands: a tensor of the file, its configuration, or neither."""
+    tensor = file.tensors.get(f"data_preprocessor.{name}")
+    number = r"\s*(-?[\d.]+)\s*"
+    said = re.search(rf"\b{name}\W+[\[(]{number},{number},{number}[\])]", config)
+    if tensor is not None:
+        first, second, third = (round(value, 4) for value in tensor.flatten().tolist())
+        return (first, second, third), "from the file's tensors"
+    if said:
+        return (float(said[1]), float(said[2]), float(said[3])), "from the configuration in the file"
+    return default, "the default of mmdetection's configurations in this style"
+
+
+def _texts(value: Any) -> Iterable[Any]:
+    """Every plain value in nested containers."""
+    if isinstance(value, Mapping):
+        for key, entry in value.items():
+            yield from ([f"{key}={entry}"] if isinstance(entry, str | int | float | bool) else _texts(entry))
+    elif isinstance(value, list | tuple):
+        for entry in value:
+            yield from _texts(entry)
+    else:
+        yield value
+
+
+def _class_names(meta: Any) -> Iterator[tuple[str, ...]]:
+    """The lists of names under CLASSES (2.x) or classes (3.x, in dataset_meta)."""
+    if isinstance(meta, Mapping):
+        for key, value in meta.items():
+            if str(key).lower() == "classes" and isinstance(value, list | tuple):
+                yield tuple(str(name) for name in value)
+            else:
+                yield from _class_names(value)
+
+
+SOURCE = Source(
+    name="mmdetection",
+    marks=("bbox_head.retina_cls.weight", "bbox_head.retina_reg.weight", "neck.fpn_convs.0.conv.weight"),
+    rename=lambda key: by_prefix(key, NAMES),
+    left_out={r"data_preprocessor\.(mean|std)": "read as preprocessing"},
+    settings=settings,
+)

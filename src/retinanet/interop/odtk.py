@@ -1,0 +1,78 @@
+"""NVIDIA/retinanet-examples, odtk (commit 65e6310): the ``.pth`` of ``odtk train``."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from retinanet.anchors.coding import BoxCoder
+from retinanet.anchors.lattice import AnchorLattice
+from retinanet.errors import UserError
+from retinanet.images.preprocess import Preprocess
+from retinanet.interop.files import WeightsFile
+from retinanet.interop.source import Settings, Source, Tensors, by_prefix
+from retinanet.model.postprocess import Postprocess
+
+RATIOS = (1.0, 2.0, 0.5)
+SCALES = tuple(4 * 2 ** (i / 3) for i in range(3))  # of the stride
+NAMES = {
+    "features": "backbone.body",
+    "lateral3": "fpn.lateral.p3",
+    "lateral4": "fpn.lateral.p4",
+    "lateral5": "fpn.lateral.p5",
+    "smooth3": "fpn.output.p3",
+    "smooth4": "fpn.output.p4",
+    "smooth5": "fpn.output.p5",
+    "pyramid6": "fpn.output.p6",
+    "pyramid7": "fpn.output.p7",
+    **{f"cls_head.{2 * i}": f"heads.cls.conv.{i}" for i in range(4)},  # ReLUs lie between
+    "cls_head.8": "heads.cls.output",
+    **{f"box_head.{2 * i}": f"heads.box.conv.{i}" for i in range(4)},
+    "box_head.8": "heads.box.output",
+}
+
+
+def rename(key: str) -> str | None:
+    """A key of odtk -> ours: the backbone and the pyramid lie under the name of the backbone."""
+    return by_prefix(re.sub(r"^backbones\.\w+\.", "", key), NAMES)
+
+
+def settings(file: WeightsFile, tensors: Tensors, class_names: tuple[str, ...]) -> Settings:
+    """What odtk does with its weights; ratios and scales stand in the file."""
+    if file.meta.get("angles"):
+        raise UserError(f"{file.path}: a model of rotated boxes (angles {file.meta['angles']}); ours are upright")
+    ratios = _numbers(file.meta.get("ratios"), RATIOS)
+    scales = _numbers(file.meta.get("scales"), SCALES)
+    base = scales[0]
+    lattice = AnchorLattice(
+        sizes=tuple(base * stride for stride in (8, 16, 32, 64, 128)),
+        ratios=tuple(sorted(ratios)),
+        scales=tuple(scale / base for scale in scales),
+        inclusive=True,
+    )
+    return Settings(
+        lattice=lattice,
+        coder=BoxCoder(clamp=80.0),  # none there; exp(80) is about what float32 holds
+        preprocess=Preprocess(multiple=128, rounding="floor"),
+        postprocess=Postprocess(clip="half"),
+        scale_major=True,
+        ratio_order=ratios,
+        loss={"box": "smooth_l1", "beta": 0.11, "forced": "off"},
+        remarks=(
+            f"anchors: ratios {ratios} and scales {tuple(round(scale, 4) for scale in scales)} of the stride, "
+            f"{'from the file' if 'ratios' in file.meta else 'the defaults of odtk'}",
+        ),
+    )
+
+
+def _numbers(value: Any, default: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(float(number) for number in value) if isinstance(value, list | tuple) and value else default
+
+
+SOURCE = Source(
+    name="odtk",
+    marks=("cls_head.8.weight", "box_head.8.weight"),
+    rename=rename,
+    left_out={r"backbones\.\w+\.features\.fc\..*": "the classifier of the backbone, which detection has no use for"},
+    settings=settings,
+)

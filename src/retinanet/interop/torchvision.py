@@ -1,0 +1,246 @@
+"""torchvision's ``retinanet_resnet50_fpn`` and ``_v2``, there and back.
+
+Its key names changed in 2022; both are read. Anchors, strides, resizing and suppression follow its code, so that the
+detections are equal (reference: torchvision 0.29, models/detection/retinanet.py, transform.py, anchor_utils.py).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from retinanet.anchors.coding import BoxCoder
+from retinanet.anchors.lattice import AnchorLattice
+from retinanet.detector import Detector
+from retinanet.errors import UserError
+from retinanet.images.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from retinanet.interop.classes import coco_slots
+from retinanet.interop.files import WeightsFile
+from retinanet.interop.source import Settings, Source, Tensors, by_prefix, shape_facts, slot_count
+from retinanet.model.postprocess import Postprocess
+
+LATTICE = AnchorLattice(offset=0.0, rounding="corners", floor_strides=True)
+NAMES = {
+    "backbone.body": "backbone.body",
+    "backbone.fpn.inner_blocks.0.0": "fpn.lateral.p3",
+    "backbone.fpn.inner_blocks.1.0": "fpn.lateral.p4",
+    "backbone.fpn.inner_blocks.2.0": "fpn.lateral.p5",
+    "backbone.fpn.layer_blocks.0.0": "fpn.output.p3",
+    "backbone.fpn.layer_blocks.1.0": "fpn.output.p4",
+    "backbone.fpn.layer_blocks.2.0": "fpn.output.p5",
+    "backbone.fpn.extra_blocks.p6": "fpn.output.p6",
+    "backbone.fpn.extra_blocks.p7": "fpn.output.p7",
+    "head.classification_head.conv.0.0": "heads.cls.conv.0",
+    "head.classification_head.conv.1.0": "heads.cls.conv.1",
+    "head.classification_head.conv.2.0": "heads.cls.conv.2",
+    "head.classification_head.conv.3.0": "heads.cls.conv.3",
+    "head.classification_head.conv.0.1": "heads.cls.norm.0",
+    "head.classification_head.conv.1.1": "heads.cls.norm.1",
+    "head.classification_head.conv.2.1": "heads.cls.norm.2",
+    "head.classification_head.conv.3.1": "heads.cls.norm.3",
+    "head.classification_head.cls_logits": "heads.cls.output",
+    "head.regression_head.conv.0.0": "heads.box.conv.0",
+    "head.regression_head.conv.1.0": "heads.box.conv.1",
+    "head.regression_head.conv.2.0": "heads.box.conv.2",
+    "head.regression_head.conv.3.0": "heads.box.conv.3",
+    "head.regression_head.conv.0.1": "heads.box.norm.0",
+    "head.regression_head.conv.1.1": "heads.box.norm.1",
+    "head.regression_head.conv.2.1": "heads.box.norm.2",
+    "head.regression_head.conv.3.1": "heads.box.norm.3",
+    "head.regression_head.bbox_reg": "heads.box.output",
+}
+SLOTS = 91
+# First digits of the sha256 of the file that torchvision published as retinanet_resnet50_fpn: it was trained without an
+# epsilon in the batch norms, which no tensor tells.
+RELEASED_WITHOUT_EPSILON = "eeacb38b"
+INPUT = Preprocess(short=1, long=1, mean=(0, 0, 0), std=(1, 1, 1), rounding="floor", resampling="normalised")
+DEFAULTS = {
+    "min_size": 800,
+    "max_size": 1333,
+    "image_mean": list(IMAGENET_MEAN),
+    "image_std": list(IMAGENET_STD),
+    "score_thresh": 0.05,
+    "nms_thresh": 0.5,
+    "topk_candidates": 1000,
+    "detections_per_img": 300,
+}
+
+
+def rename(key: str) -> str | None:
+    """A key of torchvision, old or new -> ours."""
+    return by_prefix(current(key), NAMES)
+
+
+def current(key: str) -> str:
+    """A key of before 2022 as it is called since: ``conv.2.weight`` was convolution 1 of a tower, after its ReLU."""
+    if old := re.fullmatch(r"(head\.\w+_head\.conv)\.(\d+)\.(weight|bias)", key):
+        return f"{old[1]}.{int(old[2]) // 2}.0.{old[3]}"
+    if old := re.fullmatch(r"(backbone\.fpn\.(?:inner|layer)_blocks\.\d)\.(weight|bias)", key):
+        return f"{old[1]}.0.{old[2]}"
+    return key
+
+
+def settings(file: WeightsFile, tensors: Tensors, class_names: tuple[str, ...]) -> Settings:
+    """What torchvision's code does with its weights."""
+    names, slots, remark = _classes(slot_count(tensors), class_names)
+    released = file.sha256.startswith(RELEASED_WITHOUT_EPSILON)
+    remarks = [remark]
+    if shape_facts(tensors)["p6_from"] == "P5" and not released:
+        remarks.append(
+            "epsilon of the batch norms: 1e-5 assumed. If the model was made with weights=COCO_V1 and fine-tuned, it "
+            "is 0: pass --architecture.norm_eps 0"
+        )
+    return Settings(
+        lattice=LATTICE,
+        coder=BoxCoder(),
+        preprocess=Preprocess(rounding="floor", resampling="normalised"),
+        postprocess=Postprocess(max_detections=300, keep_empty=True),
+        architecture={"norm_eps": 0.0} if released else {},
+        class_names=names,
+        slots=slots,
+        loss={
+            "box": "giou" if shape_facts(tensors)["head_norm"] == "group" else "l1",
+            "forced": "argmax",
+            "normaliser": "image",
+        },
+        remarks=tuple(remarks),
+    )
+
+
+def _classes(count: int, given: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[int, ...] | None, str]:
+    """Names of the classes, their slots, and how that was concluded: a slot 0 for background is a habit, not a rule."""
+    coco = coco_slots()
+    if count == SLOTS and len(given) in (0, len(coco)):
+        dropped = ", ".join(str(slot) for slot in range(SLOTS) if slot not in coco)
+        names = given or tuple(coco.values())
+        return names, tuple(coco), f"91 slots are COCO's category ids: 80 kept, no classes in {dropped}"
+    if count == 1 or len(given) == count:
+        return given, None, f"{'1 slot, a class' if count == 1 else f'{count} slots, each a class'}"
+    if given and len(given) == count - 1:
+        return given, tuple(range(1, count)), f"{count} slots: 0 is the background and left out, {count - 1} classes"
+    said = f"{len(given)} names were given" if given else "no names were given"
+    raise UserError(
+        f"the class layer has {count} slots and torchvision does not say whether slot 0 is a class or the background; "
+        f"{said}. Pass --class_names with {count - 1} names if slot 0 is the background (torchvision's habit), with "
+        f"{count} if it is a class (DeepForest)"
+    )
+
+
+SOURCE = Source(
+    name="torchvision",
+    marks=("head.classification_head.cls_logits.weight", "backbone.fpn.extra_blocks.p6.weight"),
+    rename=rename,
+    left_out={},
+    settings=settings,
+    measured=True,
+)
+
+
+def to_torchvision(detector: Detector) -> dict[str, Tensor]:
+    """The weights of a detector under torchvision's names, for its ``load_state_dict(strict=True)``.
+
+    COCO's 80 classes go to their 91 slots, others to slots 1 to K, as torchvision's users number them. The slots
+    between say the prior, with zero weights.
+
+    Raises:
+        UserError: torchvision has no such network.
+    """
+    _refuse_foreign(detector)
+    state = {key: value.detach().cpu() for key, value in detector.net.state_dict().items()}
+    theirs = {ours: name for name, ours in NAMES.items()}
+    slots = slots_of(detector.class_names)
+    total = SLOTS if len(slots) == len(coco_slots()) and slots[-1] == SLOTS - 1 else len(slots) + 1
+    prior = detector.architecture.prior
+    fill = {"weight": 0.0, "bias": float(torch.logit(torch.tensor(prior)))}
+    converted = {}
+    for key, value in state.items():
+        if key.startswith("heads.cls.output."):
+            per_anchor = value.unflatten(0, (-1, len(slots)))  # (A*K, ...) -> (A, K, ...)
+            spread = per_anchor.new_full((len(per_anchor), total, *per_anchor.shape[2:]), fill[key.rpartition(".")[2]])
+            spread[:, list(slots)] = per_anchor
+            value = spread.flatten(0, 1)
+        name = by_prefix(key, theirs)
+        assert name is not None, key
+        converted[name] = value.contiguous()
+    return converted
+
+
+def slots_of(class_names: tuple[str, ...]) -> tuple[int, ...]:
+    """The slot of each class in torchvision's class layer."""
+    coco = coco_slots()
+    return tuple(coco) if class_names == tuple(coco.values()) else tuple(range(1, len(class_names) + 1))
+
+
+def how_to_build(detector: Detector, file: str) -> str:
+    """The lines of Python that build the same detector in torchvision, from the file of converted weights."""
+    name = "retinanet_resnet50_fpn_v2" if detector.architecture.head_norm == "group" else "retinanet_resnet50_fpn"
+    arguments: dict[str, object] = {
+        "weights": None,
+        "weights_backbone": None,
+        "num_classes": slots_of(detector.class_names)[-1] + 1,
+    }
+    arguments |= {key: value for key, value in detector_arguments(detector).items() if value != DEFAULTS[key]}
+    given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+    lines = [
+        "import torch",
+        f"from torchvision.models.detection import {name}",
+        f"model = {name}({given})",
+        f"model.load_state_dict(torch.load({file!r}, weights_only=True))",
+    ]
+    if detector.architecture.norm_eps is not None:
+        lines += [
+            "for module in model.modules():",
+            f"    if isinstance(module, torch.nn.BatchNorm2d): module.eps = {detector.architecture.norm_eps}",
+        ]
+    return "\n".join(lines)
+
+
+def detector_arguments(detector: Detector) -> dict[str, object]:
+    """What torchvision's RetinaNet takes beside the network."""
+    before, after = detector.preprocess, detector.postprocess
+    return {
+        "min_size": before.short,
+        "max_size": before.long,
+        "image_mean": list(before.mean),
+        "image_std": list(before.std),
+        "score_thresh": after.score,
+        "nms_thresh": after.nms,
+        "topk_candidates": after.topk,
+        "detections_per_img": after.max_detections,
+    }
+
+
+def _refuse_foreign(detector: Detector) -> None:
+    """A detector that torchvision's two functions do not build."""
+    architecture, before, after = detector.architecture, detector.preprocess, detector.postprocess
+    wanted: Mapping[str, tuple[object, object]] = {
+        "backbone": (architecture.backbone, "resnet50"),
+        "norm": (architecture.norm == "group", False),
+        "stride_in_1x1": (architecture.stride_in_1x1, False),
+        "channels": (architecture.channels, 256),
+        "depth": (architecture.depth, 4),
+        "relu_before_p7": (architecture.relu_before_p7, True),
+        "p6_from": (architecture.p6_from, "P5" if architecture.head_norm == "none" else "C5"),
+        "anchors": (architecture.anchors, LATTICE),
+        "coder": (architecture.coder, BoxCoder()),
+        "input": (replace(before, short=1, long=1, mean=(0, 0, 0), std=(1, 1, 1)), INPUT),
+        "clipping": ((after.clip, after.keep_empty), ("before", True)),
+        "class_agnostic": (after.class_agnostic, False),
+    }
+    other = [f"{name} {has!r}, not {need!r}" for name, (has, need) in wanted.items() if has != need]
+    if other:
+        raise UserError(
+            f"torchvision has no such RetinaNet: {'; '.join(other)}. Only models that came from torchvision, trained "
+            "further or not, go back to it"
+        )
+
+
+def numbering(class_names: tuple[str, ...]) -> str:
+    """How torchvision's labels are numbered for these classes, in a sentence."""
+    slots = slots_of(class_names)
+    kind = "COCO's category ids" if slots[-1] > len(slots) else "0 is the background"
+    return f"{len(slots)}, labels {slots[0]} to {slots[-1]} ({kind})"

@@ -1,0 +1,51 @@
+"""Options as nested mappings, laid over dataclasses that have defaults."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from retinanet.errors import UserError
+
+T = TypeVar("T")
+
+
+def changed(value: T, changes: Mapping[str, Any], where: str) -> T:
+    """A copy of a dataclass with fields replaced, nested ones by nested mappings.
+
+    Raises:
+        UserError: there is no such field (the message names the nearest), or it is of another type.
+    """
+    options = [item for item in dataclasses.fields(value) if "settled" not in item.metadata]  # type: ignore[arg-type]
+    names = {item.name: item.default for item in options}
+    new: dict[str, Any] = {}
+    for key, change in changes.items():
+        if key not in names:
+            nearest = difflib.get_close_matches(str(key), names, n=1)
+            hint = f", did you mean {nearest[0]!r}?" if nearest else ";"
+            raise UserError(f"unknown option {where}.{key}{hint} expected one of {', '.join(names)}")
+        if names[key] is None and (
+            change is None or (isinstance(change, int | float) and not isinstance(change, bool))
+        ):
+            new[key] = change  # null by default: a number or null
+        else:
+            new[key] = _like(getattr(value, key), change, f"{where}.{key}")
+    return dataclasses.replace(value, **new)  # type: ignore[type-var]
+
+
+def _like(old: Any, change: Any, where: str) -> Any:
+    """The new value of a field, of the type of its old one."""
+    if dataclasses.is_dataclass(old) and isinstance(change, Mapping):
+        return changed(old, change, where)
+    if isinstance(old, tuple) and isinstance(change, list | tuple):
+        if not all(isinstance(entry, int | float) for entry in change):
+            raise UserError(f"{where} is {old!r} by default; expected numbers, got {change!r}")
+        return tuple(change)
+    if isinstance(old, float) and isinstance(change, int) and not isinstance(change, bool):
+        return float(change)
+    if type(change) is not type(old):
+        expected = "a number or null" if old is None else type(old).__name__
+        raise UserError(f"{where} is {old!r} by default; expected {expected}, got {change!r}")
+    return change

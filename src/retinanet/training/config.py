@@ -1,0 +1,180 @@
+"""The knobs of a training run, each declared once; ``train`` and its command line are made of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from retinanet.anchors.coding import BoxCoder
+from retinanet.anchors.matching import Matcher
+from retinanet.errors import UserError
+from retinanet.losses.box import L1, GIoU, SmoothL1
+from retinanet.losses.detection import DetectionLoss
+from retinanet.losses.focal import FocalLoss
+from retinanet.losses.ohem import OHEM
+
+BoxLoss = Callable[[Tensor, Tensor, Tensor, BoxCoder], Tensor]
+
+
+@dataclass(frozen=True)
+class ImageConfig:
+    """Size of the images that the network sees; null is the model folder's, or for a new model the paper's 800, 1333.
+
+    Attributes:
+        short: pixels of the short side.
+        long: most pixels of the long side.
+        multiple: batches are padded to a multiple of this.
+    """
+
+    short: int | None = None
+    long: int | None = None
+    multiple: int | None = None
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """What is minimised.
+
+    Attributes:
+        classification: ``focal`` (with gamma 0 it is cross entropy, alpha-balanced where alpha is set) or ``ohem``.
+        alpha: weight of the positives in the focal loss, or null for no weights.
+        gamma: how strongly easy examples are down-weighted; 0 is cross entropy.
+        box: loss of the box offsets.
+        beta: where smooth L1 turns from quadratic to linear.
+        box_weight: weight of the box loss.
+        foreground: IoU from which an anchor is positive.
+        background: IoU below which an anchor is negative; between the two it is ignored.
+        forced: what becomes of the best anchors of a box that no anchor reaches: ``argmax`` (as torchvision and
+            detectron2), ``reassign`` (as mmdetection) or ``off`` (as the paper).
+        forced_iou: a forced anchor that overlaps no box by this IoU stays negative.
+        normaliser: whose positives divide the loss: of the whole ``batch``, or of each ``image`` (as torchvision).
+    """
+
+    classification: Literal["focal", "ohem"] = "focal"
+    alpha: float | None = 0.25
+    gamma: float = 2.0
+    box: Literal["smooth_l1", "l1", "giou"] = "smooth_l1"
+    beta: float = 1 / 9
+    box_weight: float = 1.0
+    foreground: float = 0.5
+    background: float = 0.4
+    forced: Literal["argmax", "reassign", "off"] = "argmax"
+    forced_iou: float = 0.0
+    normaliser: Literal["batch", "image"] = "batch"
+
+    def __post_init__(self) -> None:
+        _expect(self, "loss", "classification", self.classification in ("focal", "ohem"), "focal or ohem")
+        _expect(self, "loss", "box", self.box in ("smooth_l1", "l1", "giou"), "smooth_l1, l1 or giou")
+        self.build()  # which checks the rest
+
+    def build(self) -> DetectionLoss:
+        """The criterion.
+
+        Raises:
+            UserError: a number is out of its range.
+        """
+        classification = FocalLoss(self.alpha, self.gamma) if self.classification == "focal" else OHEM()
+        boxes: dict[str, BoxLoss] = {"smooth_l1": SmoothL1(self.beta), "l1": L1(), "giou": GIoU()}
+        box = boxes[self.box]
+        return DetectionLoss(
+            matcher=Matcher(self.foreground, self.background, self.forced, self.forced_iou),
+            classification=classification,
+            box=box,
+            box_weight=self.box_weight,
+            normaliser=self.normaliser,
+        )
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """How it is minimised.
+
+    Attributes:
+        optimizer: ``adamw``, or ``sgd`` with momentum 0.9.
+        lr: peak learning rate for a batch of ``lr_batch`` images; by default 5e-4 for adamw, 0.01 for sgd.
+        lr_batch: the batch size that ``lr`` is meant for; the rate grows linearly with it. By default 8 for adamw
+            and 16, the paper's, for sgd.
+        weight_decay: on weights, not on biases and norms; by default 0.05 for adamw and 1e-4 for sgd.
+        backbone_lr: factor on the learning rate of the backbone.
+        schedule: ``cosine`` to zero, or ``steps``: divided by 10 after 2/3 and 8/9 of the training, as in the paper.
+        warmup: optimiser steps of linear warm-up, at most a tenth of the training.
+        clip: largest norm of the gradient; 0 does not clip.
+        accumulate: parts in which a batch is computed one after the other, for less memory.
+        ema: decay of the moving average of the weights that is evaluated and saved; 0 is off.
+    """
+
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: float | None = None
+    lr_batch: int | None = None
+    weight_decay: float | None = None
+    backbone_lr: float = 1.0
+    schedule: Literal["cosine", "steps"] = "cosine"
+    warmup: int = 500
+    clip: float = 10.0
+    accumulate: int = 1
+    ema: float = 0.999
+
+    def __post_init__(self) -> None:
+        _expect(self, "optim", "optimizer", self.optimizer in ("adamw", "sgd"), "adamw or sgd")
+        _expect(self, "optim", "lr", self.lr is None or 0 < self.lr < math.inf, "a number above 0")
+        _expect(self, "optim", "lr_batch", self.lr_batch is None or self.lr_batch >= 1, "at least 1")
+        decay = self.weight_decay
+        _expect(self, "optim", "weight_decay", decay is None or 0 <= decay < math.inf, "a number of at least 0")
+        _expect(self, "optim", "backbone_lr", 0 <= self.backbone_lr < math.inf, "a number of at least 0")
+        _expect(self, "optim", "schedule", self.schedule in ("cosine", "steps"), "cosine or steps")
+        _expect(self, "optim", "warmup", self.warmup >= 0, "at least 0")
+        _expect(self, "optim", "clip", 0 <= self.clip < math.inf, "a number of at least 0")
+        _expect(self, "optim", "accumulate", self.accumulate >= 1, "at least 1")
+        _expect(self, "optim", "ema", 0 <= self.ema < 1, "at least 0 and below 1")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where and how the run goes.
+
+    Attributes:
+        accelerator: ``auto``, ``cpu``, ``cuda``, ``mps``.
+        devices: how many devices of a node, or ``auto`` for one CPU process or all accelerators.
+        nodes: machines.
+        precision: ``auto`` is bf16 where the hardware computes in it, else fp32; or ``32``, ``bf16``, ``16``.
+        workers: processes that read images, per device.
+        evaluate_every: epochs between two evaluations; the last epoch is always evaluated.
+        save_every: optimiser steps between two saves of the training state; epochs' ends are always saved.
+        patience: stop after so many evaluations without a better AP; 0 never stops early.
+    """
+
+    accelerator: str = "auto"
+    devices: str = "auto"
+    nodes: int = 1
+    precision: Literal["auto", "32", "bf16", "16"] = "auto"
+    workers: int = 2
+    evaluate_every: int = 1
+    save_every: int = 500
+    patience: int = 0
+
+    def __post_init__(self) -> None:
+        _expect(self, "run", "precision", self.precision in ("auto", "32", "bf16", "16"), "auto, 32, bf16 or 16")
+        for name, least in (("nodes", 1), ("workers", 0), ("evaluate_every", 1), ("save_every", 1), ("patience", 0)):
+            _expect(self, "run", name, getattr(self, name) >= least, f"at least {least}")
+
+
+def plain(value: Any) -> Any:
+    """Nested dataclasses, tuples and paths as YAML knows them."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return plain(dataclasses.asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, Path):
+        return str(value)
+    return [plain(entry) for entry in value] if isinstance(value, list | tuple) else value
+
+
+def _expect(config: object, part: str, name: str, holds: bool, expected: str) -> None:
+    if not holds:
+        raise UserError(f"{part}.{name}: expected {expected}, got {getattr(config, name)!r}")

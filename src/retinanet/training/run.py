@@ -1,0 +1,220 @@
+"""``train``: from annotated images to a model folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from lightning_fabric import Fabric
+from rich.console import Console
+
+from retinanet.analysis.anchors.audit import audit
+from retinanet.anchors.matching import Matcher
+from retinanet.data.dataset import DetectionDataset
+from retinanet.data.loader import StepSampler
+from retinanet.data.transforms import Augment
+from retinanet.detector import Detector
+from retinanet.errors import UserError
+from retinanet.model.postprocess import Postprocess
+from retinanet.plotting.figures import save_figure, training_curves
+from retinanet.training.config import ImageConfig, LossConfig, OptimConfig, RunConfig, plain
+from retinanet.training.ema import averaged
+from retinanet.training.log import RunLog, read_log
+from retinanet.training.loop import LossModule, Training, fit
+from retinanet.training.optim import build_optimizer
+from retinanet.training.precision import build_fabric, prepare_for_cpu
+from retinanet.training.resume import Progress, load_state
+from retinanet.training.start import build_detector, check_images, check_output, fine_tuned, load_sets, origin_of
+from retinanet.training.transfer import Transfer
+from retinanet.yaml_files import dump_plain
+
+AUDITED = 10_000  # boxes that tell how the anchors fit
+BADLY_COVERED = 0.05  # share of boxes without an anchor at the background IoU from which on there is a hint
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run made.
+
+    Attributes:
+        folder: of the run; it is the folder of its best model.
+        ap: best AP on the validation split; NaN if it has no objects.
+        steps: optimiser steps done.
+    """
+
+    folder: Path
+    ap: float
+    steps: int
+
+
+def train(
+    data: str,
+    output: str,
+    *,
+    model: str = "resnet50",
+    weights: str = "imagenet",
+    epochs: int = 12,
+    batch_size: int = 8,
+    seed: int = 0,
+    train_split: str | None = None,
+    val_split: str | None = None,
+    resume: bool = False,
+    strict: bool = False,
+    architecture: dict[str, Any] | None = None,
+    image: ImageConfig = ImageConfig(),
+    augment: Augment = Augment(),
+    loss: LossConfig = LossConfig(),
+    optim: OptimConfig = OptimConfig(),
+    postprocess: Postprocess = Postprocess(),
+    run: RunConfig = RunConfig(),
+) -> TrainResult:
+    """Train RetinaNet on annotated images.
+
+    Args:
+        data: annotated images in COCO, VOC, YOLO or CSV form.
+        output: folder of the run, new; it becomes the model folder.
+        model: preset (resnet18, resnet34, resnet50, resnet101, resnet152, lite) or a model folder to start from; its
+            class layer is made new where its classes are not those of the data.
+        weights: of a preset's backbone: imagenet (downloaded), a safetensors file with timm's names, or none.
+        epochs: passes over the training images.
+        batch_size: images per optimiser step, over all devices and accumulated parts.
+        seed: of everything random.
+        train_split: what to learn from; by default train.
+        val_split: what to evaluate on; by default val, else a seeded hold-out.
+        resume: go on from the last saved step of the run in output.
+        strict: refuse the data at the first faulty box instead of leaving faulty boxes out.
+        architecture: changes to the preset's or the folder's, such as norm, channels, anchors (see Architecture). A
+            preset's batch norms are frozen with pretrained weights and trained without, unless norm is given.
+        image: size of the images.
+        augment: what happens to training images.
+        loss: what is minimised.
+        optim: how it is minimised.
+        postprocess: thresholds for evaluation and prediction, saved with the model; defaults leave a folder's.
+        run: devices, precision, saving.
+
+    Raises:
+        UserError: a mistake in the data or the options; nothing has been written then.
+    """
+    config = {key: value for key, value in locals().items() if key != "resume"}
+    if epochs < 1 or batch_size < 1 or not 0 <= seed < 2**32:
+        raise UserError(
+            f"expected epochs and batch_size >= 1 and seed >= 0 (below 2**32), got {epochs}, {batch_size} and {seed}"
+        )
+    folder = Path(output)
+    first = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
+    if first:  # the others may find what this one makes
+        check_output(folder, config, resume=resume)
+    origin = origin_of(model)
+    train_set, val_set = load_sets(data, train_split, val_split, strict=strict, origin=origin)
+    torch.manual_seed(seed)
+    made_of = (weights, train_set, architecture or {}, image, postprocess)
+    detector, moved = fine_tuned(origin, *made_of) if origin else (build_detector(model, *made_of), None)
+    if first and not resume:
+        check_images(train_set, val_set)
+    fabric = build_fabric(run)
+    fabric.launch()
+    training = assemble(fabric, detector, train_set, val_set, config, untrained=origin is None)
+    progress = load_state(folder, training.parts()) if resume else Progress()
+    if fabric.is_global_zero:
+        describe(training, model, None if resume else moved, data)
+        if not resume:
+            write_start(folder, config, moved)
+    log = RunLog(folder, total=training.sampler.stop, start=progress.step, enabled=fabric.is_global_zero)
+    progress = fit(training, progress, log)
+    if fabric.is_global_zero:
+        save_figure(training_curves(read_log(folder / "log.csv")), folder / "curves.png")
+    return TrainResult(folder, progress.best if progress.best >= 0 else float("nan"), progress.step)
+
+
+def assemble(
+    fabric: Fabric,
+    detector: Detector,
+    train_set: DetectionDataset,
+    val_set: DetectionDataset,
+    config: Mapping[str, Any],
+    *,
+    untrained: bool = True,
+) -> Training:
+    """Put the parts of a run together on this process; ``untrained`` says that the heads are as initialised."""
+    optim, run = cast(OptimConfig, config["optim"]), cast(RunConfig, config["run"])
+    detector.net.to(fabric.device).to(memory_format=torch.channels_last)
+    if fabric.device.type == "cpu":
+        prepare_for_cpu(detector.net)
+    average = averaged(detector.net, optim.ema) if optim.ema else None
+    net, optimizer = fabric.setup(LossModule(detector.net), build_optimizer(detector.net, optim, config["batch_size"]))
+    net.train()
+    sampler = StepSampler(
+        length=len(train_set),
+        batch_size=config["batch_size"],
+        start=0,
+        stop=-(-len(train_set) // config["batch_size"]) * config["epochs"],
+        seed=config["seed"],
+        parts=optim.accumulate,
+        rank=fabric.global_rank,
+        world=fabric.world_size,
+    )
+    return Training(
+        fabric=fabric,
+        detector=detector,
+        net=net,
+        optimizer=optimizer,
+        criterion=config["loss"].build(),
+        average=average,
+        train_set=train_set,
+        val_set=val_set,
+        augment=config["augment"],
+        sampler=sampler,
+        optim=optim,
+        run=run,
+        folder=Path(config["output"]),
+        untrained=untrained,
+    )
+
+
+def describe(training: Training, model: str, moved: Transfer | None, data: str) -> None:
+    """Tell the person what is going to happen, what was left out, how the anchors fit, what is kept of ``model``."""
+    detector, fabric = training.detector, training.fabric
+    parameters = sum(p.numel() for p in detector.net.parameters() if p.requires_grad)
+    lines = [
+        f"classes: {', '.join(detector.class_names)}",
+        f"train: {training.train_set.summary()}",
+        f"validation: {training.val_set.summary()}",
+        f"model: {detector.architecture.backbone}, {parameters / 1e6:.1f} M trained parameters, images of "
+        f"{detector.preprocess.short} to {detector.preprocess.long} pixels",
+        f"device: {fabric.world_size} x {fabric.device.type}, precision {fabric._precision.precision}",
+        *anchor_lines(training, data),
+    ]
+    if moved is not None:
+        lines += [f"weights from {model}:", *(f"  {line}" for line in moved.summary().splitlines())]
+    Console(stderr=True).print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+
+
+def anchor_lines(training: Training, data: str) -> list[str]:
+    """How the anchors fit the training boxes, and a hint where they do not; audited on ``AUDITED`` boxes where more."""
+    samples, detector = training.train_set.samples, training.detector
+    every = -(-sum(len(sample.target) for sample in samples) // AUDITED) or 1
+    audited = audit(
+        samples[::every],
+        detector.class_names,
+        lattice=detector.architecture.anchors,
+        preprocess=detector.preprocess,
+        matcher=cast(Matcher, training.criterion.matcher),
+    )
+    lines = audited.summary().splitlines()
+    lines[0] += f" (one image in {every} was looked at)" if every > 1 else ""
+    if audited.below(audited.matcher.background) > BADLY_COVERED:
+        lines.append(f"  hint: many boxes are unlike every anchor; retinanet check {data} proposes anchors that fit")
+    return lines
+
+
+def write_start(folder: Path, config: Mapping[str, Any], moved: Transfer | None) -> None:
+    """Make the folder of a run: its options, and what became of each tensor of the model that it starts from."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(dump_plain(plain(config)), encoding="utf-8")
+    if moved is not None:
+        text = f"weights from {config['model']}\n{moved.summary()}\n\n{moved.report()}\n"
+        (folder / "transfer.txt").write_text(text, encoding="utf-8")

@@ -1,0 +1,276 @@
+"""What a run starts from, checked before anything is written."""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+
+from retinanet.data.dataset import DetectionDataset, training_datasets
+from retinanet.detector import CONFIG, Detector, load_detector, read_config
+from retinanet.errors import UserError
+from retinanet.images.preprocess import Preprocess
+from retinanet.interop.pretrained import model_folder
+from retinanet.model.changes import changed
+from retinanet.model.postprocess import Postprocess
+from retinanet.model.presets import PRESETS, Architecture, preset
+from retinanet.model.retinanet import RetinaNet
+from retinanet.training.config import ImageConfig, plain
+from retinanet.training.resume import STATE
+from retinanet.training.transfer import Transfer, named_as, transfer
+from retinanet.yaml_files import read_mapping
+
+# what may differ when a run goes on: where it is computed, not what
+FREE = {f"run.{key}" for key in ("accelerator", "devices", "nodes", "workers", "save_every")} | {"optim.accumulate"}
+
+
+def origin_of(model: str) -> Path | None:
+    """The local folder of a model to start from; None for the name of a preset.
+
+    Raises:
+        UserError: neither a preset nor a model, or a folder without one.
+    """
+    folder = model_folder(model)
+    if folder is None and model not in PRESETS:
+        if Path(model).exists():
+            read_config(model)  # which says what is wrong with it
+        preset(model)
+    return folder
+
+
+def load_sets(
+    data: str, train_split: str | None, val_split: str | None, *, strict: bool, origin: Path | None
+) -> tuple[DetectionDataset, DetectionDataset]:
+    """What to learn from and what to evaluate on; labels in the order of a model that knows the same classes.
+
+    Args:
+        data: annotated images.
+        train_split: what to learn from.
+        val_split: what to evaluate on.
+        strict: refuse the data at its first faulty box.
+        origin: folder of the model that the run starts from, if any.
+
+    Raises:
+        UserError: a mistake in the data.
+    """
+    train_set, val_set = training_datasets(data, train_split=train_split, val_split=val_split, strict=strict)
+    if origin is None:
+        return train_set, val_set
+    known = [str(name) for name in read_config(origin)["class_names"]]
+    if sorted(known) != sorted(train_set.class_names) or tuple(known) == train_set.class_names:
+        return train_set, val_set
+    return training_datasets(data, train_split=train_split, val_split=val_split, strict=strict, class_names=known)
+
+
+def check_images(*datasets: DetectionDataset) -> None:
+    """Read every image once before anything is written, so that a damaged one does not end the run hours later.
+
+    Raises:
+        UserError: an image cannot be read, or is not of the annotated size.
+    """
+
+    def read(one: tuple[DetectionDataset, int]) -> int:
+        return len(one[0][one[1]].target)
+
+    images = [(dataset, index) for dataset in datasets for index in range(len(dataset))]
+    console = Console(stderr=True)
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+        sizes = pool.map(read, images)
+        quiet = not console.is_terminal
+        for _ in track(sizes, "reading every image once", len(images), console=console, transient=True, disable=quiet):
+            pass
+
+
+def build_detector(
+    model: str,
+    weights: str,
+    dataset: DetectionDataset,
+    changes: Mapping[str, Any],
+    image: ImageConfig,
+    postprocess: Postprocess,
+) -> Detector:
+    """A new detector of a preset, for the classes of a data set.
+
+    Raises:
+        UserError: there is no such preset, an option is unknown, or no network can be built.
+    """
+    base = preset(model)
+    if "norm" not in changes and weights == "none":
+        base = replace(base, norm="batch")
+    architecture: Architecture = changed(base, changes, "architecture")
+    net = _build(architecture, len(dataset.class_names), weights)
+    preprocess = changed(Preprocess(mean=net.backbone.mean, std=net.backbone.std), _given(image), "image")
+    scale = magnification(dataset, preprocess)
+    return Detector(net, architecture, preprocess, postprocess, dataset.class_names, scale=scale)
+
+
+def fine_tuned(
+    origin: Path,
+    weights: str,
+    dataset: DetectionDataset,
+    changes: Mapping[str, Any],
+    image: ImageConfig,
+    postprocess: Postprocess,
+) -> tuple[Detector, Transfer]:
+    """A detector for the classes of a data set that starts from a saved one.
+
+    The architecture is the saved one's with the changes applied. Its tensors are taken over by name and shape, except
+    those that mean something else now: see :func:`starts_anew`. Sizes of images and thresholds are the saved one's
+    where the options are at their defaults.
+
+    Raises:
+        UserError: weights of a backbone are given too, another backbone is asked for, or an option is unknown.
+    """
+    saved = load_detector(origin)
+    old = saved.architecture
+    new: Architecture = changed(old, changes, "architecture")
+    _check_fits(origin, weights, old, new)
+    net = _build(new, len(dataset.class_names), "none")
+    fresh = starts_anew(old, new, saved.class_names, dataset.class_names)
+    moved = transfer(named_as(saved.net, net), net, fresh=fresh)
+    defaults = vars(Postprocess())
+    given = {key: value for key, value in vars(postprocess).items() if value != defaults[key]}
+    preprocess = changed(saved.preprocess, _given(image), "image")
+    detector = replace(
+        saved,
+        net=net,
+        architecture=new,
+        preprocess=preprocess,
+        postprocess=replace(saved.postprocess, **given),
+        class_names=dataset.class_names,
+        metrics={},
+        thresholds={},
+        scale=magnification(dataset, preprocess),
+    )
+    return detector, moved
+
+
+def magnification(dataset: DetectionDataset, preprocess: Preprocess) -> float:
+    """How large the images of a data set are shown to the network, relative to their own pixels: the median.
+
+    It is taken from the sizes in the annotations; no image is read.
+    """
+    return statistics.median(sum(preprocess.size(*sample.size)) / sum(sample.size) for sample in dataset.samples)
+
+
+def _check_fits(origin: Path, weights: str, old: Architecture, new: Architecture) -> None:
+    if weights != "imagenet":
+        raise UserError(
+            f"--weights {weights}: they are for the backbone of a new model, and {origin} has all its weights already. "
+            "Leave out --weights, or train from a preset (--model resnet50)"
+        )
+    if new.backbone != old.backbone:
+        raise UserError(
+            f"--architecture.backbone {new.backbone}: {origin} has the backbone {old.backbone}, nothing of it would "
+            "fit. Leave it out, or train from a preset (--model resnet50 --architecture.backbone NAME)"
+        )
+    if new.stride_in_1x1 != old.stride_in_1x1:
+        raise UserError(
+            f"--architecture.stride_in_1x1 {new.stride_in_1x1}: the backbone of {origin} was trained with "
+            f"{old.stride_in_1x1}, and its weights do not work otherwise. Leave it out"
+        )
+    if old.norm == "group" and new.norm == "frozen":
+        raise UserError(
+            f"--architecture.norm frozen: {origin} has group norms, so there are no statistics to freeze. Expected "
+            "batch or group"
+        )
+
+
+def starts_anew(old: Architecture, new: Architecture, known: Sequence[str], wanted: Sequence[str]) -> dict[str, str]:
+    """Which parts of a network mean something else than before, even where they keep their shape.
+
+    Args:
+        old: architecture of the saved model.
+        new: architecture of the new one.
+        known: classes of the saved model.
+        wanted: classes of the data.
+
+    Returns:
+        Prefix of tensors' names -> reason.
+    """
+    classes = f"the classes differ: the model knew {_few(known)}, the data has {_few(wanted)}"
+    # with floor_strides only the anchors over an input of odd size move; what the heads have learned holds
+    anchors = _differences(old.anchors, replace(new.anchors, floor_strides=old.anchors.floor_strides))
+    coder = _differences(old.coder, replace(old.coder, std=new.coder.std))  # limits do not touch what a delta means
+    moved = [f"the anchors differ: {anchors}"] if anchors else []
+    parts = {
+        "heads.cls.output.": [*([classes] if tuple(known) != tuple(wanted) else []), *moved],
+        "heads.box.output.": [*moved, *([f"the coding of boxes differs: {coder}"] if coder else [])],
+        "fpn.output.p6.": [f"P6 is made from {new.p6_from} instead of {old.p6_from}"] * (old.p6_from != new.p6_from),
+    }
+    return {prefix: "; ".join(reasons) for prefix, reasons in parts.items() if reasons}
+
+
+def _build(architecture: Architecture, num_classes: int, weights: str) -> RetinaNet:
+    try:
+        return architecture.build(num_classes, weights=weights)
+    except UserError:
+        raise
+    except (ValueError, RuntimeError, ArithmeticError) as error:  # torch's, about numbers that make no layer
+        raise UserError(f"no network can be built from {architecture}: {error}") from None
+
+
+def _given(image: ImageConfig) -> dict[str, int]:
+    return {key: value for key, value in vars(image).items() if value is not None}
+
+
+def _differences(old: object, new: object) -> str:
+    """``sizes (32, 64) became (8, 16)``, for the fields of two dataclasses."""
+    pairs = [(key, value, vars(new)[key]) for key, value in vars(old).items()]
+    return ", ".join(f"{key} {_rounded(one)} became {_rounded(two)}" for key, one, two in pairs if one != two)
+
+
+def _rounded(value: object) -> str:
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_rounded, value))})"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= 5 else f"{', '.join(names[:2])}, ... ({len(names)})"
+
+
+def check_output(folder: Path, config: Mapping[str, Any], *, resume: bool) -> None:
+    """A run is never overwritten, and goes on only as it began.
+
+    Raises:
+        UserError: the folder holds a run and ``resume`` is off, or there is none to resume, or its options differ.
+    """
+    if not resume:
+        if any((folder / name).exists() for name in (CONFIG, STATE)):
+            raise UserError(
+                f"{folder} already holds a run. Choose another --output, or go on with it: "
+                f"retinanet train --config {folder}/config.yaml --resume"
+            )
+        place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+        if not place.is_dir():
+            raise UserError(f"--output {folder}: {place} is a file; expected the name of a new folder")
+        if not os.access(place, os.W_OK):
+            raise UserError(f"--output {folder}: {place} cannot be written to. Choose another folder")
+        return
+    if not (folder / STATE).is_file() or not (folder / "config.yaml").is_file():
+        raise UserError(f"nothing to resume: {folder} holds no saved step of a run. Start it without --resume")
+    before = read_mapping(folder / "config.yaml")
+    then, now = _flat(before), _flat(plain(config))
+    names = [name for name in {**now, **then} if name not in FREE and then.get(name) != now.get(name)]
+    differing = [f"{name} {then.get(name)} -> {now.get(name)}" for name in names]
+    if differing:
+        raise UserError(
+            f"{folder} was started with other options ({', '.join(differing)}). Go on with the same: "
+            f"retinanet train --config {folder}/config.yaml --resume"
+        )
+
+
+def _flat(options: Mapping[str, Any], group: str = "") -> dict[str, Any]:
+    """Nested options under dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in options.items():
+        flat.update(_flat(value, f"{group}{key}.") if isinstance(value, Mapping) else {f"{group}{key}": value})
+    return flat

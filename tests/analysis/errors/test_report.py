@@ -1,0 +1,85 @@
+"""All of the error analysis at once: the parts agree with each other, and the page holds them."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from retinanet.analysis.errors.curves import best_thresholds
+from retinanet.analysis.errors.report import error_report, section, worst_images
+from retinanet.analysis.errors.tide import TYPES
+from retinanet.plotting.html import write_html
+
+NAMES = ("a", "b", "c")
+
+
+@pytest.fixture
+def scene(make_scene, tmp_path):
+    """Samples whose images lie on the disk."""
+    samples, detections = make_scene(11, images=6)
+    there = []
+    for sample in samples:
+        path = tmp_path / f"{sample.image_id}.png"
+        Image.effect_noise((520, 520), 30).convert("RGB").save(path)
+        there.append(replace(sample, path=path, size=(520, 520)))
+    return there, detections
+
+
+def test_the_parts_agree(scene):
+    report = error_report(*scene, NAMES)
+    thresholds = best_thresholds(report.curves)
+    assert report.confusion.thresholds == tuple(thresholds[name] for name in NAMES)
+    # what is shown at the thresholds: hits on the diagonal, every overlooked object, every false detection
+    found = np.array([curve.precision[curve.best] for curve in report.curves])
+    assert np.diag(report.confusion.matrix)[:3].tolist() == report.shown.hits.tolist()
+    given = report.confusion.matrix[:, :3].sum(axis=0)
+    np.testing.assert_allclose(report.shown.hits / given, found, rtol=0, atol=1e-12)
+    false = sum(report.shown.counts[kind].sum() for kind in TYPES[:-1])
+    assert false == given.sum() - report.shown.hits.sum() > 0
+    assert report.errors.ap50 == pytest.approx(np.mean([curve.ap50 for curve in report.curves]), abs=1e-12)
+    assert report.calibration.overall.counts.sum() == report.errors.hits.sum() + sum(
+        report.errors.counts[kind].sum() for kind in TYPES[:-1]
+    )
+    assert sum(group.objects for group in report.groups.density) == report.errors.objects.sum()
+
+
+def test_the_worst_images_come_first(scene):
+    samples, detections = scene
+    report = error_report(samples, detections, NAMES)
+    ranked = worst_images(report.shown, 3)
+    expected = []
+    for index, image in enumerate(report.shown.images):
+        wrong = [kind for kind in image.kinds if kind not in ("hit", "ignored", "left out")]
+        expected.append((len(wrong) + len(image.unmatched), -index))
+    expected.sort(reverse=True)
+    assert [(number, -index) for index, number in ranked] == expected[:3]
+    assert worst_images(report.shown, 0) == []
+
+
+def test_numbers_and_page(scene, tmp_path):
+    samples, detections = scene
+    report = error_report(samples, detections, NAMES)
+    table = json.loads(json.dumps(report.to_dict(), allow_nan=False))
+    assert table["errors"]["ap50"] == pytest.approx(report.errors.ap50, abs=1e-6) and len(table["curves"]) == 3
+    assert report.errors.summary() in report.summary() and report.calibration.summary() in report.summary()
+    sections = section(report, samples, detections, worst=2)
+    assert [len(part.pictures) for part in sections] == [2, 0, 0, 0]
+    assert [len(part.figures) for part in sections] == [1, 2, 1, 1]
+    costs = sections[0].tables[0].rows
+    gains = [row[3] for row in costs[:6]]
+    assert gains == sorted(gains, reverse=True) and {row[0] for row in costs[:6]} == set(TYPES)
+    page = write_html(tmp_path / "page.html", "errors", sections, {}).read_text()
+    assert page.count("<figure>") == 7 and "nan" not in page.split("base64")[0]
+
+
+def test_a_class_never_seen_and_never_found(make_sample, make_detections, tmp_path):
+    sample = make_sample([[0, 0, 10, 10]], [0])
+    found = make_detections([], [], [])
+    report = error_report([sample], [found], NAMES)
+    json.dumps(report.to_dict(), allow_nan=False)
+    assert "a: no detection is right, 1 objects" in report.summary()
+    write_html(tmp_path / "page.html", "errors", section(report, [sample], [found], worst=0), {})
+    assert torch.isnan(torch.tensor(report.curves[1].f1))

@@ -1,0 +1,90 @@
+"""Pictures of traces: what is drawn where, and what the legend and the bars say."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from retinanet.analysis.trace.figures import GATE_STYLES, RIVAL, TracedBox, close_ups, draw_trace, gate_bars
+from retinanet.analysis.trace.outcomes import GATES
+
+WORDS = "#0 ant at (40, 40, 100, 100): suppressed by NMS: its box of score 0.402 went under another"
+MISSED = TracedBox(
+    box=(40, 40, 100, 100),
+    gate="suppressed by NMS",
+    name="ant",
+    words=WORDS,
+    anchors=[(30, 50, 110, 90), (20, 60, 120, 80)],
+    candidate=(50, 50, 110, 110),
+    rival=(60, 60, 130, 130),
+)
+FOUND = TracedBox(box=(150, 20, 190, 60), gate="found", name="bee", words="", rival=None)
+
+
+def blank():
+    return Image.new("RGB", (200, 160), (120, 120, 120))
+
+
+def changed(picture, reference, x, y, reach=4):
+    """Whether something is drawn near a point."""
+    there, before = (
+        np.asarray(one)[y - reach : y + reach + 1, x - reach : x + reach + 1].astype(int)
+        for one in (picture, reference)
+    )
+    return bool((abs(there - before) > 20).any())
+
+
+def test_every_clue_is_where_it_belongs():
+    picture, plain = draw_trace(blank(), [MISSED, FOUND]), blank()
+    bare = draw_trace(blank(), [TracedBox(MISSED.box, MISSED.gate, "ant", WORDS), FOUND])
+    assert picture.width == 200 and picture.height > 160  # a legend
+    for x, y in ((70, 99), (41, 70), (151, 40), (170, 21)):
+        assert changed(picture, plain, x, y, 3) and changed(bare, plain, x, y, 3), (x, y)
+    for x, y in ((80, 108), (128, 120), (32, 52)):  # candidate, rival, best anchor
+        assert changed(picture, bare, x, y), (x, y)
+    assert not changed(picture, bare, 22, 62, 2), "only the best anchor in the whole picture"
+    assert not changed(picture, plain, 180, 140) and picture.height > bare.height
+
+
+def test_every_gate_has_a_line_of_its_own():
+    assert set(GATE_STYLES) == set(GATES)
+    assert len({style[:2] for style in GATE_STYLES.values()}) == len(GATES)
+    grey = [(dash, np.dot(colour, (0.299, 0.587, 0.114))) for colour, dash, _ in GATE_STYLES.values()]
+    for i, (dash, light) in enumerate(grey):  # told apart without colour: the same dash has another lightness
+        assert all(abs(light - other) > 12 for same, other in grey[:i] if same == dash), i
+    assert len({hatch for *_, hatch in GATE_STYLES.values()} - {""}) == len(GATES) - 2, "one bar is plain"
+
+
+def test_zoom_enlarges_picture_and_boxes():
+    picture = draw_trace(blank(), [FOUND], zoom=3)
+    assert picture.width == 600 and changed(picture, blank().resize((600, 480)), 452, 120)
+
+
+def test_close_ups_are_of_the_missed_only():
+    assert close_ups(blank(), [FOUND]) is None
+    one, many = close_ups(blank(), [MISSED, FOUND]), close_ups(blank(), [MISSED] * 5, most=4, columns=2)
+    assert many.width > 1.9 * one.width and many.height > one.height + 500
+    ink = np.asarray(one).astype(int)
+    assert (abs(ink - RIVAL).sum(axis=2) < 12).sum() > 500, "the rival is drawn"
+
+
+def test_a_close_up_at_the_border_of_a_tiny_image():
+    edge = TracedBox((0, 0, 3, 2), "no anchor", "ant", "words " * 40)
+    sheet = close_ups(Image.new("L", (20, 10)), [edge])
+    assert sheet.mode == "RGB" and sheet.height > 520
+
+
+def test_bars_add_up():
+    groups = {"ant (10)": {"found": 5, "below threshold": 3, "wrong class": 2}, "bee (4)": {"found": 4}}
+    figure = gate_bars(groups, GATES[1:])
+    (axes,) = figure.axes
+    bars = {c.get_label(): [patch.get_width() for patch in c.patches] for c in axes.containers}
+    assert bars == {"below threshold": [pytest.approx(30), 0], "wrong class": [pytest.approx(20), 0]}
+    assert [patch.get_x() for patch in axes.containers[1].patches] == [pytest.approx(30), 0], "stacked"
+    assert "%" in axes.get_xlabel() and [text.get_text().strip() for text in axes.texts] == ["50.0", "0.0"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == list(groups)
+    hatches = [c.patches[0].get_hatch() or "" for c in axes.containers]
+    assert len(set(hatches)) == 2, "told apart without colour"
+
+
+def test_bars_of_nothing():
+    assert "nothing was missed" in [text.get_text() for text in gate_bars({}, GATES[1:]).axes[0].texts]
