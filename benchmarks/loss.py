@@ -45,7 +45,7 @@ def ours(raw: RawOutput, target: Target) -> Callable[[], Tensor]:
 def torchvision(raw: RawOutput, target: Target) -> Callable[[], Tensor]:
     head = RetinaNetClassificationHead(in_channels=1, num_anchors=raw.lattice.num_anchors, num_classes=CLASSES)
     head.conv, head.cls_logits = nn.Identity(), nn.Identity()
-    match = Matcher()(raw.lattice, raw.grids, target)
+    match = Matcher()(raw.lattice, raw.grids, target.boxes, target.ignore)
     matched = torch.full((raw.lattice.count(raw.grids),), TorchvisionMatcher.BELOW_LOW_THRESHOLD)
     matched[match.positive] = match.box
     matched[match.ignored] = TorchvisionMatcher.BETWEEN_THRESHOLDS

@@ -51,7 +51,7 @@ def random_target(count: int) -> Target:
 
 
 def ours(target: Target) -> Match:
-    return Matcher()(LATTICE, GRIDS, target)
+    return Matcher()(LATTICE, GRIDS, target.boxes, target.ignore)
 
 
 def dense_matching() -> Callable[[Target], Tensor]:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from retinanet import __version__
 from retinanet import detector as checkpoint
 from retinanet.anchors.coding import BoxCoder
-from retinanet.anchors.lattice import AnchorLattice
+from retinanet.anchors.lattice import AnchorLattice, LatticeCompat
 from retinanet.detector import Detector, load_detector, read_config, save_detector, save_thresholds
 from retinanet.errors import UserError
 from retinanet.images.preprocess import Preprocess
@@ -40,9 +40,7 @@ ARCHITECTURE = Architecture(
         ratios=(0.5, 2.0),
         scales=(1.0,),
         offset=0.0,
-        rounding="corners",
-        inclusive=True,
-        floor_strides=True,
+        compat=LatticeCompat(rounding="corners", inclusive=True, floor_strides=True),
     ),
     coder=BoxCoder(std=(0.1, 0.1, 0.2, 0.2), clamp=3.0, clamp_below=True),
 )
@@ -379,13 +377,12 @@ def test_format_1(detector, folder, rounded, rounding):
     for part, names in later.items():
         for name in names:
             del config[part][name]
-    for name in ("rounding", "inclusive", "floor_strides", "spacing"):
-        del config["architecture"]["anchors"][name]
+    del config["architecture"]["anchors"]["compat"]
     del config["architecture"]["coder"]["clamp_below"]
     config["architecture"]["anchors"]["rounded"] = rounded
     (folder / "config.json").write_text(json.dumps(config | {"format": 1}))
     loaded = load_detector(folder)
-    anchors = replace(ARCHITECTURE.anchors, rounding=rounding, inclusive=False, floor_strides=False)
+    anchors = replace(ARCHITECTURE.anchors, compat=LatticeCompat(rounding=rounding))
     coder = replace(ARCHITECTURE.coder, clamp_below=False)
     old = replace(ARCHITECTURE, anchors=anchors, coder=coder, stride_in_1x1=False, norm_eps=None)
     assert loaded.architecture == old and loaded.net.lattice == anchors
@@ -397,6 +394,16 @@ def test_format_1(detector, folder, rounded, rounding):
     save_detector(folder, loaded)
     saved = read_config(folder)
     assert saved["format"] == 2 and saved["architecture"] == json.loads(json.dumps(asdict(old)))
+
+
+def test_a_folder_from_before_compat(folder):
+    """Where the switches of the anchors lie beside sizes and ratios, settled spacing included."""
+    config = json.loads((folder / "config.json").read_text())
+    anchors = config["architecture"]["anchors"]
+    anchors |= anchors.pop("compat")
+    assert {"rounding", "inclusive", "floor_strides", "spacing"} < anchors.keys()
+    (folder / "config.json").write_text(json.dumps(config))
+    assert load_detector(folder).architecture == ARCHITECTURE
 
 
 @pytest.mark.parametrize(("eps", "expected"), [(None, 1e-5), (0.0, 0.0), (0.25, 0.25)])
@@ -419,6 +426,8 @@ def test_a_newer_format(folder):
     [
         ({"architecture__dilation": 2}, "Architecture has no dilation"),
         ({"architecture__anchors__angles": [0]}, "AnchorLattice has no angles"),
+        ({"architecture__anchors__compat__angles": [0]}, "LatticeCompat has no angles"),
+        ({"architecture__anchors__compat": 3}, "is not a model's configuration"),
         ({"preprocess__gamma": 2}, "Preprocess has no gamma"),
         ({"postprocess__soft": True}, "Postprocess has no soft"),
         ({"preprocess": None}, "KeyError.*preprocess"),
@@ -428,7 +437,7 @@ def test_a_newer_format(folder):
         ({"architecture__anchors__sizes": 32}, "AnchorLattice.sizes is 32, expected tuple"),
         ({"postprocess__score": "high"}, "Postprocess.score is 'high', expected float"),
         ({"architecture__norm_eps": "small"}, "Architecture.norm_eps is 'small', expected"),
-        ({"architecture__anchors__rounding": "up"}, "rounding of anchors is none, corners or cell, got 'up'"),
+        ({"architecture__anchors__compat__rounding": "up"}, "rounding of anchors is none, corners or cell, got 'up'"),
         ({"preprocess__channels": "GBR"}, "channels of images is RGB or BGR, got 'GBR'"),
         ({"postprocess__clip": "never"}, "clip is before, after or half, got 'never'"),
         ({"preprocess__short": 0}, "0 < short <= long, got short 0"),

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from retinanet import __version__
 from retinanet.anchors.coding import BoxCoder
-from retinanet.anchors.lattice import AnchorLattice
+from retinanet.anchors.lattice import AnchorLattice, LatticeCompat
 from retinanet.digest import file_sha256
 from retinanet.errors import UserError
 from retinanet.images.preprocess import Preprocess
@@ -151,7 +151,7 @@ def load_detector(folder: str | Path) -> Detector:
         architecture = _build(
             Architecture,
             config["architecture"],
-            anchors=_build(AnchorLattice, _of_this_format(config["architecture"]["anchors"])),
+            anchors=_build_lattice(config["architecture"]["anchors"]),
             coder=_build(BoxCoder, config["architecture"]["coder"]),
         )
         preprocess = _build(Preprocess, config["preprocess"])
@@ -278,12 +278,19 @@ def _scale(value: Any) -> float | None:
     return float(value)
 
 
+def _build_lattice(values: Mapping[str, Any]) -> AnchorLattice:
+    """The anchors of a configuration."""
+    values = _of_this_format(values)
+    return _build(AnchorLattice, values, compat=_build(LatticeCompat, values["compat"]))
+
+
 def _of_this_format(anchors: Mapping[str, Any]) -> dict[str, Any]:
-    """The anchors of a configuration; format 1 knew one kind of rounding."""
+    """The anchors of a configuration; older folders know one kind of rounding, or have no ``compat``."""
     current = dict(anchors)
     if "rounded" in current:
         current["rounding"] = "corners" if current.pop("rounded") else "none"
-    return current
+    switches = {entry.name for entry in fields(LatticeCompat)} & current.keys()
+    return {"compat": {name: current.pop(name) for name in switches}} | current
 
 
 def _build(kind: type[T], values: Mapping[str, Any], **built: Any) -> T:

@@ -19,6 +19,7 @@ Boxes are ``(x1, y1, x2, y2)`` float32 in pixels; the pixel in the top left corn
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -135,6 +136,57 @@ class RawOutput:
     def num_classes(self) -> int:
         """K."""
         return self.logits[0].shape[1] // self.lattice.num_anchors
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What every anchor of a batch has to answer: these are positive, those are ignored, all others negative.
+
+    Rows are ordered by level; no row is an image's anchor twice.
+
+    Attributes:
+        index: (P, 4) int64, image, anchor of the cell, y and x of each positive anchor.
+        labels: (P,) int64, its class.
+        boxes: (P, 4) float32 xyxy, the box that it answers for.
+        ignored: (G, 4) int64, image, anchor of the cell, y and x of each ignored anchor.
+        positives_per_level: L counts that sum to P.
+        ignored_per_level: L counts that sum to G.
+    """
+
+    index: Tensor
+    labels: Tensor
+    boxes: Tensor
+    ignored: Tensor
+    positives_per_level: tuple[int, ...]
+    ignored_per_level: tuple[int, ...]
+
+    @property
+    def num_positives(self) -> int:
+        """P, over all images of the batch."""
+        return len(self.index)
+
+    def positives_by_level(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each level the index (P_l, 4) and the labels (P_l,) of its positives."""
+        counts = list(self.positives_per_level)
+        return zip(self.index.split(counts), self.labels.split(counts), strict=True)
+
+    def ignored_by_level(self) -> Sequence[Tensor]:
+        """For each level the index (G_l, 4) of its ignored anchors."""
+        return self.ignored.split(list(self.ignored_per_level))
+
+    def of_image(self, image: int) -> Assignment:
+        """The assignment of one image, as the only one of its batch."""
+        mine, left = self.index[:, 0] == image, self.ignored[:, 0] == image
+        per_level = [int(part.sum()) for part in mine.split(list(self.positives_per_level))]
+        left_per_level = [int(part.sum()) for part in left.split(list(self.ignored_per_level))]
+        index, ignored = self.index[mine].clone(), self.ignored[left].clone()
+        index[:, 0], ignored[:, 0] = 0, 0
+        return Assignment(index, self.labels[mine], self.boxes[mine], ignored, tuple(per_level), tuple(left_per_level))
+
+    def to(self, device: torch.device | str) -> Assignment:
+        """The same on another device."""
+        index, labels, boxes, ignored = (t.to(device) for t in (self.index, self.labels, self.boxes, self.ignored))
+        return Assignment(index, labels, boxes, ignored, self.positives_per_level, self.ignored_per_level)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import torch
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
-from retinanet.anchors.lattice import AnchorLattice
+from retinanet.anchors.lattice import AnchorLattice, LatticeCompat
 from retinanet.errors import UserError
 
 # Stride 8, cell (0, 0), as mmdetection, yhenon's and keras-retinanet, and torchvision make them.
@@ -67,9 +67,9 @@ def every_anchor(lattice: AnchorLattice, grids: tuple[tuple[int, int], ...]) -> 
     [
         (AnchorLattice(offset=0), MMDETECTION, 5e-5),
         (AnchorLattice(), YHENON, 5e-5),
-        (AnchorLattice(offset=0, rounding="corners"), TORCHVISION, 0),
-        (AnchorLattice(rounding="cell"), DETECTRON, 5e-5),
-        (AnchorLattice(inclusive=True), ODTK, 5e-5),
+        (AnchorLattice(offset=0, compat=LatticeCompat(rounding="corners")), TORCHVISION, 0),
+        (AnchorLattice(compat=LatticeCompat(rounding="cell")), DETECTRON, 5e-5),
+        (AnchorLattice(compat=LatticeCompat(inclusive=True)), ODTK, 5e-5),
     ],
     ids=["mmdetection", "yhenon", "torchvision", "detectron", "odtk"],
 )
@@ -118,7 +118,7 @@ def torchvisions(grids, height, width):
 
 
 def test_rounded_lattice_is_torchvisions_bit_for_bit():
-    lattice = AnchorLattice(offset=0, rounding="corners")
+    lattice = AnchorLattice(offset=0, compat=LatticeCompat(rounding="corners"))
     grids = lattice.grids(640, 896)
     assert torch.equal(every_anchor(lattice, grids), torchvisions(grids, 640, 896))
 
@@ -134,22 +134,22 @@ def test_rounded_lattice_is_torchvisions_bit_for_bit():
     ],
 )
 def test_floored_strides_are_torchvisions_bit_for_bit(height, width, p6, p7):
-    lattice = AnchorLattice(offset=0, rounding="corners", floor_strides=True)
+    lattice = AnchorLattice(offset=0, compat=LatticeCompat(rounding="corners", floor_strides=True))
     settled, grids = lattice.over(height, width), lattice.grids(height, width)
-    assert settled.spacing == settled.steps == ((8, 8), (16, 16), (32, 32), p6, p7)
-    assert not settled.floor_strides and settled.over(height, width) is settled
+    assert settled.compat.spacing == settled.steps == ((8, 8), (16, 16), (32, 32), p6, p7)
+    assert not settled.compat.floor_strides and settled.over(height, width) is settled
     assert settled.grids(height, width) == grids, "the grids are those of the strides"
     expected = torchvisions(grids, height, width)
     assert torch.equal(every_anchor(settled, grids), expected)
     level, y, x, a = settled.locate(torch.arange(len(expected)), grids)
     assert torch.equal(settled.index(level, y, x, a, grids), torch.arange(len(expected)))
     assert torch.equal(settled.boxes_at(level, y, x, a), expected)
-    plain = every_anchor(AnchorLattice(offset=0, rounding="corners"), grids)
+    plain = every_anchor(AnchorLattice(offset=0, compat=LatticeCompat(rounding="corners")), grids)
     assert torch.equal(plain, expected) == (p6 == (64, 64) and p7 == (128, 128))
 
 
 def test_floored_strides_have_to_be_settled():
-    lattice = AnchorLattice(floor_strides=True)
+    lattice = AnchorLattice(compat=LatticeCompat(floor_strides=True))
     with pytest.raises(AssertionError, match=r"ask over\(height, width\)"):
         lattice.boxes(torch.arange(3), lattice.grids(640, 640))
     plain = AnchorLattice()
@@ -158,7 +158,7 @@ def test_floored_strides_have_to_be_settled():
 
 def test_cells_are_rounded_as_detectron_rounds_them():
     """Against Detectron's recipe: round a cell's width, then the height of that, and scale both up."""
-    lattice = AnchorLattice(ratios=(0.3, 1.0, 2.0, 3.5), rounding="cell")
+    lattice = AnchorLattice(ratios=(0.3, 1.0, 2.0, 3.5), compat=LatticeCompat(rounding="cell"))
     expected = []
     for stride, size in zip(lattice.strides, lattice.sizes, strict=True):
         for ratio in lattice.ratios:
@@ -172,7 +172,9 @@ def test_cells_are_rounded_as_detectron_rounds_them():
 
 @pytest.mark.parametrize("rounding", ["none", "corners", "cell"])
 def test_inclusive_sides_are_a_pixel_longer(rounding):
-    plain, longer = (AnchorLattice(rounding=rounding, inclusive=inclusive) for inclusive in (False, True))
+    plain, longer = (
+        AnchorLattice(compat=LatticeCompat(rounding=rounding, inclusive=inclusive)) for inclusive in (False, True)
+    )
     grids = plain.grids(100, 150)
     gap = every_anchor(longer, grids).double() - every_anchor(plain, grids).double()
     torch.testing.assert_close(gap, torch.tensor([0.0, 0, 1, 1]).double().expand_as(gap), atol=1e-4, rtol=0)
@@ -221,12 +223,16 @@ def test_templates_keep_the_area_and_the_ratio():
         ({"scales": (-1,)}, r"scales must be positive.*\(-1,\)"),
         ({"sizes": (32, float("nan"), 64, 128, 256)}, r"sizes must be positive"),
         ({"sizes": (32, 64)}, r"one size per level: 5 strides .* but 2 sizes"),
-        ({"rounding": "floor"}, r"rounding of anchors is none, corners or cell, got 'floor'"),
     ],
 )
 def test_impossible_lattices_are_refused(arguments, message):
     with pytest.raises(UserError, match=message):
         AnchorLattice(**arguments)
+
+
+def test_an_unknown_rounding_is_refused():
+    with pytest.raises(UserError, match=r"rounding of anchors is none, corners or cell, got 'floor'"):
+        LatticeCompat(rounding="floor")
 
 
 def test_lists_are_taken_too():

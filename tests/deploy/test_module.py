@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from retinanet.anchors.coding import BoxCoder
-from retinanet.anchors.lattice import AnchorLattice
+from retinanet.anchors.lattice import AnchorLattice, LatticeCompat
 from retinanet.deploy.graph import DetectionModule, RawModule, trace
 from retinanet.errors import UserError
 from retinanet.images.preprocess import Preprocess
@@ -111,10 +111,10 @@ def test_preprocessing(tiny_detectors, change):
 
 SIZES = (24.0, 48.0, 96.0, 192.0, 384.0)
 LATTICES = {
-    "floor strides": {"floor_strides": True},
-    "corners": {"rounding": "corners", "offset": 0.0},
-    "cells": {"rounding": "cell", "inclusive": True},
-    "inclusive": {"inclusive": True},
+    "floor strides": {"compat": LatticeCompat(floor_strides=True)},
+    "corners": {"compat": LatticeCompat(rounding="corners"), "offset": 0.0},
+    "cells": {"compat": LatticeCompat(rounding="cell", inclusive=True)},
+    "inclusive": {"compat": LatticeCompat(inclusive=True)},
     "other anchors": {"sizes": SIZES, "ratios": (0.3, 1.0), "scales": (1.0, 1.4), "offset": 0.25},
 }
 

@@ -288,7 +288,7 @@ def test_odtk_reads_its_anchors():
     settings = odtk.settings(file_of({}, {"ratios": [2.0, 0.25, 1.0], "scales": scales}), {}, ())
     lattice = settings.lattice
     assert lattice.ratios == (0.25, 1.0, 2.0) and settings.ratio_order == (2.0, 0.25, 1.0)
-    assert lattice.sizes == (24, 48, 96, 192, 384) and lattice.scales == (1.0, 1.5) and lattice.inclusive
+    assert lattice.sizes == (24, 48, 96, 192, 384) and lattice.scales == (1.0, 1.5) and lattice.compat.inclusive
     with pytest.raises(UserError, match="a model of rotated boxes"):
         odtk.settings(file_of({}, {"angles": [0.5]}), {}, ())
 

@@ -7,8 +7,7 @@ import torch
 
 from retinanet.anchors.coding import BoxCoder
 from retinanet.anchors.lattice import AnchorLattice
-from retinanet.losses.detection import Assignment
-from retinanet.types import RawOutput
+from retinanet.types import Assignment, RawOutput
 
 LATTICE = AnchorLattice(strides=(8, 16), sizes=(16, 32), ratios=(0.5, 1.0, 2.0), scales=(1.0,))
 GRIDS = ((6, 5), (3, 3))

@@ -11,7 +11,7 @@ from torchvision.ops import generalized_box_iou_loss
 from torchvision.ops import sigmoid_focal_loss as torchvision_focal_loss
 
 from retinanet.anchors.coding import BoxCoder
-from retinanet.anchors.lattice import AnchorLattice
+from retinanet.anchors.lattice import AnchorLattice, LatticeCompat
 from retinanet.anchors.matching import Matcher
 from retinanet.errors import UserError
 from retinanet.losses.box import L1, GIoU, SmoothL1
@@ -54,7 +54,7 @@ def textbook(raw, targets, giou=False):
     classification, box, positives = 0, 0, 0
     every = raw.lattice.boxes(torch.arange(raw.lattice.count(raw.grids)), raw.grids)
     for image, one in enumerate(targets):
-        match = Matcher()(raw.lattice, raw.grids, one)
+        match = Matcher()(raw.lattice, raw.grids, one.boxes, one.ignore)
         wanted = torch.zeros_like(logits[image])
         wanted[match.positive, one.labels[match.box]] = 1
         counted = torch.ones(len(wanted), dtype=torch.bool)
@@ -96,7 +96,7 @@ def test_assignment_is_the_match_of_each_image(make_raw, criterion):
 
     expected, expected_ignored = [], []
     for image, one in enumerate(targets):
-        match = Matcher()(raw.lattice, raw.grids, one)
+        match = Matcher()(raw.lattice, raw.grids, one.boxes, one.ignore)
         for flat, row in zip(match.positive.tolist(), match.box.tolist(), strict=True):
             expected.append(((image, flat), one.labels[row].item(), one.boxes[row].tolist()))
         expected_ignored += [(image, flat) for flat in match.ignored.tolist()]
@@ -211,7 +211,7 @@ THREE = [TARGETS[0], target(), TARGETS[1]]
 @pytest.mark.parametrize(("kind", "box"), [("l1", L1()), ("giou", GIoU())])
 @pytest.mark.parametrize("seed", range(3))
 def test_each_image_by_its_own_positives_is_torchvisions_loss(make_raw, kind, box, seed):
-    lattice = AnchorLattice(offset=0, rounding="corners", floor_strides=True).over(160, 224)
+    lattice = AnchorLattice(offset=0, compat=LatticeCompat(rounding="corners", floor_strides=True)).over(160, 224)
     raw = make_raw(images=3, dtype=torch.float32, seed=seed, lattice=lattice, grids=lattice.grids(160, 224))
     targets = [target((9, 20, 70, 61, 3), (100, 30, 130, 150, 0), (5, 5, 13, 9, 1)), target(), TARGETS[1]]
     logits, deltas = plain(raw)
@@ -290,7 +290,7 @@ def test_a_quarter_of_the_box_loss_is_yhenons(make_raw):
     every = raw.lattice.boxes(torch.arange(raw.lattice.count(raw.grids)), raw.grids).double()
     expected = []
     for said, one in zip(deltas, THREE, strict=True):
-        match = Matcher(forced="off")(raw.lattice, raw.grids, one)
+        match = Matcher(forced="off")(raw.lattice, raw.grids, one.boxes, one.ignore)
         if not len(match.positive):
             expected.append(0 * said.sum())
             continue

@@ -10,9 +10,8 @@ from retinanet.anchors.coding import BoxCoder
 from retinanet.anchors.lattice import AnchorLattice
 from retinanet.errors import UserError
 from retinanet.losses import focal
-from retinanet.losses.detection import Assignment
 from retinanet.losses.focal import FocalLoss, expected_initial_loss, sigmoid_focal_loss
-from retinanet.types import RawOutput
+from retinanet.types import Assignment, RawOutput
 
 GAMMAS = [0, 0.1, 0.5, 1, 2, 5]
 ALPHAS = [None, 0.25, 0.75]

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from retinanet.anchors.lattice import AnchorLattice
+from retinanet.anchors.lattice import AnchorLattice, LatticeCompat
 from retinanet.errors import UserError
 from retinanet.images.preprocess import Preprocess
 from retinanet.model.changes import changed
@@ -23,7 +23,7 @@ def test_nested_fields_are_replaced_and_the_rest_is_left():
 
 
 def test_a_whole_dataclass_does_for_a_nested_one():
-    anchors = AnchorLattice(ratios=(1.0,), inclusive=True)
+    anchors = AnchorLattice(ratios=(1.0,), compat=LatticeCompat(inclusive=True))
     assert changed(Architecture(), {"anchors": anchors}, "architecture") == Architecture(anchors=anchors)
 
 
@@ -60,7 +60,10 @@ def test_every_depth():
     [
         ({"chanels": 3}, ["unknown option architecture.chanels", "did you mean 'channels'"]),
         ({"anchors": {"size": [1]}}, ["unknown option architecture.anchors.size,", "did you mean 'sizes'"]),
-        ({"anchors": {"rounded": True}}, ["unknown option architecture.anchors.rounded,", "did you mean 'rounding'"]),
+        (
+            {"anchors": {"compat": {"rounded": True}}},
+            ["unknown option architecture.anchors.compat.rounded,", "did you mean 'rounding'"],
+        ),
         ({"qqq": 1}, ["unknown option architecture.qqq;", "backbone, norm"]),
         ({"channels": "many"}, ["architecture.channels", "expected int", "'many'"]),
         ({"channels": 64.5}, ["architecture.channels", "expected int"]),
@@ -83,7 +86,7 @@ def test_what_is_not_there_or_of_another_type_is_refused(changes, words):
 
 def test_the_checks_of_the_dataclass_itself_are_made():
     with pytest.raises(UserError, match="rounding of anchors is none, corners or cell, got 'up'"):
-        changed(Architecture(), {"anchors": {"rounding": "up"}}, "architecture")
+        changed(Architecture(), {"anchors": {"compat": {"rounding": "up"}}}, "architecture")
     with pytest.raises(UserError, match="margin of images is at least 0"):
         changed(Preprocess(), {"margin": -1}, "image")
 

@@ -7,7 +7,7 @@ import torch
 from torchvision.models.detection import RetinaNet as TorchvisionRetinaNet
 
 from retinanet.anchors.coding import BoxCoder
-from retinanet.anchors.lattice import AnchorLattice
+from retinanet.anchors.lattice import AnchorLattice, LatticeCompat
 from retinanet.errors import UserError
 from retinanet.model.postprocess import Postprocess
 from retinanet.types import RawOutput
@@ -173,7 +173,7 @@ def test_what_lies_outside_counts_for_suppression_or_not(width, box, other, kept
 
 @pytest.mark.parametrize("seed", range(3))
 def test_keep_empty_is_torchvisions_postprocessing(seed):
-    lattice = AnchorLattice(offset=0, rounding="corners", floor_strides=True).over(96, 160)
+    lattice = AnchorLattice(offset=0, compat=LatticeCompat(rounding="corners", floor_strides=True)).over(96, 160)
     generator, grids = torch.Generator().manual_seed(seed), lattice.grids(96, 160)
     logits = tuple(torch.randn(2, 9 * K, *grid, generator=generator) * 2 - 3 for grid in grids)
     deltas = tuple(torch.randn(2, 9 * 4, *grid, generator=generator) for grid in grids)

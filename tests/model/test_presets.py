@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from retinanet.anchors.coding import BoxCoder
-from retinanet.anchors.lattice import AnchorLattice
+from retinanet.anchors.lattice import AnchorLattice, LatticeCompat
 from retinanet.errors import UserError
 from retinanet.model.presets import PRESETS, Architecture, preset
 
@@ -75,7 +75,7 @@ def test_the_switches_of_the_backbone_reach_it():
 
 @torch.no_grad()
 def test_floored_strides_are_settled_by_the_input():
-    lattice = AnchorLattice(sizes=(8, 16, 32, 64, 128), offset=0, floor_strides=True)
+    lattice = AnchorLattice(sizes=(8, 16, 32, 64, 128), offset=0, compat=LatticeCompat(floor_strides=True))
     net = replace(TINY, anchors=lattice).build(2).eval()
     for height, width in ((64, 96), (96, 160)):
         raw = net(torch.zeros(1, 3, height, width))

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from retinanet.anchors.lattice import LatticeCompat
 from retinanet.data.loader import training_batches
 from retinanet.detector import load_detector
 from retinanet.errors import UserError
@@ -126,7 +127,7 @@ def test_parts_of_unequal_size_count_their_images(assembled, monkeypatch):
 
 def test_anchors_are_settled_by_the_size_of_the_batch(assembled, monkeypatch):
     """Over 64 x 96 pixels floored strides move the anchors of P6 and P7, which alone have the size of objects here."""
-    anchors = {"sizes": [256, 256, 256, 20, 30], "floor_strides": True}
+    anchors = {"sizes": [256, 256, 256, 20, 30], "compat": {"floor_strides": True}}
     training = assembled(batch_size=4, optim=PLAIN, architecture={"norm": "frozen", "anchors": anchors})
     (batch,) = parts_of(training)
     with torch.no_grad():
@@ -136,7 +137,7 @@ def test_anchors_are_settled_by_the_size_of_the_batch(assembled, monkeypatch):
     losses, _, _ = gradients(training, [batch], monkeypatch)
     assert losses.positives == wanted.positives
     assert float(losses.total) == pytest.approx(wanted.total.item(), rel=1e-6)
-    usual = training.criterion(replace(raw, lattice=replace(raw.lattice, spacing=())), batch.targets)
+    usual = training.criterion(replace(raw, lattice=replace(raw.lattice, compat=LatticeCompat())), batch.targets)
     assert float(losses.total) != pytest.approx(usual.total.item(), rel=1e-4), "here the two cannot be told apart"
 
 

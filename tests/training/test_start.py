@@ -115,8 +115,8 @@ def test_many_classes_are_told_by_their_number():
         {"ratios": [1.0], "scales": [1.0]},
         {"scales": [1.0, 1.2, 1.6]},
         {"offset": 0.0},
-        {"rounding": "corners"},
-        {"inclusive": True},
+        {"compat": {"rounding": "corners"}},
+        {"compat": {"inclusive": True}},
     ],
 )
 def test_other_anchors_make_both_output_layers_new(go_on, anchors):
@@ -125,7 +125,9 @@ def test_other_anchors_make_both_output_layers_new(go_on, anchors):
     as_initialised(detector.net.heads.cls.output, PRIOR)
     as_initialised(detector.net.heads.box.output, 0)
     reason = moved.fresh["heads.box.output.weight"]
-    assert reason.startswith(f"the anchors differ: {next(iter(anchors))} ") and " became " in reason
+    ((name, change),) = list(anchors.items())[:1]
+    option = f"compat.{next(iter(change))}" if name == "compat" else name
+    assert reason.startswith(f"the anchors differ: {option} ") and " became " in reason
     assert detector.net.lattice == detector.architecture.anchors != AnchorLattice(sizes=(8, 16, 32, 64, 128))
 
 
@@ -138,9 +140,9 @@ def test_the_reason_names_both_where_classes_and_anchors_differ(go_on):
 
 
 def test_spacing_of_the_anchors_alone_leaves_the_heads(go_on):
-    detector, moved, before = go_on(anchors={"floor_strides": True})
+    detector, moved, before = go_on(anchors={"compat": {"floor_strides": True}})
     fresh_only(detector, moved, before, "nothing")
-    assert detector.net.lattice.floor_strides
+    assert detector.net.lattice.compat.floor_strides
 
 
 def test_another_coding_of_boxes_makes_the_box_layer_new(go_on):

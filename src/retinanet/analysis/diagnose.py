@@ -31,11 +31,11 @@ from retinanet.detector import Detector
 from retinanet.errors import UserError
 from retinanet.evaluation.evaluate import one_pass
 from retinanet.interop.pretrained import load_pretrained, model_folder
-from retinanet.losses.detection import Assignment, DetectionLoss
+from retinanet.losses.detection import DetectionLoss
 from retinanet.losses.focal import FocalLoss
 from retinanet.model.device import choose_device
 from retinanet.plotting.draw import to_picture
-from retinanet.types import Batch, RawOutput
+from retinanet.types import Assignment, Batch, RawOutput
 from retinanet.yaml_files import read_mapping
 
 RESULTS = ("report.html", "diagnosis.json")

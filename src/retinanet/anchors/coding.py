@@ -14,9 +14,9 @@ class BoxCoder:
     """Encodes boxes as deltas (dx, dy, dw, dh) from anchors and decodes them.
 
     Args:
-        std: what a delta is divided by in training; 1 in the paper, (0.1, 0.1, 0.2, 0.2) in the R-CNN lineage.
-        clamp: upper limit of dw and dh, so that no early prediction overflows; log(1000 / 16) everywhere in the field.
-        clamp_below: ``-clamp`` is the lower limit too, as in mmdetection.
+        std: what a delta is divided by in training; 1 in the paper.
+        clamp: upper limit of dw and dh, so that no early prediction overflows.
+        clamp_below: whether ``-clamp`` is the lower limit of both.
     """
 
     std: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)

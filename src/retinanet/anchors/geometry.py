@@ -1,4 +1,4 @@
-"""Areas, overlaps and changes of form of boxes, as free functions on tensors.
+"""Areas and overlaps of boxes, as free functions on tensors.
 
 Overlaps of all boxes with all boxes come from torchvision. Matching needs them for chosen pairs only: the functions
 named ``paired_*``.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchvision.ops import box_area, box_convert, box_iou, clip_boxes_to_image, generalized_box_iou_loss
+from torchvision.ops import box_area, box_iou, clip_boxes_to_image, generalized_box_iou_loss
 
 
 def area(boxes: Tensor) -> Tensor:
@@ -45,18 +45,3 @@ def generalised_iou(a: Tensor, b: Tensor) -> Tensor:
 def clip(boxes: Tensor, size_hw: tuple[int, int]) -> Tensor:
     """Boxes (n, 4) xyxy, cut at the border of an image of size (height, width)."""
     return clip_boxes_to_image(boxes, size_hw)
-
-
-def scale(boxes: Tensor, factors_xy: tuple[float, float]) -> Tensor:
-    """Boxes (n, 4) xyxy, every x times the first factor and every y times the second."""
-    return boxes * boxes.new_tensor([*factors_xy, *factors_xy])
-
-
-def xywh_to_xyxy(boxes: Tensor) -> Tensor:
-    """(x, y, width, height) as COCO writes boxes -> (x1, y1, x2, y2), both (n, 4)."""
-    return box_convert(boxes, "xywh", "xyxy")
-
-
-def xyxy_to_xywh(boxes: Tensor) -> Tensor:
-    """(x1, y1, x2, y2) -> (x, y, width, height) as COCO writes boxes, both (n, 4)."""
-    return box_convert(boxes, "xyxy", "xywh")

@@ -20,6 +20,33 @@ Grids = Sequence[tuple[int, int]]
 
 
 @dataclass(frozen=True)
+class LatticeCompat:
+    """Where the anchors of other code bases depart from ours; for their weights only. The defaults change nothing.
+
+    Args:
+        rounding: ``corners`` cuts sides * scales to whole pixels and rounds the corners of the templates, as
+            torchvision does; ``cell`` rounds the sides of a template as large as a cell before it is scaled up, as
+            Detectron does.
+        inclusive: the right and bottom edges name pixels that belong to the anchor, so that every side is a pixel
+            longer than sizes, ratios and scales say, as in odtk.
+        floor_strides: centres lie ``side of the input // side of the grid`` apart, not ``strides``, as in torchvision.
+            Where the input is no multiple of the coarsest stride, the anchors of P6 and P7 drift by up to 84 pixels,
+            and with them the detections of an image depend on how its batch was padded.
+        spacing: pixels (down, across) between the centres of each level, settled by :meth:`AnchorLattice.over`; not an
+            option.
+    """
+
+    rounding: Literal["none", "corners", "cell"] = "none"
+    inclusive: bool = False
+    floor_strides: bool = False
+    spacing: tuple[tuple[int, int], ...] = field(default=(), metadata={"settled": True})
+
+    def __post_init__(self) -> None:
+        if self.rounding not in ("none", "corners", "cell"):
+            raise UserError(f"rounding of anchors is none, corners or cell, got {self.rounding!r}")
+
+
+@dataclass(frozen=True)
 class AnchorLattice:
     """Anchors at every cell of every level (Lin et al., section 4, "Anchors").
 
@@ -32,15 +59,7 @@ class AnchorLattice:
         ratios: height / width; the area stays that of the square.
         scales: factors on ``sizes``.
         offset: where in its cell an anchor is centred: 0.5 is the middle, 0 the top left corner.
-        rounding: ``corners`` cuts sides * scales to whole pixels and rounds the corners of the templates, as
-            torchvision does; ``cell`` rounds the sides of a template as large as a cell before it is scaled up, as
-            Detectron does.
-        inclusive: the right and bottom edges name pixels that belong to the anchor, so that every side is a pixel
-            longer than sizes, ratios and scales say, as in odtk.
-        floor_strides: centres lie ``side of the input // side of the grid`` apart, not ``strides``, as in torchvision.
-            Where the input is no multiple of the coarsest stride, the anchors of P6 and P7 drift by up to 84 pixels,
-            and with them the detections of an image depend on how its batch was padded. For torchvision's weights only.
-        spacing: pixels (down, across) between the centres of each level, settled by :meth:`over`; not an option.
+        compat: switches for the weights of other code bases.
     """
 
     strides: tuple[int, ...] = (8, 16, 32, 64, 128)
@@ -48,10 +67,7 @@ class AnchorLattice:
     ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
     scales: tuple[float, ...] = (2 ** (0 / 3), 2 ** (1 / 3), 2 ** (2 / 3))
     offset: float = 0.5
-    rounding: Literal["none", "corners", "cell"] = "none"
-    inclusive: bool = False
-    floor_strides: bool = False
-    spacing: tuple[tuple[int, int], ...] = field(default=(), metadata={"settled": True})
+    compat: LatticeCompat = field(default_factory=LatticeCompat)
 
     def __post_init__(self) -> None:
         for name in ("strides", "sizes", "ratios", "scales"):
@@ -64,10 +80,8 @@ class AnchorLattice:
                 f"anchors need one size per level: {len(self.strides)} strides {self.strides}, "
                 f"but {len(self.sizes)} sizes {self.sizes}"
             )
-        if self.spacing and len(self.spacing) != len(self.strides):
-            raise UserError(f"anchors need one spacing per level, {len(self.strides)}, got {self.spacing}")
-        if self.rounding not in ("none", "corners", "cell"):
-            raise UserError(f"rounding of anchors is none, corners or cell, got {self.rounding!r}")
+        if self.compat.spacing and len(self.compat.spacing) != len(self.strides):
+            raise UserError(f"anchors need one spacing per level, {len(self.strides)}, got {self.compat.spacing}")
 
     @property
     def num_anchors(self) -> int:
@@ -84,17 +98,17 @@ class AnchorLattice:
         return tuple((-(-height // stride), -(-width // stride)) for stride in self.strides)
 
     def over(self, height: int, width: int) -> AnchorLattice:
-        """The lattice over an input of this size: itself, unless its ``floor_strides`` have to be settled."""
-        if not self.floor_strides:
+        """The lattice over an input of this size: itself, unless ``compat.floor_strides`` have to be settled."""
+        if not self.compat.floor_strides:
             return self
         spacing = tuple((height // rows, width // columns) for rows, columns in self.grids(height, width))
-        return replace(self, floor_strides=False, spacing=spacing)
+        return replace(self, compat=replace(self.compat, floor_strides=False, spacing=spacing))
 
     @property
     def steps(self) -> tuple[tuple[int, int], ...]:
         """Pixels (down, across) between the centres of each level."""
-        assert not self.floor_strides, "how far apart they lie depends on the input: ask over(height, width)"
-        return self.spacing or tuple((stride, stride) for stride in self.strides)
+        assert not self.compat.floor_strides, "how far apart they lie depends on the input: ask over(height, width)"
+        return self.compat.spacing or tuple((stride, stride) for stride in self.strides)
 
     def count(self, grids: Grids) -> int:
         """How many anchors lie over these grids."""
@@ -154,16 +168,16 @@ def _templates(lattice: AnchorLattice, device: str) -> Tensor:
     sizes = torch.tensor(lattice.sizes, dtype=torch.float64)[:, None, None]
     ratios = torch.tensor(lattice.ratios, dtype=torch.float64)[None, :, None]
     scales = torch.tensor(lattice.scales, dtype=torch.float64)[None, None, :]
-    if lattice.rounding == "cell":
+    if lattice.compat.rounding == "cell":
         cell = torch.tensor(lattice.strides, dtype=torch.float64)[:, None, None]
         width = (cell / ratios.sqrt()).round()
         half_width, half_height = (side * sizes / cell * scales / 2 for side in (width, (width * ratios).round()))
     else:
-        side = (sizes * scales).floor() if lattice.rounding == "corners" else sizes * scales
+        side = (sizes * scales).floor() if lattice.compat.rounding == "corners" else sizes * scales
         half_width, half_height = side / ratios.sqrt() / 2, side * ratios.sqrt() / 2
     corners = torch.stack([-half_width, -half_height, half_width, half_height], dim=-1).flatten(1, 2)  # (L, A, 4)
-    if lattice.rounding == "corners":
+    if lattice.compat.rounding == "corners":
         corners = corners.round()
-    if lattice.inclusive:
+    if lattice.compat.inclusive:
         corners[..., 2:] += 1
     return corners.float().to(device)

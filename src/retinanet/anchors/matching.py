@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 import torch
@@ -32,28 +33,12 @@ from retinanet.anchors.geometry import area, paired_intersection, paired_iou
 from retinanet.anchors.lattice import AnchorLattice, Grids
 from retinanet.anchors.reach import Candidates, Reach
 from retinanet.errors import UserError
-from retinanet.types import Target
 
 COVERED = 0.5  # share of an anchor's area inside an ignore region from which on it is ignored
 
 
-@dataclass(frozen=True)
-class Match:
-    """The anchors of one image that are not negative.
-
-    Attributes:
-        positive: (P,) int64 flat anchor indices, ascending, each once.
-        box: (P,) int64, the row of the target that each positive anchor answers for.
-        ignored: (G,) int64 flat anchor indices, ascending, each once, none of them positive.
-    """
-
-    positive: Tensor
-    box: Tensor
-    ignored: Tensor
-
-
 class Pairs(NamedTuple):
-    """Boxes and anchors that overlap: (n,) row of the box, (n,) flat index of the anchor, (n,) IoU."""
+    """Boxes and anchors that overlap: (n,) row of the box, (n,) number of the anchor, (n,) IoU."""
 
     box: Tensor
     anchor: Tensor
@@ -76,9 +61,120 @@ class Pairs(NamedTuple):
         return Pairs(torch.cat(box), torch.cat(anchor), torch.cat(iou))
 
 
+class Overlaps:
+    """The IoUs of boxes with the anchors of their images, as far as the rule needs them.
+
+    Args:
+        reach: the lattice over the images, with all M boxes.
+        rows: (m,) of the boxes that match anchors.
+        threshold: an IoU above 0.
+
+    Attributes:
+        pairs: all pairs with IoU >= threshold.
+    """
+
+    def __init__(self, reach: Reach, rows: Tensor, threshold: float) -> None:
+        self.reach, self.rows = reach, rows
+        near = self._compare(reach.overlapping(rows, reach.overlap_for_iou(rows, threshold)))
+        self.pairs = self._none.join(pairs.select(pairs.iou >= threshold) for pairs in near)
+
+    @cached_property
+    def best(self) -> Pairs:
+        """For each box its pairs of highest IoU, all of them if several are equal, none if that IoU is 0."""
+        best, top = self._select_highest(self.pairs)
+        weak = self.rows[top[self.rows] == 0]
+        return best.join([self._find_best_of_weak(weak)]) if len(weak) else best
+
+    def find_rivals(self, forced: Pairs) -> Pairs:
+        """All pairs of the forced anchors with boxes that overlap them at least as well as the box that forced them."""
+        if not len(forced.anchor):
+            return forced
+        reach = self.reach
+        image, template = reach.image_and_template(forced.anchor)
+        templates = len(reach.level)
+        weakest = forced.iou.new_full((int(reach.image.max()) + 1, templates), torch.inf)  # of each image and template
+        weakest.view(-1).scatter_reduce_(0, image * templates + template, forced.iou, "amin")
+        overlap = reach.overlap_for_iou(self.rows, weakest[reach.image[self.rows]])
+        return self._none.join(self._compare(reach.overlapping_among(forced.anchor.unique(), self.rows, overlap)))
+
+    def _find_best_of_weak(self, weak: Tensor) -> Pairs:
+        """The best pairs of boxes (w,) of which no pair is known.
+
+        Among the anchors of one template the nearest to the box overlaps it most, rounding apart. But where one
+        contains the other a whole plateau of anchors does, and rounding decides which of them are equal. So the IoU of
+        the nearest is only a bound: the highest is not below it.
+        """
+        bound = self.reach.boxes.new_zeros(len(self.reach.boxes))
+        for nearest in self._compare(self.reach.nearest(weak)):
+            bound.scatter_reduce_(0, nearest.box, nearest.iou, "amax")
+        overlap = self.reach.overlap_for_iou(weak, bound[weak][:, None])
+        near = self._compare(self.reach.overlapping(weak, overlap))
+        good = (pairs.select((pairs.iou >= bound[pairs.box]) & (pairs.iou > 0)) for pairs in near)
+        return self._select_highest(self._none.join(good))[0]
+
+    def _compare(self, candidates: Iterable[Candidates]) -> Iterator[Pairs]:
+        """Candidates with their IoU, portion by portion."""
+        for row, anchor, anchor_boxes in candidates:
+            yield Pairs(row, anchor, paired_iou(self.reach.boxes.index_select(0, row), anchor_boxes))
+
+    def _select_highest(self, pairs: Pairs) -> tuple[Pairs, Tensor]:
+        """The pairs whose IoU is the highest of their box, and that IoU (M,), 0 for a box in no pair."""
+        top = pairs.iou.new_zeros(len(self.reach.boxes)).scatter_reduce_(0, pairs.box, pairs.iou, "amax")
+        return pairs.select(pairs.iou == top[pairs.box]), top
+
+    @property
+    def _none(self) -> Pairs:
+        return Pairs.none(self.reach.boxes.device)
+
+
+@dataclass(frozen=True)
+class Match:
+    """What the anchors do for M boxes: the anchors that are not negative, and from the side of each box its best one.
+
+    Anchors have numbers: of image i, ``i * lattice.count(grids)`` + the flat index. For one image it is the flat index.
+
+    Attributes:
+        positive: (P,) int64 numbers of anchors, ascending, each once.
+        box: (P,) int64, the row of the box that each positive anchor answers for.
+        ignored: (G,) int64 numbers of anchors, ascending, each once, none of them positive.
+        overlaps: what is known of the IoUs.
+    """
+
+    positive: Tensor
+    box: Tensor
+    ignored: Tensor
+    overlaps: Overlaps
+
+    @cached_property
+    def best_iou(self) -> Tensor:
+        """(M,) float32, the highest IoU of each box with any anchor; 0 for ignore regions and boxes without area."""
+        best = self.overlaps.best
+        return best.iou.new_zeros(len(self.overlaps.reach.boxes)).scatter_(0, best.box, best.iou)
+
+    @cached_property
+    def best_anchor(self) -> Tensor:
+        """(M,) int64, the number of the anchor of the highest IoU, the first of several; -1 where the IoU is 0."""
+        best, boxes = self.overlaps.best, self.overlaps.reach.boxes
+        none = torch.full((len(boxes),), -1, device=boxes.device)
+        return none.scatter_reduce_(0, best.box, best.anchor, "amin", include_self=False)
+
+    @cached_property
+    def best_level(self) -> Tensor:
+        """(M,) int64, the level of that anchor, counted from the finest as 0; -1 where there is none."""
+        reach, exists = self.overlaps.reach, self.best_anchor >= 0
+        level = torch.full_like(self.best_anchor, -1)
+        level[exists] = reach.level[reach.image_and_template(self.best_anchor[exists])[1]]
+        return level
+
+    @cached_property
+    def positives(self) -> Tensor:
+        """(M,) int64, how many anchors answer for each box."""
+        return torch.bincount(self.box, minlength=len(self.overlaps.reach.boxes))
+
+
 @dataclass(frozen=True)
 class Matcher:
-    """Matches anchors to the boxes of an image.
+    """Matches anchors to the boxes of images.
 
     Args:
         foreground: IoU from which on an anchor is positive.
@@ -107,8 +203,10 @@ class Matcher:
         if not 0 <= self.forced_iou <= 1:
             raise UserError(f"matching: forced_iou is an IoU between 0 and 1, got {self.forced_iou}")
 
-    def __call__(self, lattice: AnchorLattice, grids: Grids, target: Target) -> Match:
-        """Matches the anchors over one image.
+    def __call__(
+        self, lattice: AnchorLattice, grids: Grids, boxes: Tensor, ignore: Tensor, image: Tensor | None = None
+    ) -> Match:
+        """Matches the anchors over one image, or over several that have the same grids, each with its own boxes.
 
         Ignore regions match no anchor. An anchor with at least half of its area inside one is ignored, unless it is
         positive: then it answers for an object that somebody did annotate, whatever else is in the region.
@@ -118,51 +216,43 @@ class Matcher:
         Args:
             lattice: the anchors.
             grids: L grids (H_l, W_l) of the feature maps.
-            target: M boxes in pixels of the input, on any device.
+            boxes: (M, 4) xyxy in pixels of the input, on any device.
+            ignore: (M,) bool, which of them are ignore regions.
+            image: (M,) int64, the number of the image that each belongs to; by default all belong to image 0.
 
         Returns:
-            The match, on the device of the boxes.
+            The match, on the device of the boxes. It is that of one image after the other, bit for bit.
         """
-        boxes = target.boxes.float()
-        upright = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
-        rows = (upright & ~target.ignore & (area(boxes) > 0) & area(boxes).isfinite()).nonzero().flatten()
-        objects, regions = boxes[rows], boxes[upright & target.ignore]
-        reach = Reach(lattice, grids, boxes.device)
+        boxes = boxes.float()
+        upright, areas = (boxes[:, 2:] > boxes[:, :2]).all(dim=1), area(boxes)
+        rows = (upright & ~ignore & (areas > 0) & areas.isfinite()).nonzero().flatten()
+        reach = Reach(lattice, grids, boxes, torch.zeros_like(ignore, dtype=torch.int64) if image is None else image)
+        overlaps = Overlaps(reach, rows, self.background)
 
-        pairs = _pairs_above(reach, objects, self.background)
-        forced = _best_anchors(reach, objects, pairs) if self.forced != "off" else Pairs.none(boxes.device)
+        forced = overlaps.best if self.forced != "off" else Pairs.none(boxes.device)
         if self.forced == "reassign":
             forced = forced.select(forced.iou >= self.forced_iou)
         unknown = forced.select(forced.iou < self.background)
-        others = _rivals(reach, objects, unknown) if self.forced == "argmax" else unknown
-        best = _best_box(pairs.join([others]))
+        others = overlaps.find_rivals(unknown) if self.forced == "argmax" else unknown
+        best = _select_best_box(overlaps.pairs.join([others]))
 
-        is_forced = torch.isin(best.anchor, forced.anchor)
+        place = torch.searchsorted(best.anchor, forced.anchor)
+        is_forced = torch.zeros_like(best.anchor, dtype=torch.bool).index_fill_(0, place, True)
         if self.forced == "reassign":
-            best.box[is_forced] = _last_box(forced)
+            last = torch.full_like(best.box, -1).scatter_reduce_(0, place, forced.box, "amax")
+            best = best._replace(box=last.where(is_forced, best.box))
         if self.forced == "argmax":
             is_forced &= best.iou >= self.forced_iou
         positive = is_forced | (best.iou >= self.foreground)
-        covered = _covered(reach, regions)
-        covered = covered[~torch.isin(covered, best.anchor[positive])]
-        between = ~positive & (best.iou >= self.background)
-        ignored = torch.cat([best.anchor[between], covered]).unique()
-        return Match(best.anchor[positive], rows[best.box[positive]], ignored)
+        ignored = best.anchor[~positive & (best.iou >= self.background)]
+        best = best.select(positive)
+        covered = _find_covered(reach, (upright & ignore).nonzero().flatten())
+        if len(covered):
+            ignored = torch.cat([ignored, covered[~torch.isin(covered, best.anchor)]]).unique()
+        return Match(best.anchor, best.box, ignored, overlaps)
 
 
-def _compare(boxes: Tensor, candidates: Iterable[Candidates]) -> Iterator[Pairs]:
-    """Candidates with their IoU, portion by portion."""
-    for near in candidates:
-        yield Pairs(near.row, near.anchor, paired_iou(boxes.index_select(0, near.row), near.anchor_boxes))
-
-
-def _pairs_above(reach: Reach, boxes: Tensor, threshold: float) -> Pairs:
-    """All pairs with IoU >= threshold."""
-    near = _compare(boxes, reach.overlapping(boxes, reach.overlap_for_iou(boxes, threshold)))
-    return Pairs.none(boxes.device).join(pairs.select(pairs.iou >= threshold) for pairs in near)
-
-
-def _best_box(pairs: Pairs) -> Pairs:
+def _select_best_box(pairs: Pairs) -> Pairs:
     """For each anchor its pair of highest IoU, the first box if several are equal; by ascending anchor."""
     anchor, group = pairs.anchor.unique(return_inverse=True)
     iou = pairs.iou.new_zeros(len(anchor)).scatter_reduce(0, group, pairs.iou, "amax")
@@ -171,63 +261,16 @@ def _best_box(pairs: Pairs) -> Pairs:
     return Pairs(never.scatter_reduce(0, group[best], pairs.box[best], "amin"), anchor, iou)
 
 
-def _last_box(pairs: Pairs) -> Tensor:
-    """For each anchor, by ascending anchor, its last box."""
-    anchor, group = pairs.anchor.unique(return_inverse=True)
-    return torch.full_like(anchor, -1).scatter_reduce(0, group, pairs.box, "amax")
-
-
-def _best_anchors(reach: Reach, boxes: Tensor, pairs: Pairs) -> Pairs:
-    """For each box its pairs of highest IoU, all of them if several are equal, none if that IoU is 0.
+def _find_covered(reach: Reach, regions: Tensor) -> Tensor:
+    """The anchors with at least the share ``COVERED`` of their area in one region of their image: (n,) ascending.
 
     Args:
-        reach: the lattice.
-        boxes: (m, 4).
-        pairs: all pairs above some IoU.
+        reach: the lattice over the images.
+        regions: (r,) rows of the boxes that are ignore regions.
     """
-    found, top = _highest(pairs, len(boxes))
-    weak = (top == 0).nonzero().flatten()
-    distant = _best_anchors_of_weak(reach, boxes[weak])
-    return found.join([distant._replace(box=weak[distant.box])])
-
-
-def _best_anchors_of_weak(reach: Reach, boxes: Tensor) -> Pairs:
-    """The same for boxes of which no pair is known.
-
-    Among the anchors of one template the nearest to the box overlaps it most, rounding apart. But where one contains
-    the other a whole plateau of anchors does, and rounding decides which of them are equal. So the IoU of the nearest
-    is only a bound: the highest is not below it.
-    """
-    reached = boxes.new_zeros(len(boxes))
-    for nearest in _compare(boxes, reach.nearest(boxes)):
-        reached.scatter_reduce_(0, nearest.box, nearest.iou, "amax")
-    near = _compare(boxes, reach.overlapping(boxes, reach.overlap_for_iou(boxes, reached[:, None])))
-    good = (pairs.select((pairs.iou >= reached[pairs.box]) & (pairs.iou > 0)) for pairs in near)
-    return _highest(Pairs.none(boxes.device).join(good), len(boxes))[0]
-
-
-def _highest(pairs: Pairs, boxes: int) -> tuple[Pairs, Tensor]:
-    """The pairs whose IoU is the highest of their box, and that IoU (boxes,), 0 for a box in no pair."""
-    top = pairs.iou.new_zeros(boxes).scatter_reduce(0, pairs.box, pairs.iou, "amax")
-    return pairs.select(pairs.iou == top[pairs.box]), top
-
-
-def _rivals(reach: Reach, boxes: Tensor, forced: Pairs) -> Pairs:
-    """All pairs of the forced anchors with boxes that overlap them at least as well as the box that forced them."""
-    if not len(forced.anchor):
-        return forced
-    weakest = reach.least_area.new_full((len(reach.least_area),), torch.inf)
-    weakest.scatter_reduce_(0, reach.template(forced.anchor), forced.iou, "amin")
-    overlap = reach.overlap_for_iou(boxes, weakest)
-    near = reach.overlapping_among(forced.anchor.unique(), boxes, overlap)
-    return Pairs.none(boxes.device).join(_compare(boxes, near))
-
-
-def _covered(reach: Reach, regions: Tensor) -> Tensor:
-    """The anchors with at least the share ``COVERED`` of their area in one of the regions (r, 4): (n,) ascending."""
     covered = torch.zeros(0, dtype=torch.int64, device=regions.device)
-    for near in reach.overlapping(regions, COVERED * reach.least_area[None]):
-        share = paired_intersection(regions.index_select(0, near.row), near.anchor_boxes) / area(near.anchor_boxes)
+    for row, anchor, anchor_boxes in reach.overlapping(regions, COVERED * reach.least_area[None]):
+        share = paired_intersection(reach.boxes.index_select(0, row), anchor_boxes) / area(anchor_boxes)
         # Regions may overlap: merged portion by portion, no anchor is held twice.
-        covered = torch.cat([covered, near.anchor[share >= COVERED]]).unique()
+        covered = torch.cat([covered, anchor[share >= COVERED]]).unique()
     return covered

@@ -20,9 +20,9 @@ from retinanet.evaluation.report import EvaluationResult, save_coco_results
 from retinanet.inference.files import exported_file
 from retinanet.inference.predictor import Predictor
 from retinanet.interop.pretrained import load_pretrained
-from retinanet.losses.detection import Assignment, DetectionLoss
+from retinanet.losses.detection import DetectionLoss
 from retinanet.model.device import choose_device
-from retinanet.types import Batch, Detections, RawOutput
+from retinanet.types import Assignment, Batch, Detections, RawOutput
 
 RESULTS = ("evaluation.json", "predictions.json")
 

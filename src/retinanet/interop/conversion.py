@@ -16,6 +16,7 @@ from retinanet.errors import UserError
 from retinanet.interop.files import WeightsFile
 from retinanet.interop.parity import Parity
 from retinanet.interop.source import Settings
+from retinanet.model.changes import flatten_fields
 
 REPORT = "conversion"  # .txt for people, .json for programs, beside the model
 
@@ -120,10 +121,10 @@ def check_writable(target: Path) -> None:
 
 
 def _differences(value: Any, without: tuple[str, ...] = ()) -> str:
-    """The fields of a dataclass that are not at their defaults."""
-    default = type(value)()
-    pairs = [(key, entry) for key, entry in vars(value).items() if key not in without]
-    parts = [f"{key} {entry}" for key, entry in pairs if entry != getattr(default, key)]
+    """The fields of a dataclass, and of those in it, that are not at their defaults."""
+    default = flatten_fields(type(value)())
+    fields = [(key, entry) for key, entry in flatten_fields(value).items() if key.partition(".")[0] not in without]
+    parts = [f"{key} {entry}" for key, entry in fields if entry != default[key]]
     return ", ".join(parts) if parts else "all at the defaults"
 
 

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from retinanet.anchors.coding import BoxCoder
-from retinanet.anchors.lattice import AnchorLattice
+from retinanet.anchors.lattice import AnchorLattice, LatticeCompat
 from retinanet.errors import UserError
 from retinanet.images.preprocess import Preprocess
 from retinanet.interop.files import WeightsFile
@@ -48,7 +48,7 @@ def settings(file: WeightsFile, tensors: Tensors, class_names: tuple[str, ...]) 
         sizes=tuple(base * stride for stride in (8, 16, 32, 64, 128)),
         ratios=tuple(sorted(ratios)),
         scales=tuple(scale / base for scale in scales),
-        inclusive=True,
+        compat=LatticeCompat(inclusive=True),
     )
     return Settings(
         lattice=lattice,

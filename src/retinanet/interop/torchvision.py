@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from retinanet.anchors.coding import BoxCoder
-from retinanet.anchors.lattice import AnchorLattice
+from retinanet.anchors.lattice import AnchorLattice, LatticeCompat
 from retinanet.detector import Detector
 from retinanet.errors import UserError
 from retinanet.images.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
@@ -23,7 +23,7 @@ from retinanet.interop.files import WeightsFile
 from retinanet.interop.source import Settings, Source, Tensors, by_prefix, shape_facts, slot_count
 from retinanet.model.postprocess import Postprocess
 
-LATTICE = AnchorLattice(offset=0.0, rounding="corners", floor_strides=True)
+LATTICE = AnchorLattice(offset=0.0, compat=LatticeCompat(rounding="corners", floor_strides=True))
 NAMES = {
     "backbone.body": "backbone.body",
     "backbone.fpn.inner_blocks.0.0": "fpn.lateral.p3",

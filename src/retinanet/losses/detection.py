@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -13,62 +13,11 @@ from torch import Tensor
 
 from retinanet.anchors.coding import BoxCoder
 from retinanet.anchors.lattice import AnchorLattice, Grids
-from retinanet.anchors.matching import Match, Matcher
+from retinanet.anchors.matching import Matcher
 from retinanet.errors import UserError
 from retinanet.losses.box import SmoothL1
 from retinanet.losses.focal import FocalLoss
-from retinanet.types import RawOutput, Target
-
-
-@dataclass(frozen=True)
-class Assignment:
-    """What every anchor of a batch has to answer: these are positive, those are ignored, all others negative.
-
-    Rows are ordered by level; no row is an image's anchor twice.
-
-    Attributes:
-        index: (P, 4) int64, image, anchor of the cell, y and x of each positive anchor.
-        labels: (P,) int64, its class.
-        boxes: (P, 4) float32 xyxy, the box that it answers for.
-        ignored: (G, 4) int64, image, anchor of the cell, y and x of each ignored anchor.
-        positives_per_level: L counts that sum to P.
-        ignored_per_level: L counts that sum to G.
-    """
-
-    index: Tensor
-    labels: Tensor
-    boxes: Tensor
-    ignored: Tensor
-    positives_per_level: tuple[int, ...]
-    ignored_per_level: tuple[int, ...]
-
-    @property
-    def num_positives(self) -> int:
-        """P, over all images of the batch."""
-        return len(self.index)
-
-    def positives_by_level(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """For each level the index (P_l, 4) and the labels (P_l,) of its positives."""
-        counts = list(self.positives_per_level)
-        return zip(self.index.split(counts), self.labels.split(counts), strict=True)
-
-    def ignored_by_level(self) -> Sequence[Tensor]:
-        """For each level the index (G_l, 4) of its ignored anchors."""
-        return self.ignored.split(list(self.ignored_per_level))
-
-    def of_image(self, image: int) -> Assignment:
-        """The assignment of one image, as the only one of its batch."""
-        mine, left = self.index[:, 0] == image, self.ignored[:, 0] == image
-        per_level = [int(part.sum()) for part in mine.split(list(self.positives_per_level))]
-        left_per_level = [int(part.sum()) for part in left.split(list(self.ignored_per_level))]
-        index, ignored = self.index[mine].clone(), self.ignored[left].clone()
-        index[:, 0], ignored[:, 0] = 0, 0
-        return Assignment(index, self.labels[mine], self.boxes[mine], ignored, tuple(per_level), tuple(left_per_level))
-
-    def to(self, device: torch.device | str) -> Assignment:
-        """The same on another device."""
-        index, labels, boxes, ignored = (t.to(device) for t in (self.index, self.labels, self.boxes, self.ignored))
-        return Assignment(index, labels, boxes, ignored, self.positives_per_level, self.ignored_per_level)
+from retinanet.types import Assignment, RawOutput, Target
 
 
 @dataclass(frozen=True)
@@ -110,7 +59,7 @@ class DetectionLoss:
         normaliser: whose positives divide the sums: of the whole ``batch`` or of each ``image``.
     """
 
-    matcher: Callable[[AnchorLattice, Grids, Target], Match] = field(default_factory=Matcher)
+    matcher: Matcher = field(default_factory=Matcher)
     classification: Callable[[RawOutput, Assignment], Tensor] = field(default_factory=FocalLoss)
     box: Callable[[Tensor, Tensor, Tensor, BoxCoder], Tensor] = field(default_factory=SmoothL1)
     box_weight: float = 1.0
@@ -133,14 +82,17 @@ class DetectionLoss:
         Returns:
             The assignment, on the CPU.
         """
-        targets = [Target(t.boxes.cpu(), t.labels.cpu(), t.ignore.cpu()) for t in targets]
-        matches = [self.matcher(lattice, grids, target) for target in targets]
-        index, per_level, order = _by_level(lattice, grids, [match.positive for match in matches])
-        ignored, ignored_per_level, _ = _by_level(lattice, grids, [match.ignored for match in matches])
-        pairs = list(zip(targets, matches, strict=True))
-        labels = torch.cat([torch.zeros(0, dtype=torch.int64), *(target.labels[match.box] for target, match in pairs)])
-        boxes = torch.cat([torch.zeros(0, 4), *(target.boxes[match.box] for target, match in pairs)])
-        return Assignment(index, labels[order], boxes[order], ignored, per_level, ignored_per_level)
+        none = Target.empty()  # a batch may have no targets at all
+        boxes = torch.cat([none.boxes, *(target.boxes.cpu() for target in targets)])
+        labels = torch.cat([none.labels, *(target.labels.cpu() for target in targets)])
+        ignore = torch.cat([none.ignore, *(target.ignore.cpu() for target in targets)])
+        per_image = torch.tensor([len(target) for target in targets], dtype=torch.int64)
+        image = torch.arange(len(targets)).repeat_interleave(per_image)
+        match = self.matcher(lattice, grids, boxes, ignore, image)
+        index, per_level, order = _sort_by_level(lattice, grids, match.positive)
+        ignored, ignored_per_level, _ = _sort_by_level(lattice, grids, match.ignored)
+        box = match.box[order]
+        return Assignment(index, labels[box], boxes[box], ignored, per_level, ignored_per_level)
 
     def __call__(
         self,
@@ -197,24 +149,22 @@ class DetectionLoss:
         return self.box(torch.cat(deltas), torch.cat(anchors), assignment.boxes, raw.coder)
 
 
-def _by_level(
-    lattice: AnchorLattice, grids: Grids, anchors: Sequence[Tensor]
-) -> tuple[Tensor, tuple[int, ...], Tensor]:
+def _sort_by_level(lattice: AnchorLattice, grids: Grids, anchor: Tensor) -> tuple[Tensor, tuple[int, ...], Tensor]:
     """Sorts the anchors of a batch by level, and within a level by image.
 
     Args:
         lattice: the anchors.
         grids: L grids.
-        anchors: N tensors (n,) of flat indices.
+        anchor: (n,) numbers of anchors as a match has them, ascending.
 
     Returns:
         Image, anchor of the cell, y and x (n, 4); how many there are of each level; the order (n,) that sorted them.
     """
-    image = [torch.full_like(flat, number) for number, flat in enumerate(anchors)]
-    nothing = torch.zeros(0, dtype=torch.int64)
-    level, y, x, a = lattice.locate(torch.cat([nothing, *anchors]), grids)
+    per_image = lattice.count(grids)
+    image = torch.div(anchor, per_image, rounding_mode="floor")
+    level, y, x, a = lattice.locate(anchor - image * per_image, grids)
     level, order = level.sort(stable=True)
-    index = torch.stack([torch.cat([nothing, *image]), a, y, x], dim=1)[order]
+    index = torch.stack([image, a, y, x], dim=1)[order]
     return index, tuple(torch.bincount(level, minlength=lattice.num_levels).tolist()), order
 
 

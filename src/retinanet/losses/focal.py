@@ -11,17 +11,14 @@ import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from retinanet.errors import UserError
-from retinanet.types import RawOutput
-
-if TYPE_CHECKING:
-    from retinanet.losses.detection import Assignment
+from retinanet.types import Assignment, RawOutput
 
 # Entries that an operation takes at a time. On a CPU they stay in the cache of one core, and below 2**15 torch leaves
 # them to one core; on another device it is the least, and few launches matter more.

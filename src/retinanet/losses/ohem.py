@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +13,7 @@ from torch import Tensor
 from retinanet.anchors.nms import nms
 from retinanet.errors import UserError
 from retinanet.losses.focal import sigmoid_focal_loss
-from retinanet.types import RawOutput
-
-if TYPE_CHECKING:
-    from retinanet.losses.detection import Assignment
+from retinanet.types import Assignment, RawOutput
 
 # Anchors that enter the suppression, per place in the minibatch. A hard spot of an image fills dozens of anchors.
 CANDIDATES = 20

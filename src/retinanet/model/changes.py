@@ -35,6 +35,17 @@ def changed(value: T, changes: Mapping[str, Any], where: str) -> T:
     return dataclasses.replace(value, **new)  # type: ignore[type-var]
 
 
+def flatten_fields(value: Any) -> dict[str, Any]:
+    """The values of a dataclass by the names of its fields, those of nested dataclasses by ``outer.inner``."""
+    flat: dict[str, Any] = {}
+    for name, entry in vars(value).items():
+        if dataclasses.is_dataclass(entry):
+            flat |= {f"{name}.{inner}": leaf for inner, leaf in flatten_fields(entry).items()}
+        else:
+            flat[name] = entry
+    return flat
+
+
 def _like(old: Any, change: Any, where: str) -> Any:
     """The new value of a field, of the type of its old one."""
     if dataclasses.is_dataclass(old) and isinstance(change, Mapping):

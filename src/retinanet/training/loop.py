@@ -24,7 +24,7 @@ from retinanet.errors import Interrupted
 from retinanet.evaluation.coco import coco_metrics
 from retinanet.evaluation.evaluate import one_pass
 from retinanet.evaluation.report import EvaluationResult, save_coco_results
-from retinanet.losses.detection import Assignment, DetectionLoss, Losses
+from retinanet.losses.detection import DetectionLoss, Losses
 from retinanet.losses.focal import FocalLoss, expected_initial_loss
 from retinanet.model.retinanet import RetinaNet
 from retinanet.training.config import OptimConfig, RunConfig
@@ -33,7 +33,7 @@ from retinanet.training.ranks import on_any, summed
 from retinanet.training.resume import Progress, save_state
 from retinanet.training.schedule import lr_factor, set_lr
 from retinanet.training.stop import GradientWatch, stop_if_not_finite, stop_requested
-from retinanet.types import Batch, Detections, RawOutput
+from retinanet.types import Assignment, Batch, Detections, RawOutput
 
 FIRST_LOSS_TOLERANCE = 0.1
 

@@ -13,7 +13,6 @@ from lightning_fabric import Fabric
 from rich.console import Console
 
 from retinanet.analysis.anchors.audit import audit
-from retinanet.anchors.matching import Matcher
 from retinanet.data.dataset import DetectionDataset
 from retinanet.data.loader import StepSampler
 from retinanet.data.transforms import Augment
@@ -202,7 +201,7 @@ def anchor_lines(training: Training, data: str) -> list[str]:
         detector.class_names,
         lattice=detector.architecture.anchors,
         preprocess=detector.preprocess,
-        matcher=cast(Matcher, training.criterion.matcher),
+        matcher=training.criterion.matcher,
     )
     lines = audited.summary().splitlines()
     lines[0] += f" (one image in {every} was looked at)" if every > 1 else ""

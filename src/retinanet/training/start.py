@@ -18,7 +18,7 @@ from retinanet.detector import CONFIG, Detector, load_detector, read_config
 from retinanet.errors import UserError
 from retinanet.images.preprocess import Preprocess
 from retinanet.interop.pretrained import model_folder
-from retinanet.model.changes import changed
+from retinanet.model.changes import changed, flatten_fields
 from retinanet.model.postprocess import Postprocess
 from retinanet.model.presets import PRESETS, Architecture, preset
 from retinanet.model.retinanet import RetinaNet
@@ -196,8 +196,9 @@ def starts_anew(old: Architecture, new: Architecture, known: Sequence[str], want
         Prefix of tensors' names -> reason.
     """
     classes = f"the classes differ: the model knew {_few(known)}, the data has {_few(wanted)}"
+    compat = replace(new.anchors.compat, floor_strides=old.anchors.compat.floor_strides)
     # with floor_strides only the anchors over an input of odd size move; what the heads have learned holds
-    anchors = _differences(old.anchors, replace(new.anchors, floor_strides=old.anchors.floor_strides))
+    anchors = _differences(old.anchors, replace(new.anchors, compat=compat))
     coder = _differences(old.coder, replace(old.coder, std=new.coder.std))  # limits do not touch what a delta means
     moved = [f"the anchors differ: {anchors}"] if anchors else []
     parts = {
@@ -222,8 +223,9 @@ def _given(image: ImageConfig) -> dict[str, int]:
 
 
 def _differences(old: object, new: object) -> str:
-    """``sizes (32, 64) became (8, 16)``, for the fields of two dataclasses."""
-    pairs = [(key, value, vars(new)[key]) for key, value in vars(old).items()]
+    """``sizes (32, 64) became (8, 16)``, for the fields of two dataclasses and of those in them."""
+    after = flatten_fields(new)
+    pairs = [(key, value, after[key]) for key, value in flatten_fields(old).items()]
     return ", ".join(f"{key} {_rounded(one)} became {_rounded(two)}" for key, one, two in pairs if one != two)
 
 

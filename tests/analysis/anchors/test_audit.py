@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from retinanet.analysis.anchors import coverage
+from retinanet.analysis.anchors import audit as module
 from retinanet.analysis.anchors.audit import audit
 from retinanet.analysis.anchors.report import section
 from retinanet.anchors.geometry import iou
-from retinanet.anchors.lattice import AnchorLattice
+from retinanet.anchors.lattice import AnchorLattice, LatticeCompat
 from retinanet.anchors.matching import Matcher
 from retinanet.data.dataset import load_dataset
 from retinanet.data.loader import evaluation_batches
@@ -71,8 +71,8 @@ def brute_force(samples, lattice, preprocess, matcher):
         boxes, over, grids = as_trained(sample, preprocess, lattice)
         every = over.boxes(torch.arange(over.count(grids)), grids)
         anchors += len(every)
-        target = Target(boxes, torch.zeros(len(boxes), dtype=torch.int64), torch.zeros(len(boxes), dtype=torch.bool))
-        positives = torch.bincount(matcher(over, grids, target).box, minlength=len(boxes)).tolist()
+        match = matcher(over, grids, boxes, torch.zeros(len(boxes), dtype=torch.bool))
+        positives = torch.bincount(match.box, minlength=len(boxes)).tolist()
         for row, count in zip(iou(boxes, every), positives, strict=True):
             best = float(row.max())
             found.append((best, int(over.locate(row.argmax()[None], grids)[0]) if best > 0 else -1, count))
@@ -85,9 +85,11 @@ def random_layout(seed):
         sizes=dice.choice(((32, 64, 128, 256, 512), (8, 16, 32, 64, 128), (5, 9, 20, 40, 90))),
         ratios=dice.choice(((0.5, 1.0, 2.0), (0.2, 1.0))),
         offset=dice.choice((0.0, 0.5)),
-        rounding=dice.choice(("none", "corners", "cell")),
-        inclusive=dice.random() < 0.3,
-        floor_strides=dice.random() < 0.3,
+        compat=LatticeCompat(
+            rounding=dice.choice(("none", "corners", "cell")),
+            inclusive=dice.random() < 0.3,
+            floor_strides=dice.random() < 0.3,
+        ),
     )
     preprocess = Preprocess(
         short=dice.choice((48, 64, 100)), long=130, multiple=dice.choice((1, 32)), margin=dice.choice((0, 1))
@@ -104,15 +106,15 @@ def test_equals_all_boxes_by_all_anchors(seed):
     found = audit(samples, ("a", "b", "c"), lattice=lattice, preprocess=preprocess, matcher=matcher)
     expected, anchors = brute_force(samples, lattice, preprocess, matcher)
     assert list(zip(found.best_iou.tolist(), found.level.tolist(), found.positives.tolist(), strict=True)) == expected
-    assert found.anchors == anchors and found.images == len(samples)
-    assert found.label.tolist() == [k for s in samples for k in s.target.labels[~s.target.ignore].tolist()]
+    assert found.anchors == anchors and len(found.inputs) == len(samples)
+    assert found.labels.tolist() == [k for s in samples for k in s.target.labels[~s.target.ignore].tolist()]
 
 
 def test_in_pieces_it_is_the_same(monkeypatch):
     samples = random_samples(3, images=12)
     how = {"lattice": SMALL, "preprocess": Preprocess(short=64, long=96)}
     whole = audit(samples, "abc", **how)
-    monkeypatch.setattr(coverage, "PIECE", 5)
+    monkeypatch.setattr(module, "MATCHED", 5)
     parts = audit(samples, "abc", **how)
     for name in ("best_iou", "level", "positives"):
         assert np.array_equal(getattr(whole, name), getattr(parts, name))
@@ -152,11 +154,11 @@ def test_tables_add_up():
     how = {"lattice": SMALL, "preprocess": Preprocess(short=100, long=130), "matcher": Matcher(forced_iou=0.2)}
     found = audit(samples, ("a", "b", "c", "never"), **how)
     assert set(found.tables) == {"size", "octave", "shape", "class", "level"}
-    assert found.positives.sum() > 50 and found.histogram().sum() == found.boxes
+    assert found.positives.sum() > 50 and sum(found.to_dict()["histogram"]) == len(found)
     for name, groups in found.tables.items():
         groups = [group for group in groups if group.boxes or name != "class"]
         counts = np.array([group.boxes for group in groups])
-        assert counts.min() > 0 and counts.sum() == found.boxes
+        assert counts.min() > 0 and counts.sum() == len(found)
         for field, total in (
             ("positives", found.positives.sum()),
             ("below_foreground", (found.best_iou < 0.5).sum()),
@@ -167,7 +169,7 @@ def test_tables_add_up():
         ):
             assert np.array([getattr(group, field) for group in groups]) @ counts == pytest.approx(total)
     assert {group.name: group.boxes for group in found.tables["class"]} == {
-        **{name: Counter(found.label.tolist())[i] for i, name in enumerate("abc")},
+        **{name: Counter(found.labels.tolist())[i] for i, name in enumerate("abc")},
         "never": 0,
     }
 
@@ -184,7 +186,7 @@ def test_groups_are_named_by_the_size_after_the_resize():
 
 def test_boxes_that_no_anchor_overlaps():
     """With spacing cut down to 1 pixel the anchors lie in a corner; and a box without an area overlaps nothing."""
-    lattice = AnchorLattice(strides=(8,), sizes=(8,), ratios=(1,), scales=(1,), spacing=((1, 1),))
+    lattice = AnchorLattice(strides=(8,), sizes=(8,), ratios=(1,), scales=(1,), compat=LatticeCompat(spacing=((1, 1),)))
     sample = make_sample(0, (64, 64), [[40, 40, 50, 50], [3, 3, 3, 9], [0, 0, 8, 8]])
     found = audit([sample], ("a",), lattice=lattice, preprocess=Preprocess(short=64, long=64))
     assert found.best_iou.tolist()[:2] == [0, 0] and found.best_iou[2] > 0.5
@@ -202,8 +204,8 @@ def test_boxes_that_no_anchor_overlaps():
 def test_everything_can_be_told_of_any_data(samples, tmp_path):
     found = audit(samples, ("a", "b", "c"), lattice=SMALL, preprocess=Preprocess(short=64, long=96))
     told = json.loads(json.dumps(found.to_dict(), allow_nan=False))
-    assert told["boxes"] == found.boxes and sum(told["histogram"]) == found.boxes
-    assert (told["below_foreground"] is None) == (not found.boxes)
+    assert told["boxes"] == len(found) and sum(told["histogram"]) == len(found)
+    assert (told["below_foreground"] is None) == (not len(found))
     assert [row["name"] for row in told["tables"]["class"]] == ["a", "b", "c"]
     page = write_html(tmp_path / "report.html", "audit", [section(found)], {}).read_text()
-    assert "no boxes to audit" in page if not found.boxes else page.count("<img") == 3
+    assert "no boxes to audit" in page if not len(found) else page.count("<img") == 3

@@ -11,11 +11,10 @@ import yaml
 
 from retinanet.analysis.anchors import propose as module
 from retinanet.analysis.anchors.audit import audit
-from retinanet.analysis.anchors.coverage import cover, objects_of
 from retinanet.analysis.anchors.propose import Option, propose
 from retinanet.analysis.anchors.report import section
 from retinanet.analysis.anchors.search import Fit
-from retinanet.anchors.lattice import AnchorLattice
+from retinanet.anchors.lattice import AnchorLattice, LatticeCompat
 from retinanet.anchors.matching import Matcher
 from retinanet.cli.main import main
 from retinanet.detector import load_detector
@@ -76,7 +75,7 @@ def test_larger_images_are_proposed_where_anchors_alone_are_not_enough():
     assert 160 < large.image["short"] <= 320 and large.image["long"] == large.image["short"]
     assert large.after.preprocess == replace(SIZE, short=large.image["short"], long=large.image["long"])
     assert [option.pixels for option in large.options] == sorted(option.pixels for option in large.options)
-    assert large.options[0].lattice == DEFAULT and large.options[0].covered == 0
+    assert large.options[0].audit.lattice == DEFAULT and large.options[0].covered == 0
 
 
 def test_nothing_is_proposed_where_the_anchors_fit():
@@ -144,17 +143,23 @@ def test_mistakes_are_named():
         proposed(THIN, per_cell=(0, 3))
 
 
-@pytest.mark.parametrize("lattice", [DEFAULT, AnchorLattice(sizes=(8, 16, 32, 64, 128), inclusive=True)])
+@pytest.mark.parametrize(
+    "lattice", [DEFAULT, AnchorLattice(sizes=(8, 16, 32, 64, 128), compat=LatticeCompat(inclusive=True))]
+)
 def test_the_search_counts_as_the_audit_does(lattice):
     size = Preprocess(short=128, long=160)
-    objects = objects_of(scattered([(9, 30), (40, 25), (6, 6)], size=(128, 160)), size)
-    fit = Fit(objects, lattice, 0.5, np.random.default_rng(0))
-    assert np.allclose(fit.iou(lattice), cover(objects, lattice, Matcher()).iou.numpy(), atol=1e-5)
+    samples = scattered([(9, 30), (40, 25), (6, 6)], size=(128, 160))
+    audited = audit(samples, ("a", "b"), lattice=lattice, preprocess=size)
+    fit = Fit(audited, lattice, np.random.default_rng(0))
+    assert np.allclose(fit.iou(lattice), audited.best_iou, atol=1e-5)
 
 
 def option(pixels, covered, lattice=DEFAULT):
+    """One whose anchors cover this share of a thousand boxes."""
     short = round(100 * pixels**0.5)
-    return Option("", lattice, Preprocess(short=short, long=short), pixels, covered, covered)
+    best_iou = np.where(np.arange(1000) < 1000 * covered, 1, 0).astype(np.float32)
+    audited = audit([], (), lattice=lattice, preprocess=Preprocess(short=short, long=short))
+    return Option("", replace(audited, best_iou=best_iou), pixels)
 
 
 NEW = AnchorLattice(ratios=(1, 2, 3))
@@ -173,7 +178,7 @@ NEW = AnchorLattice(ratios=(1, 2, 3))
     ],
 )
 def test_the_cheapest_that_is_good_enough_is_taken(options, chosen):
-    assert module._chosen(options, asked=False) is options[chosen]
+    assert module._choose(options, asked=False) is options[chosen]
 
 
 def test_the_file_is_what_train_takes(data, tiny_words, tmp_path, monkeypatch):

@@ -15,9 +15,8 @@ from retinanet.analysis.loss.statistics import FocalStatistics
 from retinanet.anchors.coding import BoxCoder
 from retinanet.anchors.lattice import AnchorLattice
 from retinanet.errors import UserError
-from retinanet.losses.detection import Assignment
 from retinanet.losses.focal import FocalLoss, sigmoid_focal_loss
-from retinanet.types import RawOutput
+from retinanet.types import Assignment, RawOutput
 
 LATTICE = AnchorLattice(strides=(8, 16), sizes=(16, 32), ratios=(0.5, 1.0, 2.0), scales=(1.0,))
 GRIDS = ((12, 10), (6, 5))

@@ -353,7 +353,7 @@ def account(raw, image, target, size, rule):
     target = Target(target.boxes.float(), target.labels, target.ignore)
     _, false, missed = match_detections(found, target, 0.5)
     gates = {}
-    match = Matcher()(LATTICE, raw.grids, target)
+    match = Matcher()(LATTICE, raw.grids, target.boxes, target.ignore)
     anchors = LATTICE.boxes(match.positive, raw.grids)
     everything = torch.stack([e[2].clamp(min=0).minimum(limit) for e in entries])
     for row in (~target.ignore).nonzero()[:, 0].tolist():
@@ -411,7 +411,7 @@ def test_the_search_is_that_of_a_dense_account(monkeypatch):
             assert one.best.logit == float(logits[best, one.label]) and one.best.box == tuple(boxes[best].tolist())
             checked += 1
     assert checked > 5
-    match = Matcher()(LATTICE, raw.grids, target)
+    match = Matcher()(LATTICE, raw.grids, target.boxes, target.ignore)
     for one in result.boxes:
         expected = sorted(match.positive[match.box == one.index].tolist())
         places = [(a.anchor.level, a.anchor.row, a.anchor.column, a.anchor.template) for a in one.anchors]

@@ -15,13 +15,11 @@ from typing import Any
 import numpy as np
 
 from retinanet.analysis.anchors.audit import MATCHER, AnchorAudit, audit
-from retinanet.analysis.anchors.coverage import Objects, cover, objects_of
-from retinanet.analysis.anchors.search import fitted
+from retinanet.analysis.anchors.search import fit_lattice
 from retinanet.anchors.lattice import AnchorLattice
 from retinanet.anchors.matching import Matcher
 from retinanet.errors import UserError
 from retinanet.images.preprocess import Preprocess
-from retinanet.plotting.html import Table
 from retinanet.types import Sample
 
 ENOUGH = 0.99  # share of covered boxes at which nothing is changed
@@ -29,28 +27,36 @@ WORTH = 0.02  # share of the boxes that larger images must win
 ANCHORS_WORTH = 0.005  # share of the boxes that new anchors must win
 JUDGED = 20_000  # boxes that the options are compared on
 FACTORS = (1.25, 1.5, 2.0)  # on the short side
-_PARTS = ("sizes", "ratios", "scales")
+PARTS = ("sizes", "ratios", "scales")
+IMAGE = ("short", "long", "multiple")
 
 
 @dataclass(frozen=True)
 class Option:
-    """One remedy.
+    """One remedy, audited on a sample of the boxes where they are many.
 
     Attributes:
         name: in words.
-        lattice: its anchors.
-        preprocess: its size of images.
+        audit: its anchors, its size of images, and what they cover.
         pixels: of an image, as a multiple of those now; time and memory of training grow with it.
-        covered: share of the boxes with an anchor at the foreground IoU.
-        reached: share of the boxes with an anchor at the background IoU.
     """
 
     name: str
-    lattice: AnchorLattice
-    preprocess: Preprocess
+    audit: AnchorAudit
     pixels: float
-    covered: float
-    reached: float
+
+    @property
+    def covered(self) -> float:
+        """Share of the boxes with an anchor at the foreground IoU."""
+        return self._reaching(self.audit.matcher.foreground)
+
+    @property
+    def reached(self) -> float:
+        """Share of the boxes with an anchor at the background IoU."""
+        return self._reaching(self.audit.matcher.background)
+
+    def _reaching(self, iou: float) -> float:
+        return float((self.audit.best_iou >= np.float32(iou)).mean())
 
 
 @dataclass(frozen=True)
@@ -58,25 +64,31 @@ class Proposal:
     """What to change, if anything.
 
     Attributes:
-        architecture_anchors: what goes to ``--architecture.anchors``: sizes, ratios and scales; empty if they stay.
-        image: what goes to ``--image``: short, long and multiple, for which the anchors are meant.
         before: the audit of things as they are.
-        after: the audit of the proposal; that of things as they are if nothing is proposed.
+        after: the audit of the proposal; ``before`` itself if nothing is proposed.
         reason: why this and not another, or why nothing.
         options: all that were compared, as things are first.
     """
 
-    architecture_anchors: dict[str, list[float]]
-    image: dict[str, int]
     before: AnchorAudit
     after: AnchorAudit
     reason: str
-    options: tuple[Option, ...]
+    options: tuple[Option, ...] = ()
 
     @property
     def changed(self) -> bool:
         """Whether anything is proposed."""
         return self.after is not self.before
+
+    @property
+    def architecture_anchors(self) -> dict[str, list[float]]:
+        """What goes to ``--architecture.anchors``: sizes, ratios and scales; empty if they stay."""
+        return {} if self.after.lattice == self.before.lattice else list_parts(self.after.lattice)
+
+    @property
+    def image(self) -> dict[str, int]:
+        """What goes to ``--image``: short, long and multiple, for which the anchors are meant."""
+        return {key: getattr(self.after.preprocess, key) for key in IMAGE}
 
     def to_yaml(self) -> str:
         """The text of a file that ``retinanet train DATA --output RUN --config FILE`` takes."""
@@ -95,29 +107,11 @@ class Proposal:
         lines = [f"proposal: {self.reason}"]
         if not self.changed:
             return lines[0]
-        for name, values in self.architecture_anchors.items():
-            lines.append(f"  {name}: {_listed(values)}")
+        lines += [f"  {name}: {format_values(values)}" for name, values in self.architecture_anchors.items()]
         lines.append(f"  images: short side {self.image['short']}, long side at most {self.image['long']} pixels")
         for iou in (self.before.matcher.foreground, self.before.matcher.background):
             lines.append(f"  boxes below IoU {iou:g}: {self.before.below(iou):.1%} -> {self.after.below(iou):.1%}")
         return "\n".join(lines)
-
-    def table(self) -> Table:
-        """What was compared."""
-        low, high = self.before.matcher.background, self.before.matcher.foreground
-        columns = ("option", "short side", "pixels, times", f"share at {high:g}", f"share at {low:g}", *_PARTS)
-        rows = [
-            (
-                one.name,
-                one.preprocess.short,
-                one.pixels,
-                one.covered,
-                one.reached,
-                *map(_listed, _anchors(one.lattice).values()),
-            )
-            for one in self.options
-        ]
-        return Table(columns, rows, "Share of the boxes with an anchor at this IoU, on a sample where boxes are many.")
 
     def to_dict(self) -> dict[str, Any]:
         """The proposal as plain JSON."""
@@ -130,16 +124,26 @@ class Proposal:
             "after": self.after.to_dict(),
             "options": [
                 {
-                    "name": one.name,
-                    **_anchors(one.lattice),
-                    "short": one.preprocess.short,
-                    "pixels": one.pixels,
-                    "covered": one.covered,
-                    "reached": one.reached,
+                    "name": option.name,
+                    **list_parts(option.audit.lattice),
+                    "short": option.audit.preprocess.short,
+                    "pixels": option.pixels,
+                    "covered": option.covered,
+                    "reached": option.reached,
                 }
-                for one in self.options
+                for option in self.options
             ],
         }
+
+
+def list_parts(lattice: AnchorLattice) -> dict[str, list[float]]:
+    """The sizes, ratios and scales of a lattice."""
+    return {key: [float(value) for value in getattr(lattice, key)] for key in PARTS}
+
+
+def format_values(values: Sequence[float]) -> str:
+    """Numbers with commas between, six digits each at most."""
+    return ", ".join(f"{value:.6g}" for value in values)
 
 
 def propose(
@@ -179,94 +183,71 @@ def propose(
             "a proposal needs most_pixels >= 1 and per_cell, if given, as two positive numbers (ratios, scales); "
             f"got {most_pixels} and {per_cell}"
         )
-    before = audit(samples, class_names, lattice=lattice, preprocess=preprocess, matcher=matcher)
-    now = {key: getattr(preprocess, key) for key in ("short", "long", "multiple")}
+
+    def audit_with(anchors: AnchorLattice, size: Preprocess, of: Sequence[Sample] = samples) -> AnchorAudit:
+        return audit(of, class_names, lattice=anchors, preprocess=size, matcher=matcher)
+
+    before = audit_with(lattice, preprocess)
     asked = per_cell is not None and per_cell != (len(lattice.ratios), len(lattice.scales))
     if not (before.sides > 0).all(axis=1).any() or (1 - before.below(matcher.foreground) >= ENOUGH and not asked):
-        return Proposal({}, now, before, before, _nothing(before), ())
-    options = _options(_some(samples, before.boxes, seed), lattice, preprocess, matcher, most_pixels, per_cell, seed)
-    best = _chosen(options, asked=asked)
-    if best is options[0]:
-        return Proposal({}, now, before, before, "nothing was found that covers more boxes", tuple(options))
-    after = audit(samples, class_names, lattice=best.lattice, preprocess=best.preprocess, matcher=matcher)
-    return Proposal(
-        _anchors(best.lattice) if best.lattice != lattice else {},
-        {key: getattr(best.preprocess, key) for key in now},
-        before,
-        after,
-        _reason(best, before, after),
-        tuple(options),
-    )
-
-
-def _options(
-    samples: Sequence[Sample],
-    lattice: AnchorLattice,
-    preprocess: Preprocess,
-    matcher: Matcher,
-    most_pixels: float,
-    per_cell: tuple[int, int] | None,
-    seed: int,
-) -> list[Option]:
-    """The remedies from the cheapest on, until one covers enough; things as they are come first."""
-
-    def judged(name: str, anchors: AnchorLattice, size: Preprocess, objects: Objects) -> Option:
-        iou = cover(objects, anchors, matcher).iou
-        covered, reached = ((iou >= limit).double().mean().item() for limit in (matcher.foreground, matcher.background))
-        return Option(name, anchors, size, (size.short / preprocess.short) ** 2, covered, reached)
-
+        return Proposal(before, before, _explain_no_change(before))
+    judged = _draw_samples(samples, len(before), seed)
     options: list[Option] = []
-    for size in _sizes(preprocess, most_pixels):
-        objects = objects_of(samples, size)
-        larger = size.short != preprocess.short
-        options.append(judged(f"short side {size.short}" if larger else "as it is", lattice, size, objects))
+    for size in _list_sizes(preprocess, most_pixels):  # the remedies from the cheapest on, until one covers enough
+        larger, pixels = size.short != preprocess.short, (size.short / preprocess.short) ** 2
+        old = audit_with(lattice, size, judged)
+        options.append(Option(f"short side {size.short}" if larger else "as it is", old, pixels))
         if larger and options[-1].covered >= ENOUGH and per_cell is None:
             break
-        found = fitted(objects, lattice, matcher.foreground, per_cell, seed)
-        options.append(
-            judged(f"short side {size.short}, new anchors" if larger else "new anchors", found, size, objects)
-        )
+        new = audit_with(fit_lattice(old, per_cell, seed), size, judged)
+        options.append(Option(f"short side {size.short}, new anchors" if larger else "new anchors", new, pixels))
         if options[-1].covered >= ENOUGH:
             break
-    return options
+    best = _choose(options, asked=asked)
+    if best is options[0]:
+        return Proposal(before, before, "nothing was found that covers more boxes", tuple(options))
+    after = audit_with(best.audit.lattice, best.audit.preprocess)
+    return Proposal(before, after, _explain_change(best.pixels, before, after), tuple(options))
 
 
-def _chosen(options: Sequence[Option], *, asked: bool) -> Option:
+def _choose(options: Sequence[Option], *, asked: bool) -> Option:
     """The cheapest size of images that is enough or nearly as good as the best; the old anchors if they do as well.
 
     Args:
         options: from the cheapest on.
         asked: whether new anchors are wanted in any case.
     """
-    allowed = [one for one in options if not asked or one.lattice != options[0].lattice]
-    best = max(one.covered for one in allowed)
-    size = next(one.preprocess for one in allowed if one.covered >= min(ENOUGH, best - WORTH))
-    same = [one for one in allowed if one.preprocess == size]
-    best = max(one.covered for one in same)
-    return next(one for one in same if one.covered >= min(ENOUGH, best - ANCHORS_WORTH))
+
+    def cheapest(options: Sequence[Option], worth: float) -> Option:
+        enough = min(ENOUGH, max(option.covered for option in options) - worth)
+        return next(option for option in options if option.covered >= enough)
+
+    allowed = [option for option in options if not asked or option.audit.lattice != options[0].audit.lattice]
+    size = cheapest(allowed, WORTH).audit.preprocess
+    return cheapest([option for option in allowed if option.audit.preprocess == size], ANCHORS_WORTH)
 
 
-def _nothing(audited: AnchorAudit) -> str:
+def _explain_no_change(audited: AnchorAudit) -> str:
     """Why nothing is proposed, and which class it would be for if not for its few boxes."""
-    if not audited.boxes:
+    if not len(audited):
         return "there are no boxes to fit anchors to"
     high = audited.matcher.foreground
     text = f"the anchors cover {1 - audited.below(high):.1%} of the boxes at IoU {high:g}: nothing to change"
-    worst = max((one for one in audited.tables["class"] if one.boxes), key=lambda one: one.below_foreground)
+    worst = max((group for group in audited.tables["class"] if group.boxes), key=lambda group: group.below_foreground)
     if worst.below_foreground <= 0.1:
         return text
     return f"{text}, though of the class {worst.name} they cover {1 - worst.below_foreground:.1%}"
 
 
-def _reason(best: Option, before: AnchorAudit, after: AnchorAudit) -> str:
+def _explain_change(pixels: float, before: AnchorAudit, after: AnchorAudit) -> str:
     high = before.matcher.foreground
-    what = f"larger images (short side {best.preprocess.short}, {best.pixels:.2g} x the pixels)"
-    if best.lattice != before.lattice:
-        what = f"new anchors and {what}" if best.pixels != 1 else "new anchors at the same size of images"
+    what = f"larger images (short side {after.preprocess.short}, {pixels:.2g} x the pixels)"
+    if after.lattice != before.lattice:
+        what = f"new anchors and {what}" if pixels != 1 else "new anchors at the same size of images"
     return f"{what} cover {1 - after.below(high):.1%} of the boxes at IoU {high:g}, {1 - before.below(high):.1%} now"
 
 
-def _some(samples: Sequence[Sample], boxes: int, seed: int) -> Sequence[Sample]:
+def _draw_samples(samples: Sequence[Sample], boxes: int, seed: int) -> Sequence[Sample]:
     """So many of the images that they hold about ``JUDGED`` boxes."""
     wanted = math.ceil(len(samples) * JUDGED / boxes)
     if wanted >= len(samples):
@@ -275,7 +256,7 @@ def _some(samples: Sequence[Sample], boxes: int, seed: int) -> Sequence[Sample]:
     return [samples[row] for row in rows.tolist()]
 
 
-def _sizes(preprocess: Preprocess, most_pixels: float) -> list[Preprocess]:
+def _list_sizes(preprocess: Preprocess, most_pixels: float) -> list[Preprocess]:
     """The size of images as it is, then larger ones, to the multiple that images are padded to."""
     sizes, step = [preprocess], preprocess.multiple
     for factor in FACTORS:
@@ -284,11 +265,3 @@ def _sizes(preprocess: Preprocess, most_pixels: float) -> list[Preprocess]:
         if sizes[-1].short < short and (short / preprocess.short) ** 2 <= most_pixels:
             sizes.append(larger)
     return sizes
-
-
-def _anchors(lattice: AnchorLattice) -> dict[str, list[float]]:
-    return {key: [float(value) for value in getattr(lattice, key)] for key in _PARTS}
-
-
-def _listed(values: Sequence[float]) -> str:
-    return ", ".join(f"{value:.6g}" for value in values)

@@ -1,17 +1,19 @@
-"""The part of a report that is about anchors."""
+"""The part of a report that is about anchors: text, tables and figures of an audit and a proposal."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
-from retinanet.analysis.anchors.audit import AnchorAudit, Group
-from retinanet.analysis.anchors.figures import best_iou_histogram, box_sides, positives_by_size
-from retinanet.analysis.anchors.propose import Proposal
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
+from numpy.typing import NDArray
+
+from retinanet.analysis.anchors.audit import AnchorAudit, name_octave
+from retinanet.analysis.anchors.propose import PARTS, Proposal, format_values, list_parts
+from retinanet.plotting.figures import FAINT, INK, style_axes
 from retinanet.plotting.html import Section, Table
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 EXPLANATION = (
     "An anchor is positive, that is, it learns to find a box, from IoU {high:g} on; below {low:g} it is a negative. A "
@@ -19,6 +21,8 @@ EXPLANATION = (
     "Where many boxes are below {high:g}, change sizes, ratios and scales of the anchors, or enlarge the images. The "
     "share of positives is the imbalance that the focal loss has to carry; the paper speaks of one in a thousand."
 )
+BLUE, VERMILION, ORANGE = "#0072b2", "#d55e00", "#e69f00"
+DRAWN = 4000  # boxes in a scatter; more hide each other
 
 
 def section(audited: AnchorAudit, proposal: Proposal | None = None) -> Section:
@@ -29,34 +33,143 @@ def section(audited: AnchorAudit, proposal: Proposal | None = None) -> Section:
         proposal: what to change; the figures show it beside them.
     """
     low, high = audited.matcher.background, audited.matcher.foreground
-    text = [_as_it_is(audited.summary()), EXPLANATION.format(high=high, low=low)]
-    after = proposal.after if proposal is not None and proposal.changed else None
+    text = [_indent(audited.summary()), EXPLANATION.format(high=high, low=low)]
+    after, tables = None, []
     if proposal is not None:
-        text += [_as_it_is(proposal.summary()), *([_as_it_is(proposal.to_yaml())] if proposal.changed else [])]
-    if not audited.boxes:
+        text.append(_indent(proposal.summary()))
+        if proposal.changed:
+            text.append(_indent(proposal.to_yaml()))
+            after = proposal.after
+        if proposal.options:
+            tables.append(_tabulate_options(proposal))
+    if not len(audited):
         return Section("Anchors", "\n\n".join(text))
-    options = [proposal.table()] if proposal is not None and proposal.options else []
-    tables = [_table(audited, name, groups) for name, groups in audited.tables.items()]
-    new = None if after is None else after.best_iou
+    shares = (f"below {high:g}", f"below {low:g}")
+    for name, groups in audited.tables.items():
+        columns = (f"by {name}", "boxes", *shares, "mean best IoU", "positives per box", "forced only", "no positive")
+        tables.append(Table(columns, [tuple(vars(group).values()) for group in groups]))
     figures = [
-        ("The best IoU of each box with any anchor.", best_iou_histogram(audited.best_iou, new, marks=(low, high))),
-        ("Boxes and anchors by their sides, now.", _sides(audited)),
-        *([("Boxes and anchors by their sides, as proposed.", _sides(after))] if after is not None else []),
-        ("Positive anchors of a box by its size.", positives_by_size(audited.sides, audited.positives, audited.forced)),
+        ("The best IoU of each box with any anchor.", draw_best_iou(audited, after)),
+        ("Boxes and anchors by their sides, now.", draw_sides(audited)),
+        *([("Boxes and anchors by their sides, as proposed.", draw_sides(after))] if after is not None else []),
+        ("Positive anchors of a box by its size.", draw_positives(audited)),
     ]
-    return Section("Anchors", "\n\n".join(text), [*options, *tables], figures)
+    return Section("Anchors", "\n\n".join(text), tables, figures)
 
 
-def _as_it_is(text: str) -> str:
+def draw_best_iou(now: AnchorAudit, proposed: AnchorAudit | None = None) -> Figure:
+    """The best IoU of every box with any anchor, as a histogram; a proposal is drawn over it as an outline."""
+    figure = Figure(figsize=(7.0, 4.2), layout="constrained")
+    axes = figure.subplots()
+    style_axes(axes, "Best anchor of each box", "best IoU with any anchor", "share of boxes")
+    edges = np.linspace(0, 1, 41)
+    high = now.matcher.foreground
+    ways: list[tuple[str, AnchorAudit, dict[str, Any]]] = [("now", now, {"fill": True, "color": "#b9bec6"})]
+    if proposed is not None:
+        ways.append(("proposed", proposed, {"color": BLUE, "linewidth": 1.8}))
+    for name, audited, style in ways:
+        share = f"{audited.below(high):.1%}" if len(audited) else "none"
+        heights = np.histogram(audited.best_iou, edges)[0] / max(1, len(audited))
+        axes.stairs(heights, edges, label=f"{name} ({share} below {high:g})", **style)
+    above = axes.get_xaxis_transform()
+    for mark, line in ((now.matcher.background, ":"), (high, "--")):
+        axes.axvline(mark, color=INK, linestyle=line, linewidth=1.1)
+        axes.text(mark + 0.006, 0.99, f"{mark:g}", transform=above, va="top", fontsize=9, color=INK)
+    axes.set_xlim(0, 1)
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.legend(frameon=False, fontsize=9, labelcolor=INK, loc="upper left")
+    return figure
+
+
+def draw_sides(audited: AnchorAudit) -> Figure:
+    """Boxes by width and height, those that no anchor covers apart, with the anchors as crosses.
+
+    At most 4000 boxes are drawn, evenly taken.
+    """
+    figure = Figure(figsize=(6.2, 5.6), layout="constrained")
+    axes = figure.subplots()
+    style_axes(axes, "Boxes and anchors", "width after the resize / pixels", "height after the resize / pixels")
+    high, step = audited.matcher.foreground, -(-len(audited) // DRAWN) or 1
+    drawn, missed = audited.sides[::step], audited.best_iou[::step] < np.float32(high)
+    below = audited.below(high) if len(audited) else 0.0
+    for rows, share, marker, colour, size, name in (
+        (~missed, 1 - below, "o", "#9aa1ab", 9, f"IoU {high:g} and above"),
+        (missed, below, "v", VERMILION, 20, f"below {high:g}"),
+    ):
+        (x, y), label = np.maximum(drawn[rows], 0.5).T, f"boxes, {name} ({share:.1%})"
+        axes.scatter(x, y, s=size, marker=marker, color=colour, alpha=0.7, linewidths=0, label=label)
+    corners = audited.lattice.templates().flatten(0, 1).numpy()  # (L * A, 4)
+    templates = corners[:, 2:] - corners[:, :2]
+    axes.plot(*templates.T, "+", color=INK, markersize=8, markeredgewidth=1.3, linestyle="", label="anchors", zorder=4)
+    sides = np.concatenate([drawn, templates])
+    limits = max(0.5, 0.8 * sides.min()), 1.25 * sides.max()
+    axes.set(xscale="log", yscale="log", xlim=limits, ylim=limits)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(FixedLocator([2**k for k in range(-1, 14)]))
+        axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter("{x:g}")
+    axes.grid(axis="x", color=FAINT, linewidth=0.7)
+    axes.set_aspect("equal")
+    axes.legend(frameon=True, framealpha=0.9, edgecolor=FAINT, fontsize=9, labelcolor=INK, loc="upper left")
+    return figure
+
+
+def draw_positives(audited: AnchorAudit) -> Figure:
+    """How many anchors answer for a box, by its size, and how many boxes have none or forced ones only."""
+    figure = Figure(figsize=(7.0, 5.6), layout="constrained")
+    counts, shares = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    style_axes(counts, "Positive anchors of a box", "", "positive anchors\n(5, 25, 50, 75, 95 %)")
+    style_axes(shares, "", "square root of the area after the resize / pixels", "share of boxes")
+    shares.set_ylim(0, 1)
+    shares.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    if not len(audited):
+        return figure
+    octaves = range(audited.octave.min(), audited.octave.max() + 1)
+    members = [audited.octave == octave for octave in octaves]
+    _draw_boxes(counts, {place: audited.positives[rows] for place, rows in enumerate(members) if rows.any()})
+    floor = np.zeros(len(octaves))
+    for name, colour, hatch, which in (
+        ("no positive anchor", VERMILION, "xx", audited.positives == 0),
+        ("forced matches only", ORANGE, "//", audited.forced),
+    ):
+        height = np.array([which[rows].mean() if rows.any() else 0.0 for rows in members])
+        style = {"color": colour, "edgecolor": INK, "linewidth": 0.7, "hatch": hatch, "label": name}
+        shares.bar(range(len(octaves)), height, 0.6, floor, **style)
+        floor += height
+    counts.set_ylim(bottom=0)
+    names = [f"{name_octave(octave)}\nn = {rows.sum():,}" for octave, rows in zip(octaves, members, strict=True)]
+    shares.set_xticks(range(len(octaves)), names)
+    shares.legend(frameon=False, fontsize=9, labelcolor=INK)
+    return figure
+
+
+def _draw_boxes(axes: Axes, values: dict[int, NDArray[Any]]) -> None:
+    ink = {"color": INK}
+    axes.boxplot(
+        list(values.values()),
+        positions=list(values),
+        whis=(5, 95),
+        widths=0.6,
+        showfliers=False,
+        patch_artist=True,
+        manage_ticks=False,
+        boxprops={"facecolor": FAINT, "edgecolor": INK},
+        medianprops=ink | {"linewidth": 2},
+        whiskerprops=ink,
+        capprops=ink,
+    )
+
+
+def _tabulate_options(proposal: Proposal) -> Table:
+    low, high = proposal.before.matcher.background, proposal.before.matcher.foreground
+    columns = ("option", "short side", "pixels, times", f"share at {high:g}", f"share at {low:g}", *PARTS)
+    rows = []
+    for option in proposal.options:
+        parts = map(format_values, list_parts(option.audit.lattice).values())
+        rows.append((option.name, option.audit.preprocess.short, option.pixels, option.covered, option.reached, *parts))
+    return Table(columns, rows, "Share of the boxes with an anchor at this IoU, on a sample where boxes are many.")
+
+
+def _indent(text: str) -> str:
     """Lines that the report shows as they are."""
     return "\n".join(f"    {line}" for line in text.rstrip().split("\n"))
-
-
-def _sides(audited: AnchorAudit) -> Figure:
-    return box_sides(audited.sides, audited.best_iou, audited.templates, foreground=audited.matcher.foreground)
-
-
-def _table(audited: AnchorAudit, name: str, groups: Sequence[Group]) -> Table:
-    below = (f"below {audited.matcher.foreground:g}", f"below {audited.matcher.background:g}")
-    columns = (f"by {name}", "boxes", *below, "mean best IoU", "positives per box", "forced only", "no positive")
-    return Table(columns, [tuple(vars(group).values()) for group in groups])

@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from retinanet.analysis.anchors.coverage import Objects
+from retinanet.analysis.anchors.audit import AnchorAudit
 from retinanet.anchors.lattice import AnchorLattice
 
 SAMPLE = 1000  # boxes that are looked at
@@ -26,22 +26,19 @@ STARTS = (-3, -2.5, -2, -1.5, -1, -0.5, 0, 0.5, 1)  # octaves that all sizes are
 Vector = NDArray[np.float64]
 
 
-def fitted(
-    objects: Objects, lattice: AnchorLattice, foreground: float, per_cell: tuple[int, int] | None, seed: int
-) -> AnchorLattice:
-    """Anchors that cover more of these boxes.
+def fit_lattice(audited: AnchorAudit, per_cell: tuple[int, int] | None, seed: int) -> AnchorLattice:
+    """Anchors that cover more of the boxes of an audit; sizes, ratios and scales are changed, nothing else.
 
     Args:
-        objects: the boxes; at least one has an area.
-        lattice: the anchors to change: sizes, ratios and scales, nothing else.
-        foreground: IoU at which a box is covered.
-        per_cell: numbers of ratios and scales; by default those of ``lattice``.
+        audited: the boxes, of which at least one has an area, and the anchors now.
+        per_cell: numbers of ratios and scales; by default those of the anchors now.
         seed: of the boxes that are looked at and of the search.
 
     Returns:
         The lattice with numbers that a person would write; sizes, ratios or scales that hardly matter as they were.
     """
     rng = np.random.default_rng(seed)
+    lattice = audited.lattice
     if per_cell is not None and per_cell != (len(lattice.ratios), len(lattice.scales)):
         ratios, scales = per_cell
         lattice = replace(
@@ -49,18 +46,18 @@ def fitted(
             ratios=tuple(2.0 ** (i - (ratios - 1) / 2) for i in range(ratios)),
             scales=tuple(2 ** (i / scales) for i in range(scales)),
         )
-    fit = Fit(objects, lattice, foreground, rng)
-    means = tuple(np.exp(_centres(fit.shapes, len(lattice.ratios))).tolist())
+    fit = Fit(audited, lattice, rng)
+    means = tuple(np.exp(_find_means(fit.shapes, len(lattice.ratios))).tolist())
     starts = [
         replace(lattice, sizes=tuple(size * 2**octaves for size in lattice.sizes), ratios=ratios)
         for octaves in STARTS
         for ratios in (lattice.ratios, means)
     ]
-    best = max((_climbed(fit, start) for start in sorted(starts, key=fit, reverse=True)[:3]), key=fit)
+    best = max((_climb(fit, start) for start in sorted(starts, key=fit, reverse=True)[:3]), key=fit)
     for _ in range(2):
         kick = rng.normal(0, 0.2, len(_vector(best)))
-        best = max(best, _climbed(fit, _moved(best, kick)), key=fit)
-    return _little_changed(fit, _rounded(best))
+        best = max(best, _climb(fit, _move(best, kick)), key=fit)
+    return _restore_what_hardly_matters(fit, _round(best))
 
 
 class Fit:
@@ -70,20 +67,19 @@ class Fit:
     template. So each box is moved once per level to the centre of its nearest cell and compared with templates there.
 
     Args:
-        objects: the boxes.
+        audited: the boxes, and the foreground IoU at which one is covered.
         lattice: the first.
-        foreground: IoU at which a box is covered.
         rng: draws the boxes that are looked at.
     """
 
-    def __init__(self, objects: Objects, lattice: AnchorLattice, foreground: float, rng: np.random.Generator) -> None:
-        self.lattice, self.foreground = lattice, foreground
-        sides = (objects.boxes[:, 2:] - objects.boxes[:, :2]).double().numpy()
+    def __init__(self, audited: AnchorAudit, lattice: AnchorLattice, rng: np.random.Generator) -> None:
+        self.lattice, self.foreground = lattice, audited.matcher.foreground
+        sides = audited.sides.astype(np.float64)
         rows = np.flatnonzero((sides > 0).all(axis=1))
         rows = np.sort(rng.choice(rows, min(SAMPLE, len(rows)), replace=False))
         self.shapes = np.log(sides[rows, 1] / sides[rows, 0])
-        boxes = objects.boxes.numpy()[rows, None]  # (n, 1, 4)
-        steps = np.array(lattice.over(*max(objects.inputs, key=math.prod)).steps, dtype=np.float32)[:, ::-1]  # (L, 2)
+        boxes = audited.boxes[rows, None]  # (n, 1, 4)
+        steps = np.array(lattice.over(*max(audited.inputs, key=math.prod)).steps, dtype=np.float32)[:, ::-1]  # (L, 2)
         corners = lattice.templates().numpy()
         aside = ((corners[..., :2] + corners[..., 2:]) / 2).mean(axis=(0, 1))  # half a pixel where edges are inclusive
         centre = (boxes[..., :2] + boxes[..., 2:]) / 2 - aside
@@ -111,19 +107,25 @@ class Fit:
 
     def __call__(self, lattice: AnchorLattice) -> float:
         """The count; minus infinity where two levels are too close or too far apart."""
-        old, new = (np.diff(np.log2(one.sizes)) for one in (self.lattice, lattice))
+        old, new = (np.diff(np.log2(sizes)) for sizes in (self.lattice.sizes, lattice.sizes))
         allowed = np.abs(new - 1.25 * old) <= 0.75 * np.abs(old) + 1e-9  # half to twice of it
         return self.count(lattice) if allowed.all() and lattice.sizes[0] >= 1 else -math.inf
 
 
-def _climbed(fit: Fit, lattice: AnchorLattice) -> AnchorLattice:
+def _climb(fit: Fit, lattice: AnchorLattice) -> AnchorLattice:
     """The lattice moved along each coordinate, and along a few together, as long as the count rises."""
-    reached, directions = fit(lattice), _directions(lattice)
+    levels, ratios, length = len(lattice.sizes), len(lattice.ratios), len(_vector(lattice))
+    together, apart = np.zeros(length), np.zeros(length)
+    together[:levels] = 1  # all sizes
+    apart[levels : levels + ratios] = np.linspace(-1, 1, ratios) if ratios > 1 else 0  # all ratios
+    # The first scale is always 1.
+    directions = [together, apart, *(row for i, row in enumerate(np.eye(length)) if i != levels + ratios)]
+    reached = fit(lattice)
     for step in STEPS:
         for _ in range(4):
             before = reached
-            for direction in (sign * one for one in directions for sign in (step, -step)):
-                moved = _moved(lattice, direction)
+            for direction in (sign * row for row in directions for sign in (step, -step)):
+                moved = _move(lattice, direction)
                 value = fit(moved)
                 if value > reached + 1e-6:
                     lattice, reached = moved, value
@@ -132,21 +134,11 @@ def _climbed(fit: Fit, lattice: AnchorLattice) -> AnchorLattice:
     return lattice
 
 
-def _directions(lattice: AnchorLattice) -> list[Vector]:
-    """All sizes together, all ratios apart, then each coordinate but for the first scale, which is always 1."""
-    levels, ratios = len(lattice.sizes), len(lattice.ratios)
-    length = len(_vector(lattice))
-    together, apart = np.zeros(length), np.zeros(length)
-    together[:levels] = 1
-    apart[levels : levels + ratios] = np.linspace(-1, 1, ratios) if ratios > 1 else 0
-    return [together, apart, *(row for i, row in enumerate(np.eye(length)) if i != levels + ratios)]
-
-
 def _vector(lattice: AnchorLattice) -> Vector:
     return np.array([*lattice.sizes, *lattice.ratios, *lattice.scales])
 
 
-def _moved(lattice: AnchorLattice, octaves: Vector) -> AnchorLattice:
+def _move(lattice: AnchorLattice, octaves: Vector) -> AnchorLattice:
     """Sizes, ratios and scales times powers of two; the least scale is 1."""
     levels, ratios = len(lattice.sizes), len(lattice.ratios)
     sizes, shapes, scales = np.split(_vector(lattice) * 2**octaves, [levels, levels + ratios])
@@ -159,30 +151,30 @@ def _moved(lattice: AnchorLattice, octaves: Vector) -> AnchorLattice:
     )
 
 
-def _little_changed(fit: Fit, found: AnchorLattice) -> AnchorLattice:
-    """What was found, but for sizes, ratios or scales that are as good as they were before."""
+def _restore_what_hardly_matters(fit: Fit, lattice: AnchorLattice) -> AnchorLattice:
+    """The lattice with the sizes, ratios or scales of before where those are as good."""
 
     def covered(lattice: AnchorLattice) -> float:
         return float((fit.iou(lattice) >= fit.foreground).mean())
 
     for part in ("scales", "ratios", "sizes"):
-        back = replace(found, **{part: getattr(fit.lattice, part)})
-        if fit.count(back) >= fit.count(found) - LITTLE and covered(back) >= covered(found) - LITTLE / 5:
-            found = back
-    return found
+        back = replace(lattice, **{part: getattr(fit.lattice, part)})
+        if fit.count(back) >= fit.count(lattice) - LITTLE and covered(back) >= covered(lattice) - LITTLE / 5:
+            lattice = back
+    return lattice
 
 
-def _rounded(lattice: AnchorLattice) -> AnchorLattice:
+def _round(lattice: AnchorLattice) -> AnchorLattice:
     """Numbers that a person would write."""
     sizes = tuple(float(round(size)) if size >= 16 else round(size, 1) for size in lattice.sizes)
     ratios, scales = (tuple(float(f"{value:.2g}") for value in part) for part in (lattice.ratios, lattice.scales))
     return replace(lattice, sizes=sizes, ratios=ratios, scales=scales)
 
 
-def _centres(values: Vector, number: int) -> Vector:
+def _find_means(values: Vector, number: int) -> Vector:
     """(number,) k-means of values, ascending; it starts from quantiles."""
-    centres = np.quantile(values, (np.arange(number) + 0.5) / number)
+    means = np.quantile(values, (np.arange(number) + 0.5) / number)
     for _ in range(30):
-        member = np.abs(values[:, None] - centres).argmin(axis=1)
-        centres = np.array([values[member == i].mean() if (member == i).any() else centres[i] for i in range(number)])
-    return np.sort(centres)
+        member = np.abs(values[:, None] - means).argmin(axis=1)
+        means = np.array([values[member == i].mean() if (member == i).any() else means[i] for i in range(number)])
+    return np.sort(means)

@@ -31,9 +31,8 @@ from retinanet.analysis.loss.curves import (
 )
 from retinanet.analysis.loss.hint import Hint, hint
 from retinanet.errors import UserError
-from retinanet.losses.detection import Assignment
 from retinanet.losses.focal import FocalLoss, sigmoid_focal_loss
-from retinanet.types import RawOutput
+from retinanet.types import Assignment, RawOutput
 
 PROBABILITIES = (0.05, 0.5)  # negatives above these are counted
 # Windows that an operation takes at a time: on a CPU they should stay in the cache, elsewhere few launches matter more.

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from retinanet.analysis.trace.outcomes import Anchor, AssignedAnchor, Box, Entry
 from retinanet.analysis.trace.replay import Candidates
-from retinanet.anchors.geometry import area, clip, iou, paired_iou
+from retinanet.anchors.geometry import clip, iou, paired_iou
 from retinanet.anchors.matching import Matcher
-from retinanet.anchors.reach import Reach
 from retinanet.types import RawOutput, Target
 
 IN_PLACE = 0.5  # IoU from which on a box is on an object
@@ -139,27 +138,15 @@ def assigned_anchors(
         report: how anchors are told.
     """
     lattice, grids = raw.lattice, raw.grids
-    match = matcher(lattice, grids, target)
+    match = matcher(lattice, grids, target.boxes, target.ignore)
     places = torch.stack(lattice.locate(match.positive, grids), dim=1)
     overlap = paired_iou(target.boxes[match.box], lattice.boxes_at(*places.unbind(1)))
     assigned: list[list[AssignedAnchor]] = [[] for _ in range(len(target))]
-    best = _best_anchor_iou(raw, target.boxes)
     order = overlap.argsort(descending=True, stable=True)
     rows, values = match.box[order].tolist(), overlap[order].tolist()
     for row, value, anchor in zip(rows, values, report.anchors(places[order]), strict=True):
         assigned[row].append(AssignedAnchor(anchor, value, value < matcher.foreground))
-        best[row] = max(best[row], value)
-    return [tuple(one) for one in assigned], best
-
-
-def _best_anchor_iou(raw: RawOutput, boxes: Tensor) -> list[float]:
-    """The highest IoU of any anchor with each box: of each template, the nearest anchor overlaps it most."""
-    top = torch.zeros(len(boxes))
-    real = ((boxes[:, 2:] > boxes[:, :2]).all(dim=1) & area(boxes).isfinite()).nonzero()[:, 0]
-    for near in Reach(raw.lattice, raw.grids, boxes.device).nearest(boxes[real]):
-        row = real[near.row]
-        top.scatter_reduce_(0, row, paired_iou(boxes[row], near.anchor_boxes).nan_to_num(0.0), "amax")
-    return [float(value) for value in top]
+    return [tuple(one) for one in assigned], match.best_iou.tolist()
 
 
 def pair_iou(one: Tensor, other: Tensor) -> float:
