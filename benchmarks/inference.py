@@ -20,7 +20,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -92,7 +92,7 @@ def peer_model(image: torch.Tensor) -> RetinaNet:
 def our_model(model: RetinaNet, size: int, folder: Path) -> Detector:
     """The same weights as a model folder that takes bytes: normalising is part of what is timed, as in torchvision."""
     torch.save(model.state_dict(), folder / "weights.pth")
-    changes = {"short": size, "long": size, "resampling": "antialiased"}
+    changes = {"short": size, "long": size, "compat": {"resampling": "antialiased"}}
     convert(str(folder / "weights.pth"), str(folder / "model"), preprocess=changes)
     return load_detector(folder / "model")
 
@@ -166,7 +166,7 @@ def entries(only: list[str], size: int, folder: Path) -> dict[str, Entry]:
     found = {PEER: peer_entry(model, image)}
     for name in (name for name in only if name.startswith("torch ")):
         inner: dict[str, float] = {}
-        timed = TimedPostprocess(**asdict(detector.postprocess), inner=inner)
+        timed = TimedPostprocess(**vars(detector.postprocess), inner=inner)
         backend = TorchBackend(replace(detector, postprocess=timed), device="cpu", precision=name.split()[1])
         found[name] = our_entry(backend, pixels, inner)
     exported = [name for name in only if not name.startswith("torch ")]

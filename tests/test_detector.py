@@ -17,8 +17,8 @@ from retinanet.anchors.coding import BoxCoder
 from retinanet.anchors.lattice import AnchorLattice, LatticeCompat
 from retinanet.detector import Detector, load_detector, read_config, save_detector, save_thresholds
 from retinanet.errors import UserError
-from retinanet.images.preprocess import Preprocess
-from retinanet.model.postprocess import Postprocess
+from retinanet.images.preprocess import Preprocess, PreprocessCompat
+from retinanet.model.postprocess import Postprocess, PostprocessCompat
 from retinanet.model.presets import Architecture
 from retinanet.types import Batch, Sample, Target
 
@@ -48,16 +48,17 @@ PREPROCESS = Preprocess(
     short=64,
     long=96,
     multiple=64,
-    margin=1,
     mean=(0.1, 0.2, 0.3),
     std=(0.4, 0.5, 0.6),
-    divisor=128.0,
-    channels="BGR",
-    rounding="floor",
-    resampling="plain",
+    compat=PreprocessCompat(margin=1, divisor=128.0, channels="BGR", rounding="floor", resampling="plain"),
 )
 POSTPROCESS = Postprocess(
-    score=0.25, topk=50, nms=0.4, max_detections=20, class_agnostic=True, clip="half", keep_empty=True
+    score=0.25,
+    topk=50,
+    nms=0.4,
+    max_detections=20,
+    class_agnostic=True,
+    compat=PostprocessCompat(clip="half", keep_empty=True),
 )
 NAMES = ("Ameise", "пчела", "cow 3")
 THRESHOLDS = {"пчела": 0.3125, "cow 3": 0.7}
@@ -371,8 +372,8 @@ def test_format_1(detector, folder, rounded, rounding):
     config = json.loads((folder / "config.json").read_text())
     later = {
         "architecture": ("stride_in_1x1", "norm_eps"),
-        "preprocess": ("margin", "divisor", "channels", "rounding", "resampling"),
-        "postprocess": ("clip", "keep_empty"),
+        "preprocess": ("compat",),
+        "postprocess": ("compat",),
     }
     for part, names in later.items():
         for name in names:
@@ -386,9 +387,8 @@ def test_format_1(detector, folder, rounded, rounding):
     coder = replace(ARCHITECTURE.coder, clamp_below=False)
     old = replace(ARCHITECTURE, anchors=anchors, coder=coder, stride_in_1x1=False, norm_eps=None)
     assert loaded.architecture == old and loaded.net.lattice == anchors
-    usual = Preprocess()
-    assert loaded.preprocess == replace(PREPROCESS, **{name: getattr(usual, name) for name in later["preprocess"]})
-    assert loaded.postprocess == replace(POSTPROCESS, clip="before", keep_empty=False)
+    assert loaded.preprocess == replace(PREPROCESS, compat=PreprocessCompat())
+    assert loaded.postprocess == replace(POSTPROCESS, compat=PostprocessCompat())
     state = detector.net.state_dict()
     assert all(torch.equal(value, state[key]) for key, value in loaded.net.state_dict().items())
     save_detector(folder, loaded)
@@ -404,6 +404,17 @@ def test_a_folder_from_before_compat(folder):
     assert {"rounding", "inclusive", "floor_strides", "spacing"} < anchors.keys()
     (folder / "config.json").write_text(json.dumps(config))
     assert load_detector(folder).architecture == ARCHITECTURE
+
+
+def test_before_compat_was_a_group(detector, folder):
+    """Earlier folders of format 2 have its fields beside the others."""
+    config = json.loads((folder / "config.json").read_text())
+    for part in ("preprocess", "postprocess"):
+        config[part] |= config[part].pop("compat")
+    (folder / "config.json").write_text(json.dumps(config))
+    assert replace(load_detector(folder), net=detector.net) == detector
+    change_config(folder, preprocess__channels="GBR")
+    refused(folder, r"config\.json.*compat.channels of images is RGB or BGR, got 'GBR'")
 
 
 @pytest.mark.parametrize(("eps", "expected"), [(None, 1e-5), (0.0, 0.0), (0.25, 0.25)])
@@ -438,8 +449,8 @@ def test_a_newer_format(folder):
         ({"postprocess__score": "high"}, "Postprocess.score is 'high', expected float"),
         ({"architecture__norm_eps": "small"}, "Architecture.norm_eps is 'small', expected"),
         ({"architecture__anchors__compat__rounding": "up"}, "rounding of anchors is none, corners or cell, got 'up'"),
-        ({"preprocess__channels": "GBR"}, "channels of images is RGB or BGR, got 'GBR'"),
-        ({"postprocess__clip": "never"}, "clip is before, after or half, got 'never'"),
+        ({"preprocess__compat__channels": "GBR"}, "compat.channels of images is RGB or BGR, got 'GBR'"),
+        ({"postprocess__compat__clip": "never"}, "compat.clip is before, after or half, got 'never'"),
         ({"preprocess__short": 0}, "0 < short <= long, got short 0"),
         ({"architecture__backbone": "resnet5O"}, "unknown backbone 'resnet5O'"),
         ({"architecture__p6_from": "C6"}, "p6_from is C5 or P5, got 'C6'"),

@@ -21,9 +21,10 @@ from retinanet.anchors.coding import BoxCoder
 from retinanet.anchors.lattice import AnchorLattice, LatticeCompat
 from retinanet.digest import file_sha256
 from retinanet.errors import UserError
-from retinanet.images.preprocess import Preprocess
+from retinanet.images.preprocess import Preprocess, PreprocessCompat
 from retinanet.inference.files import exported_file
-from retinanet.model.postprocess import Postprocess
+from retinanet.model.changes import nest_compat
+from retinanet.model.postprocess import Postprocess, PostprocessCompat
 from retinanet.model.presets import Architecture
 from retinanet.model.retinanet import RetinaNet
 from retinanet.types import Batch, Detections, RawOutput
@@ -154,8 +155,8 @@ def load_detector(folder: str | Path) -> Detector:
             anchors=_build_lattice(config["architecture"]["anchors"]),
             coder=_build(BoxCoder, config["architecture"]["coder"]),
         )
-        preprocess = _build(Preprocess, config["preprocess"])
-        postprocess = _build(Postprocess, config["postprocess"])
+        preprocess = _build_with_compat(Preprocess, PreprocessCompat, config["preprocess"])
+        postprocess = _build_with_compat(Postprocess, PostprocessCompat, config["postprocess"])
         class_names = tuple(config["class_names"])
         metrics = dict(config.get("metrics", {}))
         thresholds = _thresholds(config.get("thresholds", {}), class_names)
@@ -291,6 +292,12 @@ def _of_this_format(anchors: Mapping[str, Any]) -> dict[str, Any]:
         current["rounding"] = "corners" if current.pop("rounded") else "none"
     switches = {entry.name for entry in fields(LatticeCompat)} & current.keys()
     return {"compat": {name: current.pop(name) for name in switches}} | current
+
+
+def _build_with_compat(kind: type[T], compat: type, values: Mapping[str, Any]) -> T:
+    """A dataclass with its group ``compat``, from JSON in which the group may be missing."""
+    nested = nest_compat(values, compat)
+    return _build(kind, nested, compat=_build(compat, nested["compat"]))
 
 
 def _build(kind: type[T], values: Mapping[str, Any], **built: Any) -> T:

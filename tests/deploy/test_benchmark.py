@@ -23,13 +23,13 @@ from retinanet.detector import Detector, load_detector, save_detector
 from retinanet.errors import UserError
 from retinanet.evaluation.evaluate import evaluate
 from retinanet.images.io import read_pixels
-from retinanet.images.preprocess import Preprocess
+from retinanet.images.preprocess import Preprocess, PreprocessCompat
 from retinanet.inference.backend import Prepared
 from retinanet.inference.card import Card
 from retinanet.inference.exported import open_exported
 from retinanet.inference.torch_backend import TorchBackend
 from retinanet.interop import torchvision as source
-from retinanet.model.postprocess import Postprocess
+from retinanet.model.postprocess import Postprocess, PostprocessCompat
 from retinanet.model.presets import Architecture
 from retinanet.types import Detections
 
@@ -102,8 +102,8 @@ def peer_detector():
     torch.manual_seed(0)
     architecture = Architecture(norm="frozen", p6_from="P5", anchors=source.LATTICE)
     names = ("disc", "square")
-    rule = Preprocess(short=64, long=96, rounding="floor", resampling="normalised")
-    post = Postprocess(score=0.009, topk=50, max_detections=20, keep_empty=True)
+    rule = Preprocess(short=64, long=96, compat=PreprocessCompat(rounding="floor", resampling="normalised"))
+    post = Postprocess(score=0.009, topk=50, max_detections=20, compat=PostprocessCompat(keep_empty=True))
     return Detector(architecture.build(2).eval(), architecture, rule, post, names)
 
 

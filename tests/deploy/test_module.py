@@ -9,8 +9,8 @@ from retinanet.anchors.coding import BoxCoder
 from retinanet.anchors.lattice import AnchorLattice, LatticeCompat
 from retinanet.deploy.graph import DetectionModule, RawModule, trace
 from retinanet.errors import UserError
-from retinanet.images.preprocess import Preprocess
-from retinanet.model.postprocess import Postprocess
+from retinanet.images.preprocess import Preprocess, PreprocessCompat
+from retinanet.model.postprocess import Postprocess, PostprocessCompat
 
 RULE = Preprocess(short=96, long=256)
 
@@ -50,16 +50,16 @@ def assert_same(detector, images, fewest=1):
 POST = Postprocess(score=0.1, topk=200, max_detections=60)
 CHANGES = {
     "before": {},
-    "after": {"clip": "after"},
-    "half": {"clip": "half"},
-    "empty kept": {"keep_empty": True},
-    "empty kept after": {"clip": "after", "keep_empty": True},
-    "empty kept half": {"clip": "half", "keep_empty": True},
+    "after": {"compat": PostprocessCompat("after")},
+    "half": {"compat": PostprocessCompat("half")},
+    "empty kept": {"compat": PostprocessCompat(keep_empty=True)},
+    "empty kept after": {"compat": PostprocessCompat("after", True)},
+    "empty kept half": {"compat": PostprocessCompat("half", True)},
     "agnostic": {"class_agnostic": True},
     "cut in a level": {"topk": 13},
     "one candidate": {"topk": 1, "max_detections": 3},
     "cut at the end": {"max_detections": 5},
-    "cut before clipping": {"max_detections": 5, "clip": "after"},
+    "cut before clipping": {"max_detections": 5, "compat": PostprocessCompat("after")},
     "hardly any suppression": {"nms": 0.95},
     "hardly any overlap": {"nms": 0.05},
     "no threshold": {"score": 0.0},
@@ -94,11 +94,11 @@ def test_the_switches_matter(tiny_detectors):
 
 
 RULES = {
-    "BGR": {"channels": "BGR", "mean": (0.4, 0.5, 0.6), "std": (0.2, 0.25, 0.3)},
-    "bytes": {"divisor": 1.0, "mean": (103.5, 116.3, 123.7), "std": (57.4, 57.1, 58.4)},
-    "normalised": {"resampling": "normalised"},
-    "normalised BGR": {"resampling": "normalised", "channels": "BGR", "mean": (0.4, 0.5, 0.6)},
-    "margin": {"margin": 1},
+    "BGR": {"compat": PreprocessCompat(channels="BGR"), "mean": (0.4, 0.5, 0.6), "std": (0.2, 0.25, 0.3)},
+    "bytes": {"compat": PreprocessCompat(divisor=1.0), "mean": (103.5, 116.3, 123.7), "std": (57.4, 57.1, 58.4)},
+    "normalised": {"compat": PreprocessCompat(resampling="normalised")},
+    "normalised BGR": {"compat": PreprocessCompat(resampling="normalised", channels="BGR"), "mean": (0.4, 0.5, 0.6)},
+    "margin": {"compat": PreprocessCompat(margin=1)},
     "multiple": {"multiple": 64},
 }
 
@@ -150,7 +150,13 @@ def test_nothing_is_found(tiny_detectors):
     assert assert_same(detector, pictures((96, 96), (96, 120)), fewest=0) == [0, 0]
 
 
-@pytest.mark.parametrize("rule", [RULE, replace(RULE, channels="BGR"), replace(RULE, resampling="normalised")])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        RULE,
+        *(replace(RULE, compat=PreprocessCompat(**one)) for one in ({"channels": "BGR"}, {"resampling": "normalised"})),
+    ],
+)
 def test_raw_outputs(tiny_detectors, rule):
     detector = replace(tiny_detectors[3], preprocess=rule)
     before = {key: value.clone() for key, value in detector.net.state_dict().items()}
@@ -184,7 +190,11 @@ def test_images_padded_to_other_multiples_are_refused(tiny_detectors):
         trace(DetectionModule(detector))
 
 
-@pytest.mark.parametrize("change", [{"clip": "half"}, {"clip": "after", "keep_empty": True}], ids=["half", "after"])
+@pytest.mark.parametrize(
+    "change",
+    [{"compat": PostprocessCompat("half")}, {"compat": PostprocessCompat("after", True)}],
+    ids=["half", "after"],
+)
 def test_a_traced_module_knows_no_size(tiny_detectors, change):
     """At a size that is not that of the example it was traced with; yhenon's and odtk's models clip by half."""
     module = DetectionModule(replace(tiny_detectors[3], postprocess=replace(POST, **change)))

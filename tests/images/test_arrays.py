@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from retinanet.images.arrays import boxes_back, pad_arrays, resize_array
-from retinanet.images.preprocess import Preprocess
+from retinanet.images.preprocess import Preprocess, PreprocessCompat
 
 SIZES = [(40, 61), (97, 33), (16, 20), (1, 1), (1, 9), (3, 200), (150, 150), (480, 640), (64, 33)]
 RULES = [(32, 64), (101, 203), (384, 512)]
-CAFFE = {"mean": (102.98, 115.95, 122.77), "std": (1.0, 58.4, 57.1), "divisor": 1.0, "channels": "BGR"}
+CAFFE = {"mean": (102.98, 115.95, 122.77), "std": (1.0, 58.4, 57.1)}
 
 
 def photo(height, width, seed=0):
@@ -29,7 +29,7 @@ def noise(height, width):
 def both(rule, image):
     """(h, w, 3) of the array and of the tensor."""
     array, tensor = resize_array(rule, image), rule.resize(torch.from_numpy(image).permute(2, 0, 1)).numpy()
-    if rule.resampling == "normalised":
+    if rule.compat.resampling == "normalised":
         array = array.transpose(1, 2, 0)
     tensor = tensor.transpose(1, 2, 0)
     assert array.shape == tensor.shape and array.dtype == tensor.dtype
@@ -55,21 +55,21 @@ def test_antialiased_is_within_two_levels(size, short, long):
 @pytest.mark.parametrize("size", SIZES)
 def test_plain_is_the_same(size, short, long):
     """Torch's vectorised path, to the last bit; its other path (older CPUs) rounds once, hence a level."""
-    rule = Preprocess(short=short, long=long, resampling="plain")
+    rule = Preprocess(short=short, long=long, compat=PreprocessCompat(resampling="plain"))
     most = 0 if torch.backends.cpu.get_cpu_capability().startswith("AVX") else 1
     for image in (photo(*size), noise(*size)):
         array, tensor = both(rule, image)
         assert np.abs(array.astype(int) - tensor).max() <= most
 
 
-@pytest.mark.parametrize("options", [{}, CAFFE])
+@pytest.mark.parametrize(("options", "compat"), [({}, {}), (CAFFE, {"divisor": 1.0, "channels": "BGR"})])
 @pytest.mark.parametrize("size", SIZES)
-def test_normalised_differs_by_rounding(size, options):
+def test_normalised_differs_by_rounding(size, options, compat):
     """Torch takes one of several kernels, which place the samples differently in the last bit of a coordinate.
 
     Measured, in units of the largest value: 3e-7 beside its kernel for one thread, 3e-5 beside the others.
     """
-    rule = Preprocess(short=101, long=203, resampling="normalised", **options)
+    rule = Preprocess(short=101, long=203, compat=PreprocessCompat(resampling="normalised", **compat), **options)
     array, tensor = both(rule, noise(*size))
     np.testing.assert_allclose(array, tensor, rtol=0, atol=1e-4 * np.abs(tensor).max())
 
@@ -77,18 +77,25 @@ def test_normalised_differs_by_rounding(size, options):
 @pytest.mark.parametrize("resampling", ["antialiased", "plain"])
 def test_what_fits_is_not_copied(resampling):
     image = photo(32, 48)
-    assert resize_array(Preprocess(short=32, long=48, resampling=resampling), image) is image
+    assert resize_array(Preprocess(short=32, long=48, compat=PreprocessCompat(resampling=resampling)), image) is image
 
 
 @pytest.mark.parametrize("resampling", ["antialiased", "plain", "normalised"])
 def test_any_layout_in_memory(resampling):
-    rule = Preprocess(short=32, long=64, resampling=resampling)
+    rule = Preprocess(short=32, long=64, compat=PreprocessCompat(resampling=resampling))
     image = photo(50, 70)[::-1, ::-1]
     np.testing.assert_array_equal(resize_array(rule, image), resize_array(rule, image.copy()))
     np.testing.assert_array_equal(resize_array(rule, np.asfortranarray(image)), resize_array(rule, image.copy()))
 
 
-@pytest.mark.parametrize("options", [{}, {"margin": 1}, {"multiple": 1}, {"resampling": "normalised"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"multiple": 1},
+        *({"compat": PreprocessCompat(**one)} for one in ({"margin": 1}, {"resampling": "normalised"})),
+    ],
+)
 def test_padding_is_that_of_tensors(options):
     rule = Preprocess(short=20, long=64, **options)
     images = [resize_array(rule, photo(*size)) for size in ((30, 40), (64, 32), (20, 20))]

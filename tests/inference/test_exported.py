@@ -13,7 +13,7 @@ from PIL import Image
 
 from retinanet.detector import load_detector
 from retinanet.errors import UserError
-from retinanet.images.preprocess import Preprocess
+from retinanet.images.preprocess import Preprocess, PreprocessCompat
 from retinanet.inference.card import CARD_FORMAT, Card
 from retinanet.inference.exported import exported_file, open_exported
 from retinanet.inference.predict import predict
@@ -225,7 +225,9 @@ def test_bf16_on_a_cpu_without_it(tmp_path, written, card, caplog, monkeypatch):
 class TestCard:
     FULL = Card(
         ("a", "ж"),
-        Preprocess(short=33, long=44, mean=(1.0, 2.0, 3.0), channels="BGR", resampling="normalised", margin=1),
+        Preprocess(
+            short=33, long=44, mean=(1.0, 2.0, 3.0), compat=PreprocessCompat(1, channels="BGR", resampling="normalised")
+        ),
         {"score": 0.05},
         {"ж": 0.25},
         {"AP": 0.5},
@@ -236,6 +238,9 @@ class TestCard:
 
     def test_there_and_back(self, tmp_path):
         assert Card.from_json(self.FULL.to_json(), tmp_path) == self.FULL
+        older = json.loads(self.FULL.to_json())  # with the fields of compat beside the others
+        older["preprocess"] |= older["preprocess"].pop("compat")
+        assert Card.from_json(json.dumps(older), tmp_path) == self.FULL
         bare = Card(("a",), Preprocess())
         assert Card.from_json(bare.to_json(), tmp_path) == bare
 

@@ -87,8 +87,8 @@ def test_names_in_a_file_and_options(state, tmp_path):
     detector = load_detector(tmp_path / "model")
     assert detector.class_names == ("Ameise", "пчела") and "norm batch" in text
     assert (detector.architecture.norm, detector.architecture.coder.clamp) == ("batch", 4.0)
-    assert (detector.preprocess.short, detector.preprocess.margin) == (300, 1)
-    assert (detector.postprocess.score, detector.postprocess.clip) == (0.2, "half")
+    assert (detector.preprocess.short, detector.preprocess.compat.margin) == (300, 1)
+    assert (detector.postprocess.score, detector.postprocess.compat.clip) == (0.2, "half")
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from retinanet.inference.predictor import Predictor
 from retinanet.inference.torch_backend import TorchBackend
 from retinanet.interop.convert import converted
 from retinanet.interop.files import WeightsFile
+from retinanet.model.postprocess import PostprocessCompat
 
 HERE = Path(__file__).parent / "peers"
 # These weights have statistics, so they do not look like MSRA's.
@@ -125,10 +126,10 @@ def test_decoding_of_extreme_deltas(peer):
     anchors = torch.from_numpy(peer.numbers["extreme_anchors"] + peer.edge).float()
     boxes = peer.detector.net.coder.decode(torch.from_numpy(peer.numbers["extreme_deltas"]), anchors).numpy()
     low, high = boxes[:, :2], boxes[:, 2:]
-    if peer.detector.postprocess.clip != "after":
+    if peer.detector.postprocess.compat.clip != "after":
         low, high = np.maximum(low, 0), np.minimum(high, [width, height])
     edge = 1 if peer.name == "odtk" else 0  # whose CPU path clips every edge, to pixels
-    if peer.detector.postprocess.clip == "before" or edge:
+    if peer.detector.postprocess.compat.clip == "before" or edge:
         low, high = np.minimum(low, [width - edge, height - edge]), np.maximum(high, edge)
     theirs = peer.numbers["extreme_boxes"] + peer.edge
     np.testing.assert_allclose(np.concatenate([low, high], axis=1), theirs, rtol=1e-5, atol=1e-3)
@@ -167,7 +168,7 @@ def test_detections_of_the_network_input(peer):
     theirs[0] = theirs[0] + peer.edge
     rule, sliver = peer.detector.postprocess, 0
     if peer.name == "odtk":  # on the CPU it clips every edge, and leaves slivers of a pixel of what lies outside
-        rule, sliver = replace(rule, clip="before"), 1
+        rule, sliver = replace(rule, compat=PostprocessCompat()), 1
     (found,) = rule(peer.raw, torch.tensor([size]), peer.detector.class_names)
     ours, theirs = (
         in_image(*result, size, sliver) for result in (arrays(found.above(float(peer.numbers["floor"]))), theirs)

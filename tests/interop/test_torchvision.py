@@ -290,7 +290,7 @@ def test_what_torchvision_cannot_be(tmp_path, unmeasured):
     save_detector(tmp_path / "model", detector)
     with pytest.raises(UserError, match="no such RetinaNet"):
         convert(str(tmp_path / "model"), str(tmp_path / "model.pth"), to="torchvision")
-    for part, change in (("postprocess", {"class_agnostic": True}), ("preprocess", {"channels": "BGR"})):
+    for part, change in (("postprocess", {"class_agnostic": True}), ("preprocess", {"compat": {"channels": "BGR"}})):
         spoilt = replace(detector, **{part: replace(getattr(detector, part), **change)})
         with pytest.raises(UserError, match=next(iter(change))):
             to_torchvision(spoilt)

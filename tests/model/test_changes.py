@@ -87,14 +87,14 @@ def test_what_is_not_there_or_of_another_type_is_refused(changes, words):
 def test_the_checks_of_the_dataclass_itself_are_made():
     with pytest.raises(UserError, match="rounding of anchors is none, corners or cell, got 'up'"):
         changed(Architecture(), {"anchors": {"compat": {"rounding": "up"}}}, "architecture")
-    with pytest.raises(UserError, match="margin of images is at least 0"):
-        changed(Preprocess(), {"margin": -1}, "image")
+    with pytest.raises(UserError, match=r"compat\.margin of images is at least 0"):
+        changed(Preprocess(), {"compat": {"margin": -1}}, "image")
 
 
 def test_whole_numbers_do_for_floats():
     clip = changed(OptimConfig(), {"clip": 1}, "optim").clip
     assert clip == 1.0 and isinstance(clip, float)
-    assert isinstance(changed(Preprocess(), {"divisor": 1}, "image").divisor, float)
+    assert isinstance(changed(Preprocess(), {"compat": {"divisor": 1}}, "image").compat.divisor, float)
 
 
 @pytest.mark.parametrize("now", [None, 1e-5])

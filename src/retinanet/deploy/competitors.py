@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -118,7 +118,7 @@ def _torch(name: str, home: Path, precision: Literal["fp32", "bf16"], *, compile
 
     def load(mode: Mode) -> Backend:
         detector = load_detector(home)
-        timed = TimedPostprocess(**asdict(detector.postprocess), inner=inner)
+        timed = TimedPostprocess(**vars(detector.postprocess), inner=inner)
         detector = replace(detector, postprocess=timed)
         return TorchBackend(detector, device="cpu", precision=precision, compile=compile)
 

@@ -41,10 +41,10 @@ class RawModule(nn.Module):
         levels = range(detector.architecture.anchors.num_levels)
         self.outputs = tuple(f"{kind}_{level}" for kind in ("logits", "deltas") for level in levels)
         mean, std = torch.tensor(self.rule.mean), torch.tensor(self.rule.std)
-        self.input_dtype = torch.float32 if self.rule.resampling == "normalised" else torch.uint8
+        self.input_dtype = torch.float32 if self.rule.compat.resampling == "normalised" else torch.uint8
         self.factor: Tensor
         self.shift: Tensor
-        self.register_buffer("factor", (1 / (std * self.rule.divisor))[:, None, None])
+        self.register_buffer("factor", (1 / (std * self.rule.compat.divisor))[:, None, None])
         self.register_buffer("shift", (-mean / std)[:, None, None])
 
     def forward(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
@@ -62,9 +62,9 @@ class RawModule(nn.Module):
 
     def _normalised(self, images: Tensor, sizes: Tensor) -> Tensor:
         """``Preprocess.normalise``: (N, 3, H, W) uint8 -> float32, 0 where no image is."""
-        if self.rule.resampling == "normalised":
+        if self.rule.compat.resampling == "normalised":
             return images
-        pixels = (images.flip(1) if self.rule.channels == "BGR" else images).float() * self.factor + self.shift
+        pixels = (images.flip(1) if self.rule.compat.channels == "BGR" else images).float() * self.factor + self.shift
         height, width = sizes[:, 0, None], sizes[:, 1, None]  # (N, 1)
         rows = torch.arange(images.shape[2], device=images.device)[None] < height  # (N, H)
         columns = torch.arange(images.shape[3], device=images.device)[None] < width  # (N, W)
@@ -102,10 +102,10 @@ class DetectionModule(RawModule):
         levels = [self._level(raw, level) for level in range(len(raw.logits))]
         scores, labels, boxes = (torch.cat(parts, dim=1) for parts in zip(*levels, strict=True))  # (N, n), (N, n, 4)
         limit = torch.stack([sizes[:, 1], sizes[:, 0]], dim=1).float()[:, None].repeat(1, 1, 2)  # (N, 1, 4)
-        if self.post.clip == "before":
+        if self.post.compat.clip == "before":
             boxes = torch.minimum(boxes.clamp(min=0), limit)
             scores = torch.where(self._visible(boxes), scores, 0.0)
-        elif self.post.clip == "half":
+        elif self.post.compat.clip == "half":
             (rows, columns), stride = raw.grids[0], raw.lattice.strides[0]
             # as tensors: an exporter would write clamp's limit down as the number that it is in its example
             right = torch.minimum(boxes[..., 2], torch.full_like(boxes[..., 2], columns * stride))
@@ -114,7 +114,7 @@ class DetectionModule(RawModule):
         most = min(self.post.max_detections, scores.shape[1])
         keep = nms_keep(boxes, scores, labels, self.post.nms, self.post.class_agnostic, raw.num_classes, most)
         scores, labels, boxes = _best(torch.where(keep, scores, 0.0), labels, boxes, most)
-        if self.post.clip != "before":
+        if self.post.compat.clip != "before":
             boxes = torch.minimum(boxes.clamp(min=0), limit)
             scores, labels, boxes = _best(torch.where(self._visible(boxes), scores, 0.0), labels, boxes, most)
         found = scores > 0
@@ -123,7 +123,7 @@ class DetectionModule(RawModule):
     def _visible(self, boxes: Tensor) -> Tensor:
         """Which of the clipped boxes (N, n, 4) are shown, (N, n) bool."""
         shown = (boxes[..., 2:] > boxes[..., :2]).all(dim=2)
-        return torch.ones_like(shown) if self.post.keep_empty else shown
+        return torch.ones_like(shown) if self.post.compat.keep_empty else shown
 
     def _level(self, raw: RawOutput, level: int) -> tuple[Tensor, Tensor, Tensor]:
         """Scores (N, topk), labels (N, topk) and boxes (N, topk, 4) of one level; no candidate has score 0."""

@@ -24,15 +24,15 @@ def resize_array(rule: Preprocess, image: NDArray[np.uint8]) -> NDArray[Any]:
         image: (H, W, 3) uint8 RGB.
 
     Returns:
-        (H', W', 3) uint8 RGB; or (3, H', W') float32, normalised, where ``resampling`` is ``normalised``.
+        (H', W', 3) uint8 RGB; or (3, H', W') float32, normalised, where ``compat.resampling`` is ``normalised``.
     """
     height, width = rule.size(*image.shape[:2])
-    if rule.resampling == "normalised":
+    if rule.compat.resampling == "normalised":
         planes = _normalised(rule, image)
         return _along(_along(planes, 2, width), 1, height)
     if (height, width) == image.shape[:2]:
         return image
-    if rule.resampling == "antialiased":
+    if rule.compat.resampling == "antialiased":
         picture = Image.fromarray(np.ascontiguousarray(image))
         return np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR))
     return _along(_along(image, 1, width), 0, height)
@@ -65,10 +65,10 @@ def boxes_back(boxes: NDArray[np.float32], resized: tuple[int, int], original: t
 
 
 def _normalised(rule: Preprocess, image: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """(H, W, 3) uint8 RGB -> (3, H, W) float32 in the order of ``rule.channels``."""
-    ordered = image[..., ::-1] if rule.channels == "BGR" else image
+    """(H, W, 3) uint8 RGB -> (3, H, W) float32 in the order of ``rule.compat.channels``."""
+    ordered = image[..., ::-1] if rule.compat.channels == "BGR" else image
     planes = ordered.transpose(2, 0, 1).astype(np.float32, order="C")
-    planes /= np.float32(rule.divisor)
+    planes /= np.float32(rule.compat.divisor)
     planes -= np.array(rule.mean, dtype=np.float32)[:, None, None]
     planes /= np.array(rule.std, dtype=np.float32)[:, None, None]
     return planes

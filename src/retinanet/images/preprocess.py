@@ -20,22 +20,11 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
-class Preprocess:
-    """Resize, pad and normalise.
-
-    An image is scaled until its short side is ``short``, or less where the long side would pass ``long`` (Lin et al.,
-    section 5; the long limit is Detectron's).
-
-    The defaults are ours; the other values are what older code bases did, so that their weights see what they were
-    trained on.
+class PreprocessCompat:
+    """What other code bases do with images, so that their weights see what they were trained on.
 
     Args:
-        short: pixels of the short side.
-        long: most pixels of the long side.
-        multiple: height and width of a batch are padded to a multiple of this.
         margin: pixels that padding adds at least; 1 for weights of yhenon's code, which pads a size that fits already.
-        mean: of the pixels after ``divisor``, in the order of ``channels``.
-        std: standard deviation, likewise.
         divisor: pixel values are divided by it first: 255 brings them to [0, 1], 1 leaves them in [0, 255].
         channels: the order in which the network takes them.
         rounding: of the resized sides.
@@ -44,61 +33,85 @@ class Preprocess:
             as torchvision does, and batches are float32 then.
     """
 
-    short: int = 800
-    long: int = 1333
-    multiple: int = 32
     margin: int = 0
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
     divisor: float = 255.0
     channels: Literal["RGB", "BGR"] = "RGB"
     rounding: Literal["nearest", "floor"] = "nearest"
     resampling: Literal["antialiased", "plain", "normalised"] = "antialiased"
 
     def __post_init__(self) -> None:
-        if not 0 < self.short <= self.long:
-            raise UserError(f"image sides must satisfy 0 < short <= long, got short {self.short} and long {self.long}")
-        if self.multiple < 1:
-            raise UserError(f"images are padded to a multiple of at least 1, got {self.multiple}")
         if self.margin < 0:
-            raise UserError(f"the margin of images is at least 0, got {self.margin}")
-        if len(self.mean) != 3 or len(self.std) != 3 or not all(value > 0 for value in (*self.std, self.divisor)):
-            raise UserError(
-                "mean and std are three numbers each, std and divisor above 0; "
-                f"got {self.mean}, {self.std} and {self.divisor}"
-            )
+            raise UserError(f"compat.margin of images is at least 0, got {self.margin}")
+        if not self.divisor > 0:
+            raise UserError(f"compat.divisor of images is above 0, got {self.divisor}")
         for name, choices in (
             ("channels", ("RGB", "BGR")),
             ("rounding", ("nearest", "floor")),
             ("resampling", ("antialiased", "plain", "normalised")),
         ):
             if getattr(self, name) not in choices:
-                raise UserError(f"{name} of images is {' or '.join(choices)}, got {getattr(self, name)!r}")
+                raise UserError(f"compat.{name} of images is {' or '.join(choices)}, got {getattr(self, name)!r}")
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Resize, pad and normalise.
+
+    An image is scaled until its short side is ``short``, or less where the long side would pass ``long`` (Lin et al.,
+    section 5; the long limit is Detectron's).
+
+    Args:
+        short: pixels of the short side.
+        long: most pixels of the long side.
+        multiple: height and width of a batch are padded to a multiple of this.
+        mean: of the pixels, scaled to [0, 1], of red, green and blue (or as ``compat`` has them).
+        std: standard deviation, likewise.
+        compat: what weights of other code bases need.
+    """
+
+    short: int = 800
+    long: int = 1333
+    multiple: int = 32
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    compat: PreprocessCompat = PreprocessCompat()
+
+    def __post_init__(self) -> None:
+        if not 0 < self.short <= self.long:
+            raise UserError(f"image sides must satisfy 0 < short <= long, got short {self.short} and long {self.long}")
+        if self.multiple < 1:
+            raise UserError(f"images are padded to a multiple of at least 1, got {self.multiple}")
+        if len(self.mean) != 3 or len(self.std) != 3 or not all(value > 0 for value in self.std):
+            raise UserError(f"mean and std are three numbers each, std above 0; got {self.mean} and {self.std}")
 
     def size(self, height: int, width: int) -> tuple[int, int]:
         """The (height, width) that an image of this size is resized to, at least one pixel each."""
         scale = min(self.short / min(height, width), self.long / max(height, width))
-        half = 0.5 if self.rounding == "nearest" else 0.0
+        half = 0.5 if self.compat.rounding == "nearest" else 0.0
         return max(1, int(height * scale + half)), max(1, int(width * scale + half))
 
     def padded(self, height: int, width: int) -> tuple[int, int]:
         """The (height, width) of the network's input for one resized image of this size."""
-        multiple = self.multiple
-        return -(-(height + self.margin) // multiple) * multiple, -(-(width + self.margin) // multiple) * multiple
+        padded_height, padded_width = (
+            -(-(side + self.compat.margin) // self.multiple) * self.multiple for side in (height, width)
+        )
+        return padded_height, padded_width
 
     def resize(self, image: Tensor) -> Tensor:
-        """Bilinear resize, (3, H, W) uint8 -> (3, H', W') uint8, or float32 where ``resampling`` is ``normalised``."""
+        """Bilinear resize, (3, H, W) uint8 -> (3, H', W') uint8, or float32 where images are ``normalised``."""
         import torch
         from torch.nn import functional
 
         size = self.size(image.shape[-2], image.shape[-1])
-        if self.resampling == "normalised":
+        if self.compat.resampling == "normalised":
             return functional.interpolate(self._normalised(image[None].contiguous()), size=size, mode="bilinear")[0]
         if size == tuple(image.shape[-2:]):
             return image
         # Pixels of three bytes side by side take torch's vectorised path: three times the speed of planes.
         pixels = image[None].contiguous(memory_format=torch.channels_last)
-        return functional.interpolate(pixels, size=size, mode="bilinear", antialias=self.resampling == "antialiased")[0]
+        return functional.interpolate(
+            pixels, size=size, mode="bilinear", antialias=self.compat.resampling == "antialiased"
+        )[0]
 
     def pad(self, images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Collate resized images at the top left of one batch.
@@ -136,8 +149,10 @@ class Preprocess:
 
         mean = torch.tensor(self.mean, device=images.device)[:, None, None]
         std = torch.tensor(self.std, device=images.device)[:, None, None]
-        ordered = images.flip(1) if self.channels == "BGR" else images
-        return torch.empty_like(images, dtype=torch.float32).copy_(ordered).div_(self.divisor).sub_(mean).div_(std)
+        ordered = images.flip(1) if self.compat.channels == "BGR" else images
+        return (
+            torch.empty_like(images, dtype=torch.float32).copy_(ordered).div_(self.compat.divisor).sub_(mean).div_(std)
+        )
 
     @staticmethod
     def boxes_back(boxes: Tensor, resized: tuple[int, int], original: tuple[int, int]) -> Tensor:

@@ -10,7 +10,8 @@ from typing import Any
 
 from retinanet import __version__
 from retinanet.errors import UserError
-from retinanet.images.preprocess import Preprocess
+from retinanet.images.preprocess import Preprocess, PreprocessCompat
+from retinanet.model.changes import nest_compat
 
 CARD_FORMAT = 2
 
@@ -73,8 +74,10 @@ class Card:
                 f"{__version__}, which reads up to format {CARD_FORMAT}. Upgrade the package: pip install -U retinanet"
             )
         try:
-            rule: Any = {key: tuple(v) if isinstance(v, list) else v for key, v in values.pop("preprocess").items()}
-            card = cls(tuple(_list(values.pop("class_names"))), Preprocess(**rule), **values)
+            rule: Any = nest_compat(values.pop("preprocess"), PreprocessCompat)
+            rule = {key: tuple(value) if isinstance(value, list) else value for key, value in rule.items()}
+            preprocess = Preprocess(**{**rule, "compat": PreprocessCompat(**rule["compat"])})
+            card = cls(tuple(_list(values.pop("class_names"))), preprocess, **values)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise _no_card(path, f" ({error})") from None
         if not all(_fits(card, entry.name) for entry in fields(cls)):

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import torch
 
 from retinanet.anchors.coding import BoxCoder
 from retinanet.anchors.lattice import AnchorLattice
-from retinanet.images.preprocess import Preprocess
+from retinanet.images.preprocess import Preprocess, PreprocessCompat
 from retinanet.interop.files import WeightsFile
 from retinanet.interop.source import Settings, Source, Tensors, backbone, by_prefix, has_folded_statistics
-from retinanet.model.postprocess import Postprocess
+from retinanet.model.postprocess import Postprocess, PostprocessCompat
 
 LATTICE = AnchorLattice(offset=0.0)
 CAFFE_MEAN = (103.53, 116.28, 123.675)  # BGR, of pixels in [0, 255]
@@ -51,24 +52,23 @@ def settings(file: WeightsFile, tensors: Tensors, class_names: tuple[str, ...]) 
     colours = Preprocess(
         mean=CAFFE_MEAN if mean is None else _three(mean),
         std=(1.0, 1.0, 1.0) if std is None else _three(std),
-        divisor=1.0,
-        channels="BGR",
+        compat=PreprocessCompat(divisor=1.0, channels="BGR"),
     )
     if colours.mean[0] > colours.mean[2]:  # the means of ImageNet ascend from blue to red
-        colours = Preprocess(mean=colours.mean, std=colours.std, divisor=1.0, channels="RGB")
+        colours = replace(colours, compat=PreprocessCompat(divisor=1.0))
     remarks = [
         "batch norms without statistics: MSRA's weights, whose bottlenecks stride in the 1x1 convolution"
         if caffe
         else "batch norms with statistics: not MSRA's weights, so bottlenecks are taken to stride in the 3x3 "
         "convolution (RESNETS.STRIDE_IN_1X1 False); else pass --architecture.stride_in_1x1 true",
-        f"pixels: {colours.channels}, mean {colours.mean}, std {colours.std}, "
+        f"pixels: {colours.compat.channels}, mean {colours.mean}, std {colours.std}, "
         f"{'the default of detectron2' if mean is None else 'from the file'}",
     ]
     return Settings(
         lattice=LATTICE,
         coder=BoxCoder(),
         preprocess=colours,
-        postprocess=Postprocess(clip="after"),
+        postprocess=Postprocess(compat=PostprocessCompat(clip="after")),
         architecture={"stride_in_1x1": caffe},
         scale_major=True,
         templates=tuple(file.tensors[key] for key in sorted(file.tensors) if "cell_anchors." in key),

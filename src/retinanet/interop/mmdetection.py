@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from retinanet.anchors.coding import BoxCoder
 from retinanet.anchors.lattice import AnchorLattice
-from retinanet.images.preprocess import Preprocess
+from retinanet.images.preprocess import Preprocess, PreprocessCompat
 from retinanet.interop.files import WeightsFile
 from retinanet.interop.source import Settings, Source, Tensors, by_prefix, has_folded_statistics
 from retinanet.model.postprocess import Postprocess
@@ -39,25 +39,20 @@ def settings(file: WeightsFile, tensors: Tensors, class_names: tuple[str, ...]) 
     mean, told = _pixels(file, text, "mean", (103.53, 116.28, 123.675) if caffe else (123.675, 116.28, 103.53))
     std, _ = _pixels(file, text, "std", (1.0, 1.0, 1.0) if caffe else (58.395, 57.12, 57.375))
     order = re.search(r"(?:to_rgb|bgr_to_rgb)\s*[=:'\" ]+(True|False)", text)
-    preprocess = Preprocess(
-        mean=mean,
-        std=std,
-        divisor=1.0,
-        channels=("RGB" if order[1] == "True" else "BGR") if order else ("BGR" if caffe else "RGB"),
-        resampling="plain",
-    )
+    channels: Literal["RGB", "BGR"] = "BGR" if (order[1] == "False" if order else caffe) else "RGB"
+    compat = PreprocessCompat(divisor=1.0, channels=channels, resampling="plain")
     names = next(_class_names(file.meta), ())
     return Settings(
         lattice=AnchorLattice(offset=0.0),
         coder=BoxCoder(clamp_below=True),
-        preprocess=preprocess,
+        preprocess=Preprocess(mean=mean, std=std, compat=compat),
         postprocess=Postprocess(),
         architecture={"relu_before_p7": False, "stride_in_1x1": caffe},
         class_names=names,
         loss={"box": "l1", "forced": "reassign"},
         remarks=(
             f"a backbone in {'Caffe' if caffe else 'PyTorch'}'s style: {why}",
-            f"pixels: {preprocess.channels}, mean {mean}, std {std}, {told}",
+            f"pixels: {channels}, mean {mean}, std {std}, {told}",
         ),
     )
 

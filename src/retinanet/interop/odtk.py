@@ -8,10 +8,10 @@ from typing import Any
 from retinanet.anchors.coding import BoxCoder
 from retinanet.anchors.lattice import AnchorLattice, LatticeCompat
 from retinanet.errors import UserError
-from retinanet.images.preprocess import Preprocess
+from retinanet.images.preprocess import Preprocess, PreprocessCompat
 from retinanet.interop.files import WeightsFile
 from retinanet.interop.source import Settings, Source, Tensors, by_prefix
-from retinanet.model.postprocess import Postprocess
+from retinanet.model.postprocess import Postprocess, PostprocessCompat
 
 RATIOS = (1.0, 2.0, 0.5)
 SCALES = tuple(4 * 2 ** (i / 3) for i in range(3))  # of the stride
@@ -53,8 +53,8 @@ def settings(file: WeightsFile, tensors: Tensors, class_names: tuple[str, ...]) 
     return Settings(
         lattice=lattice,
         coder=BoxCoder(clamp=80.0),  # none there; exp(80) is about what float32 holds
-        preprocess=Preprocess(multiple=128, rounding="floor"),
-        postprocess=Postprocess(clip="half"),
+        preprocess=Preprocess(multiple=128, compat=PreprocessCompat(rounding="floor")),
+        postprocess=Postprocess(compat=PostprocessCompat(clip="half")),
         scale_major=True,
         ratio_order=ratios,
         loss={"box": "smooth_l1", "beta": 0.11, "forced": "off"},

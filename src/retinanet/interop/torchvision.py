@@ -17,11 +17,11 @@ from retinanet.anchors.coding import BoxCoder
 from retinanet.anchors.lattice import AnchorLattice, LatticeCompat
 from retinanet.detector import Detector
 from retinanet.errors import UserError
-from retinanet.images.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from retinanet.images.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess, PreprocessCompat
 from retinanet.interop.classes import coco_slots
 from retinanet.interop.files import WeightsFile
 from retinanet.interop.source import Settings, Source, Tensors, by_prefix, shape_facts, slot_count
-from retinanet.model.postprocess import Postprocess
+from retinanet.model.postprocess import Postprocess, PostprocessCompat
 
 LATTICE = AnchorLattice(offset=0.0, compat=LatticeCompat(rounding="corners", floor_strides=True))
 NAMES = {
@@ -57,7 +57,8 @@ SLOTS = 91
 # First digits of the sha256 of the file that torchvision published as retinanet_resnet50_fpn: it was trained without an
 # epsilon in the batch norms, which no tensor tells.
 RELEASED_WITHOUT_EPSILON = "eeacb38b"
-INPUT = Preprocess(short=1, long=1, mean=(0, 0, 0), std=(1, 1, 1), rounding="floor", resampling="normalised")
+RESIZE = PreprocessCompat(rounding="floor", resampling="normalised")
+INPUT = Preprocess(short=1, long=1, mean=(0, 0, 0), std=(1, 1, 1), compat=RESIZE)
 DEFAULTS = {
     "min_size": 800,
     "max_size": 1333,
@@ -97,8 +98,8 @@ def settings(file: WeightsFile, tensors: Tensors, class_names: tuple[str, ...]) 
     return Settings(
         lattice=LATTICE,
         coder=BoxCoder(),
-        preprocess=Preprocess(rounding="floor", resampling="normalised"),
-        postprocess=Postprocess(max_detections=300, keep_empty=True),
+        preprocess=Preprocess(compat=RESIZE),
+        postprocess=Postprocess(max_detections=300, compat=PostprocessCompat(keep_empty=True)),
         architecture={"norm_eps": 0.0} if released else {},
         class_names=names,
         slots=slots,
@@ -228,7 +229,7 @@ def _refuse_foreign(detector: Detector) -> None:
         "anchors": (architecture.anchors, LATTICE),
         "coder": (architecture.coder, BoxCoder()),
         "input": (replace(before, short=1, long=1, mean=(0, 0, 0), std=(1, 1, 1)), INPUT),
-        "clipping": ((after.clip, after.keep_empty), ("before", True)),
+        "clipping": (after.compat, PostprocessCompat(keep_empty=True)),
         "class_agnostic": (after.class_agnostic, False),
     }
     other = [f"{name} {has!r}, not {need!r}" for name, (has, need) in wanted.items() if has != need]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from retinanet.anchors.coding import BoxCoder
 from retinanet.anchors.lattice import AnchorLattice
-from retinanet.images.preprocess import Preprocess
+from retinanet.images.preprocess import Preprocess, PreprocessCompat
 from retinanet.interop.files import WeightsFile
 from retinanet.interop.source import Settings, Source, Tensors, by_prefix
-from retinanet.model.postprocess import Postprocess
+from retinanet.model.postprocess import Postprocess, PostprocessCompat
 
 NAMES = {
     **{name: f"backbone.body.{name}" for name in ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")},
@@ -31,8 +31,8 @@ def settings(file: WeightsFile, tensors: Tensors, class_names: tuple[str, ...]) 
     return Settings(
         lattice=AnchorLattice(),
         coder=BoxCoder(std=(0.1, 0.1, 0.2, 0.2), clamp=80.0),  # exp(80) is about what float32 holds
-        preprocess=Preprocess(short=608, long=1024, margin=1, resampling="normalised"),
-        postprocess=Postprocess(clip="half", topk=1_000_000, max_detections=100_000),
+        preprocess=Preprocess(short=608, long=1024, compat=PreprocessCompat(margin=1, resampling="normalised")),
+        postprocess=Postprocess(topk=1_000_000, max_detections=100_000, compat=PostprocessCompat(clip="half")),
         loss={"box": "smooth_l1", "box_weight": 0.25, "forced": "off", "normaliser": "image"},
     )
 

@@ -46,6 +46,24 @@ def flatten_fields(value: Any) -> dict[str, Any]:
     return flat
 
 
+def find_differences(value: Any, default: Any = None) -> dict[str, Any]:
+    """The fields of a dataclass that are not at their defaults, nested ones as nested mappings: see :func:`changed`."""
+    defaults = vars(default or type(value)())
+    return {
+        key: find_differences(entry, defaults[key]) if dataclasses.is_dataclass(entry) else entry
+        for key, entry in vars(value).items()
+        if entry != defaults[key]
+    }
+
+
+def nest_compat(values: Mapping[str, Any], compat: type) -> dict[str, Any]:
+    """Settings with those of ``compat`` in a group, beside which older files have them."""
+    names = {item.name for item in dataclasses.fields(compat)}
+    nested = {key: value for key, value in values.items() if key not in names}
+    flat = {key: value for key, value in values.items() if key in names}
+    return {**nested, "compat": {**flat, **values.get("compat", {})}}
+
+
 def _like(old: Any, change: Any, where: str) -> Any:
     """The new value of a field, of the type of its old one."""
     if dataclasses.is_dataclass(old) and isinstance(change, Mapping):

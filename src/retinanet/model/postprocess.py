@@ -1,18 +1,42 @@
-"""From raw outputs to detections (Lin et al., section 4, "Inference")."""
+"""From raw outputs to detections (Lin et al., section 4, "Inference"), with the fate of each candidate on record.
+
+The settings need no torch: it is imported where tensors are made.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
-
-from retinanet.anchors.nms import nms
 from retinanet.errors import UserError
 from retinanet.types import Detections, RawOutput
+
+if TYPE_CHECKING:  # who predicts with an exported model need not have torch
+    from torch import Tensor
+
+DETECTION, CAPPED, SUPPRESSED, OUTSIDE = range(4)  # fates of a candidate
+
+
+@dataclass(frozen=True)
+class PostprocessCompat:
+    """What other code bases do with candidates, for their weights.
+
+    Args:
+        clip: when boxes are clipped to the image: ``before`` suppression; ``after`` it, as in detectron2; ``half``,
+            before it only the left and top edges at 0 and the right and bottom edges at the padded size, as yhenon's
+            code and odtk do, and all of them after it.
+        keep_empty: boxes of which nothing is left by clipping are detections too, as in torchvision.
+    """
+
+    clip: Literal["before", "after", "half"] = "before"
+    keep_empty: bool = False
+
+    def __post_init__(self) -> None:
+        if self.clip not in ("before", "after", "half"):
+            raise UserError(f"compat.clip is before, after or half, got {self.clip!r}")
 
 
 @dataclass(frozen=True)
@@ -25,10 +49,7 @@ class Postprocess:
         nms: overlaps above this IoU with a better detection of the same class are suppressed.
         max_detections: most detections of an image; the paper does not say, 100 is COCO's and Detectron's.
         class_agnostic: suppress across classes.
-        clip: when boxes are clipped to the image: ``before`` suppression; ``after`` it, as in detectron2; ``half``,
-            before it only the left and top edges at 0 and the right and bottom edges at the padded size, as yhenon's
-            code and odtk do, and all of them after it.
-        keep_empty: boxes of which nothing is left by clipping are detections too, as in torchvision.
+        compat: what weights of other code bases need.
     """
 
     score: float = 0.05
@@ -36,8 +57,7 @@ class Postprocess:
     nms: float = 0.5
     max_detections: int = 100
     class_agnostic: bool = False
-    clip: Literal["before", "after", "half"] = "before"
-    keep_empty: bool = False
+    compat: PostprocessCompat = PostprocessCompat()
 
     def __post_init__(self) -> None:
         if not 0 <= self.score < 1:
@@ -46,10 +66,7 @@ class Postprocess:
             raise UserError(f"the NMS threshold is an IoU above 0 and at most 1, got {self.nms}")
         if self.topk < 1 or self.max_detections < 1:
             raise UserError(f"topk and max_detections are at least 1, got {self.topk} and {self.max_detections}")
-        if self.clip not in ("before", "after", "half"):
-            raise UserError(f"clip is before, after or half, got {self.clip!r}")
 
-    @torch.no_grad()
     def __call__(self, raw: RawOutput, sizes: Tensor, class_names: Sequence[str]) -> list[Detections]:
         """Detections of each image.
 
@@ -62,76 +79,157 @@ class Postprocess:
             N detections on the CPU, boxes in pixels of the batch, best score first; equal scores in the order level,
             channel, row, column.
         """
-        return [
-            self._image(raw, image, (int(height), int(width)), tuple(class_names))
-            for image, (height, width) in enumerate(sizes.tolist())
-        ]
+        detections = []
+        for image, (height, width) in enumerate(sizes.tolist()):
+            one = self.find_candidates(raw, image, (height, width))
+            boxes, scores, labels = (column[one.detections].cpu() for column in (one.shown, one.scores, one.labels))
+            detections.append(Detections(boxes, scores, labels, tuple(class_names)))
+        return detections
 
-    def _image(self, raw: RawOutput, image: int, size: tuple[int, int], class_names: tuple[str, ...]) -> Detections:
-        levels = [self._level(raw, image, level) for level in range(len(raw.logits))]
-        logits, labels, boxes = (torch.cat(parts) for parts in zip(*levels, strict=True))
-        if self.clip == "before":
-            boxes = _clipped(boxes, size)
-            visible = self._visible(boxes)
-            boxes, logits, labels = boxes[visible], logits[visible], labels[visible]
-        elif self.clip == "half":
-            (rows, columns), stride = raw.grids[0], raw.lattice.strides[0]
-            far = boxes.new_tensor([columns * stride, rows * stride])
-            boxes = torch.cat([boxes[:, :2].clamp(min=0), boxes[:, 2:].minimum(far)], dim=1)
-        scores = logits.sigmoid()
-        kept = nms(boxes, scores, labels, self.nms, class_agnostic=self.class_agnostic)[: self.max_detections]
-        if self.clip != "before":
-            boxes = _clipped(boxes, size)
-            kept = kept[torch.isin(kept, self._visible(boxes))]
-        return Detections(boxes[kept].cpu(), scores[kept].cpu(), labels[kept].cpu(), class_names)
+    def find_candidates(self, raw: RawOutput, image: int, size: tuple[int, int]) -> Candidates:
+        """What becomes of the candidates of one image.
 
-    def _visible(self, boxes: Tensor) -> Tensor:
-        """Which of the clipped boxes (n, 4) are shown, (m,) int64."""
-        shown = (boxes[:, 2:] > boxes[:, :2]).all(dim=1) | self.keep_empty
-        return shown.nonzero()[:, 0]
+        Args:
+            raw: of N images.
+            image: which of them.
+            size: (height, width) of its content.
 
-    def _level(self, raw: RawOutput, image: int, level: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits (n,) float32, labels (n,) and boxes (n, 4) of the candidates of one level."""
+        Returns:
+            The candidates, in the order level, channel, row, column, on the device of ``raw``.
+        """
+        import torch
+
+        from retinanet.anchors.geometry import clip
+        from retinanet.anchors.nms import nms
+
+        with torch.no_grad():
+            levels = [self._select(raw, image, level) for level in range(len(raw.logits))]
+            place, labels, logits, deltas = (torch.cat(parts) for parts in zip(*levels, strict=True))
+            decoded = raw.coder.decode(deltas, raw.lattice.boxes_at(*place.unbind(dim=1)))
+            scores = logits.sigmoid()
+
+            shown = compared = clip(decoded, size)
+            visible = (shown[:, 2:] > shown[:, :2]).all(dim=1) | self.compat.keep_empty
+            if self.compat.clip == "after":
+                compared = decoded
+            elif self.compat.clip == "half":
+                (rows, columns), stride = raw.grids[0], raw.lattice.strides[0]
+                far = decoded.new_tensor([columns * stride, rows * stride])
+                compared = torch.cat([decoded[:, :2].clamp(min=0), decoded[:, 2:].minimum(far)], dim=1)
+
+            rivals = (visible if self.compat.clip == "before" else torch.ones_like(visible)).nonzero()[:, 0]
+            kept = rivals[nms(compared[rivals], scores[rivals], labels[rivals], self.nms, self.class_agnostic)]
+            return Candidates(self, place, labels, logits, scores, shown, compared, visible, kept)
+
+    def _select(self, raw: RawOutput, image: int, level: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Places (n, 4), labels (n,), logits (n,) float32 and deltas (n, 4) of the candidates of one level."""
+        import torch
+
         logits = raw.logits[level][image]
-        channel, y, x = top_points(logits, self.logit_threshold(), self.topk)
+        channel, y, x = _find_highest(logits, self.find_passed(logits), self.topk).unbind(dim=1)
         a, label = channel // raw.num_classes, channel % raw.num_classes
-        anchors = raw.lattice.boxes_at(torch.full_like(a, level), y, x, a)
         coordinate = torch.arange(4, device=a.device)
         deltas = raw.deltas[level][image][a[:, None] * 4 + coordinate, y[:, None], x[:, None]]
-        return logits[channel, y, x].float(), label, raw.coder.decode(deltas, anchors)
+        place = torch.stack([torch.full_like(a, level), y, x, a], dim=1)
+        return place, label, logits[channel, y, x].float(), deltas
+
+    def find_passed(self, logits: Tensor) -> Tensor:
+        """Which logits, of any shape and in the type that the network gave, pass the score threshold: bool."""
+        import torch
+
+        threshold = self.logit_threshold()
+        limit = float(torch.tensor(threshold, dtype=logits.dtype))  # as the comparison would round it
+        return logits >= limit if limit > threshold else logits > limit
 
     def logit_threshold(self) -> float:
         """The logit of the score threshold."""
         return math.log(self.score / (1 - self.score)) if self.score > 0 else -math.inf
 
 
-def _clipped(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Boxes (n, 4) inside an image of (height, width)."""
-    return boxes.clamp(min=0).minimum(boxes.new_tensor([size[1], size[0], size[1], size[0]]))
+@dataclass(frozen=True)
+class Candidates:
+    """The entries (an anchor and a class) of one image that passed the score threshold and the top-k of their level.
+
+    Attributes:
+        rule: what they went through.
+        place: (n, 4) int64, level, row, column and template of the anchor.
+        labels: (n,) int64.
+        logits: (n,) float32.
+        scores: (n,) float32.
+        shown: (n, 4) the decoded box, clipped to the content: as it is reported if the candidate is a detection.
+        compared: (n, 4) the box as suppression sees it; ``compat.clip`` says in what it differs from ``shown``.
+        visible: (n,) bool, whether ``shown`` may be reported: something is left of it, or ``compat.keep_empty``.
+        kept: (m,) int64, what survived suppression, best score first.
+    """
+
+    rule: Postprocess
+    place: Tensor
+    labels: Tensor
+    logits: Tensor
+    scores: Tensor
+    shown: Tensor
+    compared: Tensor
+    visible: Tensor
+    kept: Tensor
+
+    def cpu(self) -> Candidates:
+        """The same on the CPU."""
+        rule, *columns = (getattr(self, entry.name) for entry in fields(self))
+        return Candidates(rule, *(column.cpu() for column in columns))
+
+    @cached_property
+    def detections(self) -> Tensor:
+        """(D,) int64, those of ``kept`` that are detections."""
+        best = self.kept[: self.rule.max_detections]
+        return best[self.visible[best]]
+
+    @cached_property
+    def fate(self) -> Tensor:
+        """(n,) int64: ``DETECTION``; ``CAPPED``, below their limit; ``SUPPRESSED``; ``OUTSIDE``, nothing is visible."""
+        fate = self.labels.new_full(self.labels.shape, SUPPRESSED)
+        fate[self.kept] = CAPPED
+        fate[self.kept[: self.rule.max_detections]] = OUTSIDE
+        fate[self.detections] = DETECTION
+        if self.rule.compat.clip == "before":
+            fate[~self.visible] = OUTSIDE
+        return fate
+
+    def suppressor(self, candidate: int) -> int:
+        """The candidate under which a suppressed one went: the best kept one that overlaps it too much.
+
+        Where rounding lets none reach the threshold, the one that overlaps it most.
+        """
+        from retinanet.anchors.geometry import iou
+
+        rivals = self.kept if self.rule.class_agnostic else self.kept[self.labels[self.kept] == self.labels[candidate]]
+        rivals = rivals[self.scores[rivals] >= self.scores[candidate]]
+        overlap = iou(self.compared[candidate][None], self.compared[rivals])[0]
+        enough = (overlap > self.rule.nms).nonzero()[:, 0]
+        return int(rivals[enough[0] if len(enough) else overlap.argmax()])
 
 
-def top_points(logits: Tensor, threshold: float, most: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The entries of a map (C, H, W) above a threshold, at most so many, the highest.
+def _find_highest(values: Tensor, passed: Tensor, most: int) -> Tensor:
+    """Of the entries of a map (C, H, W) that passed, the highest, at most so many.
 
     Ties at the cut are settled by the order channel, row, column, in whatever layout the map lies in memory.
 
     Returns:
-        channel, row and column, each (n,) int64, in the order channel, row, column.
+        (n, 3) int64 channel, row and column, in this order.
     """
-    limit = float(torch.tensor(threshold, dtype=logits.dtype))  # as the comparison would round it
-    points = _places(logits >= limit if limit > threshold else logits > limit)
+    points = _find_points(passed)
     if len(points) > most:
-        values = logits[points[:, 0], points[:, 1], points[:, 2]]
-        cut = values.topk(most, sorted=False).values.min()
-        above, equal = values > cut, (values == cut).nonzero()[:, 0]
+        heights = values[points[:, 0], points[:, 1], points[:, 2]]
+        cut = heights.topk(most, sorted=False).values.min()
+        above, equal = heights > cut, (heights == cut).nonzero()[:, 0]
         above[equal[: most - int(above.sum())]] = True
         points = points[above]
-    channel, row, column = points.unbind(dim=1)
-    return channel, row, column
+    return points
 
 
-def _places(mask: Tensor) -> Tensor:
+def _find_points(mask: Tensor) -> Tensor:
     """``mask.nonzero()`` of (C, H, W), which takes seven times as long where channels lie side by side in memory."""
+    import torch
+
     channels, height, width = mask.shape
     if mask.is_contiguous() or not mask.permute(1, 2, 0).is_contiguous():
         return mask.nonzero()

@@ -18,7 +18,7 @@ from retinanet.detector import CONFIG, Detector, load_detector, read_config
 from retinanet.errors import UserError
 from retinanet.images.preprocess import Preprocess
 from retinanet.interop.pretrained import model_folder
-from retinanet.model.changes import changed, flatten_fields
+from retinanet.model.changes import changed, find_differences, flatten_fields
 from retinanet.model.postprocess import Postprocess
 from retinanet.model.presets import PRESETS, Architecture, preset
 from retinanet.model.retinanet import RetinaNet
@@ -135,15 +135,13 @@ def fine_tuned(
     net = _build(new, len(dataset.class_names), "none")
     fresh = starts_anew(old, new, saved.class_names, dataset.class_names)
     moved = transfer(named_as(saved.net, net), net, fresh=fresh)
-    defaults = vars(Postprocess())
-    given = {key: value for key, value in vars(postprocess).items() if value != defaults[key]}
     preprocess = changed(saved.preprocess, _given(image), "image")
     detector = replace(
         saved,
         net=net,
         architecture=new,
         preprocess=preprocess,
-        postprocess=replace(saved.postprocess, **given),
+        postprocess=changed(saved.postprocess, find_differences(postprocess), "postprocess"),
         class_names=dataset.class_names,
         metrics={},
         thresholds={},

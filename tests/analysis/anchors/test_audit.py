@@ -18,7 +18,7 @@ from retinanet.anchors.lattice import AnchorLattice, LatticeCompat
 from retinanet.anchors.matching import Matcher
 from retinanet.data.dataset import load_dataset
 from retinanet.data.loader import evaluation_batches
-from retinanet.images.preprocess import Preprocess
+from retinanet.images.preprocess import Preprocess, PreprocessCompat
 from retinanet.plotting.html import write_html
 from retinanet.types import Sample, Target
 
@@ -58,7 +58,7 @@ def as_trained(sample, preprocess, lattice):
     height, width = preprocess.size(*sample.size)
     factor = torch.tensor([width / sample.size[1], height / sample.size[0]]).repeat(2)
     boxes = (sample.target.boxes * factor).float()[~sample.target.ignore]
-    step, margin = preprocess.multiple, preprocess.margin
+    step, margin = preprocess.multiple, preprocess.compat.margin
     padded = [math.ceil((side + margin) / step) * step for side in (height, width)]
     over = lattice.over(*padded)
     return boxes, over, over.grids(*padded)
@@ -92,7 +92,10 @@ def random_layout(seed):
         ),
     )
     preprocess = Preprocess(
-        short=dice.choice((48, 64, 100)), long=130, multiple=dice.choice((1, 32)), margin=dice.choice((0, 1))
+        short=dice.choice((48, 64, 100)),
+        long=130,
+        multiple=dice.choice((1, 32)),
+        compat=PreprocessCompat(margin=dice.choice((0, 1))),
     )
     forced = dice.choice(("argmax", "reassign", "off"))
     matcher = Matcher(dice.choice((0.4, 0.5, 0.7)), dice.choice((0.3, 0.4)), forced, dice.choice((0, 0, 0.2, 0.45)))

@@ -9,13 +9,12 @@ import torch
 
 from retinanet.analysis.trace import entries
 from retinanet.analysis.trace.outcomes import GATES, REMEDIES
-from retinanet.analysis.trace.replay import replay
 from retinanet.analysis.trace.trace import trace
 from retinanet.anchors.coding import BoxCoder
 from retinanet.anchors.geometry import iou
 from retinanet.anchors.lattice import AnchorLattice
 from retinanet.anchors.matching import Matcher
-from retinanet.model.postprocess import Postprocess
+from retinanet.model.postprocess import Postprocess, PostprocessCompat
 from retinanet.plotting.draw import match_detections
 from retinanet.types import Detections, RawOutput, Target
 
@@ -174,11 +173,15 @@ def test_a_box_outside_the_image_suppresses_or_not():
     object_, beyond = (86, 10, 96, 30), (97, 10, 107, 30)
     box = (86, 10, 110, 30)
     raw = scene((0, 2, 11, box, {ANT: 1.0}), (0, 2, 10, beyond, {ANT: 2.0}))
-    gates = {clip: traced(raw, objects((object_, ANT)), clip=clip, nms=0.3).boxes[0] for clip in ("before", "after")}
+    gates = {
+        clip: traced(raw, objects((object_, ANT)), compat=PostprocessCompat(clip), nms=0.3).boxes[0]
+        for clip in ("before", "after")
+    }
     assert gates["before"].gate == "found" and gates["after"].gate == "suppressed by NMS"
     assert (
         gates["after"].by.detection is None
-        and "no detection itself" in traced(raw, objects((object_, ANT)), clip="after", nms=0.3).summary()
+        and "no detection itself"
+        in traced(raw, objects((object_, ANT)), compat=PostprocessCompat("after"), nms=0.3).summary()
     )
 
 
@@ -251,10 +254,10 @@ RULES = [
     Postprocess(),
     Postprocess(score=0.3, topk=15, nms=0.3, max_detections=10),
     Postprocess(topk=40, class_agnostic=True),
-    Postprocess(score=0, topk=60, max_detections=40, nms=0.6, clip="after"),
-    Postprocess(topk=40, class_agnostic=True, nms=0.3, clip="after", max_detections=20, keep_empty=True),
-    Postprocess(score=0.2, topk=30, clip="half", max_detections=15),
-    Postprocess(score=0.1, topk=30, clip="half", keep_empty=True),
+    Postprocess(score=0, topk=60, max_detections=40, nms=0.6, compat=PostprocessCompat("after")),
+    Postprocess(topk=40, class_agnostic=True, nms=0.3, max_detections=20, compat=PostprocessCompat("after", True)),
+    Postprocess(score=0.2, topk=30, max_detections=15, compat=PostprocessCompat("half")),
+    Postprocess(score=0.1, topk=30, compat=PostprocessCompat("half", True)),
     Postprocess(score=0.9, topk=1, max_detections=1),
 ]
 
@@ -298,7 +301,7 @@ def test_the_detections_are_those_of_postprocess(rule, seed):
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
 def test_every_suppressed_candidate_has_its_suppressor(rule):
-    candidates = replay(random_outputs(3), 0, (64, 96), rule)
+    candidates = rule.find_candidates(random_outputs(3), 0, (64, 96))
     suppressed = (candidates.fate == 2).nonzero()[:, 0].tolist()
     for i in suppressed:
         by = candidates.suppressor(i)
@@ -334,11 +337,11 @@ def account(raw, image, target, size, rule):
     kept = []
     for entry in sorted((e for e in entries if e[3] == "candidate"), key=lambda e: -e[1]):
         shown = entry[2].clamp(min=0).minimum(limit)
-        nothing = not rule.keep_empty and not bool((shown[2:] > shown[:2]).all())
+        nothing = not rule.compat.keep_empty and not bool((shown[2:] > shown[:2]).all())
         seen = {"before": shown, "after": entry[2]}.get(
-            rule.clip, torch.cat([entry[2][:2].clamp(min=0), entry[2][2:].minimum(far)])
+            rule.compat.clip, torch.cat([entry[2][:2].clamp(min=0), entry[2][2:].minimum(far)])
         )
-        if nothing and rule.clip == "before":
+        if nothing and rule.compat.clip == "before":
             entry[3] = "outside"
         elif any(
             iou(seen[None], other[None]) > rule.nms for other, k, _ in kept if rule.class_agnostic or k == entry[0]

@@ -11,6 +11,7 @@ from retinanet.analysis.trace.outcomes import Anchor, AssignedAnchor, Box, Entry
 from retinanet.analysis.trace.replay import Candidates
 from retinanet.anchors.geometry import clip, iou, paired_iou
 from retinanet.anchors.matching import Matcher
+from retinanet.model.postprocess import Candidates
 from retinanet.types import RawOutput, Target
 
 IN_PLACE = 0.5  # IoU from which on a box is on an object

@@ -35,13 +35,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from retinanet.analysis.trace import outcomes, replay
+from retinanet.analysis.trace import outcomes
 from retinanet.analysis.trace.entries import IN_PLACE, Report, assigned_anchors, factors, pair_iou, search
 from retinanet.analysis.trace.outcomes import BoxTrace, DetectionTrace, Entry, ImageTrace, Rival
-from retinanet.analysis.trace.replay import Candidates
 from retinanet.anchors.geometry import area, iou
 from retinanet.anchors.matching import Matcher
-from retinanet.model.postprocess import Postprocess
+from retinanet.model import postprocess as fates
+from retinanet.model.postprocess import Candidates, Postprocess
 from retinanet.types import RawOutput, Target
 
 NEAR = 0.1  # IoU below which a box has nothing to do with an object, TIDE's
@@ -77,12 +77,12 @@ def trace(
     """
     target = Target(target.boxes.cpu().float(), target.labels.cpu(), target.ignore.cpu())
     matcher = matcher or Matcher()
-    candidates = replay.replay(raw, image, size, postprocess)
+    candidates = postprocess.find_candidates(raw, image, size).cpu()
     report = Report(raw, factors(size, original))
     detections = _detections(candidates, target, report)
     rows = (~target.ignore).nonzero()[:, 0]
     found = search(raw, image, target.select(rows), size)
-    passed = replay.threshold_passed(found.logit, postprocess).tolist()
+    passed = postprocess.find_passed(found.logit).tolist()
     assigned, best_iou = assigned_anchors(raw, target, matcher, report)
     boxes = []
     for i, row in enumerate(rows.tolist()):
@@ -139,9 +139,9 @@ def _gate(
 
     if hit := detection([traced.matched == one.row for traced in detections]):
         return outcomes.FOUND, report.entry(candidates, hit[0], one.box), hit[1]
-    if (index := furthest(replay.CAPPED)) is not None:
+    if (index := furthest(fates.CAPPED)) is not None:
         return outcomes.CUT_BY_CAP, report.entry(candidates, index, one.box), None
-    if (index := furthest(replay.SUPPRESSED)) is not None:
+    if (index := furthest(fates.SUPPRESSED)) is not None:
         by = _rival(candidates, candidates.suppressor(index), one.box, detections, report)
         return outcomes.SUPPRESSED, report.entry(candidates, index, one.box), by
     if shared := detection(own[candidates.detections].tolist()):
