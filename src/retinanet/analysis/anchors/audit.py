@@ -239,7 +239,7 @@ def audit(
         factors = torch.tensor([width / sample.size[1], height / sample.size[0]]).repeat(2)
         boxes.append(sample.target.boxes[~sample.target.ignore] * factors)
         labels.append(sample.target.labels[~sample.target.ignore])
-        padded = (_pad(height, preprocess), _pad(width, preprocess))
+        padded = preprocess.padded(height, width)
         inputs.append(padded)
         images.setdefault((padded, seen[padded] // MATCHED), []).append(number)
         seen[padded] += len(boxes[-1])
@@ -270,10 +270,6 @@ def audit(
 def name_octave(k: int) -> str:
     """The pixels of an octave of sizes, in words."""
     return "below 1" if k < 0 else f"{2**k} to {2 ** (k + 1)}"
-
-
-def _pad(side: int, preprocess: Preprocess) -> int:
-    return -(-(side + preprocess.margin) // preprocess.multiple) * preprocess.multiple
 
 
 def _none_for_nan(value: Any) -> Any:

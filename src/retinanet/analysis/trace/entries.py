@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from retinanet.analysis.trace.outcomes import Anchor, AssignedAnchor, Box, Entry
-from retinanet.analysis.trace.replay import Candidates
 from retinanet.anchors.geometry import clip, iou, paired_iou
 from retinanet.anchors.matching import Matcher
 from retinanet.model.postprocess import Candidates
