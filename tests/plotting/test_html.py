@@ -1,29 +1,67 @@
-"""The page: everything inside one file, nothing that a title or a class name says can break it."""
+"""Tables read the same everywhere; the page has everything inside one file, and no title or name can break it."""
 
 import base64
 import io
-import re
+import subprocess
+import sys
+from html.parser import HTMLParser
 
+import pytest
+import rich
 from matplotlib.figure import Figure
 from PIL import Image
 
-from retinanet.plotting.html import Section, Table, write_html
+from retinanet.plotting.html import Section, Table, format_number, write_html
+
+NASTY = "<script>alert('1')</script> & \"x\" [red] a|b"
+VOID = {"meta", "img"}
 
 
-def page(tmp_path, *sections, title="A <b>title</b> & more", **about):
+class Page(HTMLParser):
+    """Reads a page strictly: every element is closed in its turn. ``elements`` is (tag, attributes, text) of each."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.open = [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes), []))
+        if tag not in VOID:
+            self.open.append(self.elements[-1])
+
+    def handle_endtag(self, tag):
+        assert self.open.pop()[0] == tag
+
+    def handle_data(self, data):
+        if self.open:
+            self.open[-1][2].append(data)
+
+    def texts(self, tag, **attributes):
+        return ["".join(text) for t, a, text in self.elements if t == tag and attributes.items() <= a.items()]
+
+
+def page(tmp_path, *sections, title="A title", **about):
     path = write_html(tmp_path / "new" / "report.html", title, sections, about)
     assert path == tmp_path / "new" / "report.html" and [entry.name for entry in path.parent.iterdir()] == [path.name]
-    return path.read_text(encoding="utf-8")
+    return Page(path.read_text(encoding="utf-8"))
 
 
-def test_text_and_tables(tmp_path):
-    table = Table(("class", "boxes", "AP"), [("пчела <x>", 12345, 0.12345), ("b", 7, float("nan"))], "a note")
-    text = page(tmp_path, Section("First", "One & two.\n\n    as it is\n    here", tables=[table]), data="<d>")
-    assert "A &lt;b&gt;title&lt;/b&gt; &amp; more" in text and "data: &lt;d&gt;" in text and "<b>" not in text
-    assert "<p>One &amp; two.</p>" in text and "<pre>    as it is\n    here</pre>" in text
-    assert '<td>пчела &lt;x&gt;</td><td class="number">12,345</td><td class="number">0.123</td>' in text
-    assert '<td class="number">–</td>' in text and "a note" in text
-    assert '<a href="#part0">First</a>' in text and '<h2 id="part0">First</h2>' in text
+def test_text_and_tables_of_a_page(tmp_path):
+    table = Table((NASTY, "boxes", "AP"), [(f"пчела {NASTY}", 12345, 0.12345), ("b", 7, float("nan"))], NASTY)
+    section = Section(NASTY, f"One {NASTY}.\n\n    as it is\n    {NASTY}", tables=[table])
+    seen = page(tmp_path, section, title=NASTY, data=NASTY, split="test")
+    assert seen.texts("title") == seen.texts("h1") == seen.texts("h2", id="part0") == [NASTY]
+    assert seen.texts("a", href="#part0") == [NASTY]
+    assert seen.texts("p", **{"class": "about"}) == [f"data: {NASTY} · split: test"]
+    assert f"One {NASTY}." in seen.texts("p") and seen.texts("pre") == [f"    as it is\n    {NASTY}"]
+    assert seen.texts("th") == [NASTY, "boxes", "AP"] and seen.texts("th", **{"class": "number"}) == ["boxes", "AP"]
+    assert seen.texts("td") == [f"пчела {NASTY}", "12,345", "0.123", "b", "7", "-"]
+    assert seen.texts("td", **{"class": "number"}) == ["12,345", "0.123", "7", "-"]
+    assert seen.texts("p", **{"class": "note"}) == [NASTY]
+    assert not seen.texts("script")
 
 
 def test_figures_and_pictures_lie_inside(tmp_path):
@@ -31,16 +69,68 @@ def test_figures_and_pictures_lie_inside(tmp_path):
     figure = Figure(figsize=(3, 2))
     figure.subplots().plot([0, 1], [1, 0])
     picture = Image.new("RGB", (40, 30), (250, 0, 0))
-    text = page(tmp_path, Section("Seen", figures=[("a figure", figure)], pictures=[("a picture", picture)]))
-    assert not re.search(r"(?:src|href)=\"(?!data:|#)", text) and "<script" not in text and "http" not in text
-    found = re.findall(r"data:image/(png|jpeg);base64,([^\"]+)\" alt=\"([^\"]*)\"", text)
-    assert [(kind, caption) for kind, _, caption in found] == [("png", "a figure"), ("jpeg", "a picture")]
-    images = [Image.open(io.BytesIO(base64.b64decode(data))) for _, data, _ in found]
+    seen = page(tmp_path, Section("Seen", figures=[(NASTY, figure)], pictures=[("a picture", picture)]))
+    addresses = [a[key] for _, a, _ in seen.elements for key in ("src", "href") if key in a]
+    assert all(address.startswith(("data:image/", "#")) for address in addresses)
+    assert not {tag for tag, _, _ in seen.elements} & {"script", "link", "iframe", "object"}
+    assert "url(" not in seen.texts("style")[0] and "@import" not in seen.texts("style")[0]
+    inside = [a for tag, a, _ in seen.elements if tag == "img"]
+    assert [image["alt"] for image in inside] == seen.texts("figcaption") == [NASTY, "a picture"]
+    assert [image["src"].split(";")[0] for image in inside] == ["data:image/png", "data:image/jpeg"]
+    images = [Image.open(io.BytesIO(base64.b64decode(image["src"].split(",")[1]))) for image in inside]
     assert images[0].size == (390, 260) and images[1].size == (40, 30)
     assert max(abs(a - b) for a, b in zip(images[1].getpixel((20, 15)), (250, 0, 0), strict=True)) < 6
 
 
 def test_an_empty_table_and_an_old_page(tmp_path):
     page(tmp_path, Section("Old"))
-    text = page(tmp_path, Section("New", tables=[Table(("a", "b"), [])]))
-    assert "Old" not in text and "<th>a</th><th>b</th>" in text
+    seen = page(tmp_path, Section("New", tables=[Table(("a", "b"), [])]))
+    assert seen.texts("h2") == ["New"] and seen.texts("th") == ["a", "b"] and seen.texts("td") == []
+
+
+def test_a_name_that_utf_8_cannot_hold(tmp_path):
+    assert page(tmp_path, title="bad \udcff name").texts("h1") == ["bad ? name"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "-"), (float("nan"), "-"), (0.1236, "0.124"), (1234567, "1,234,567"), (True, "True"), ("0.5", "0.5")],
+)
+def test_numbers(value, text):
+    assert format_number(value) == text
+
+
+TABLE = Table(
+    ("name", "boxes", "AP", "ms"), [(NASTY, 12345, 0.5, None), ("b", 2, None, 1.26)], "A note.", digits=(0, 0, 4, 1)
+)
+
+
+def test_a_terminal_shows_the_same(capsys):
+    lines = str(TABLE).splitlines()
+    assert [line.split() for line in lines if line and "─" not in line] == [
+        ["name", "boxes", "AP", "ms"],
+        [*NASTY.split(), "12,345", "0.5000", "-"],
+        ["b", "2", "-", "1.3"],
+        ["A", "note."],
+    ]
+    assert len({len(line) for line in lines if line.endswith((" ms", " -", " 1.3"))}) == 1  # numbers end alike
+    rich.print(TABLE)
+    assert "12,345" in capsys.readouterr().out
+
+
+def test_markdown_shows_the_same():
+    assert TABLE.to_markdown().splitlines() == [
+        "| name | boxes | AP | ms |",
+        "| --- | ---: | ---: | ---: |",
+        "| " + NASTY.replace("|", "\\|") + " | 12,345 | 0.5000 | - |",
+        "| b | 2 | - | 1.3 |",
+        "",
+        "A note.",
+    ]
+
+
+def test_tables_need_no_heavy_library():
+    """They show the evaluation of an exported model, where torch may not be installed."""
+    code = "import sys; from retinanet.plotting.html import Table; str(Table(('a',), [(1,)])); print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"torch", "matplotlib", "PIL"} & set(loaded)

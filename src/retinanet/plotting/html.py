@@ -1,43 +1,86 @@
-"""One HTML file that opens anywhere, without a network: text, tables, figures and pictures inside it."""
+"""Reports: tables that print on a terminal, as Markdown and as HTML, and one page that opens without a network."""
 
 from __future__ import annotations
 
 import base64
-import html
 import io
-import os
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from matplotlib.figure import Figure
-from PIL import Image
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
-STYLE = """
-:root { color-scheme: light; }
-body { font: 15px/1.5 system-ui, sans-serif; color: #22262b; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; margin-bottom: .2rem; } h2 { margin-top: 2.4rem; border-bottom: 1px solid #d9dce1; }
-nav a { margin-right: 1.2rem; } p.about, figcaption, p.note { color: #5b626b; font-size: .9rem; }
-table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: .25rem .9rem .25rem 0; border-bottom: 1px solid #eceef1; vertical-align: top; }
-td.number, th.number { text-align: right; } figure { margin: 1.2rem 0; } img { max-width: 100%; height: auto; }
-pre { white-space: pre-wrap; background: #f6f7f8; padding: .7rem 1rem; }
-"""
+from retinanet.files import write_atomically
+
+if TYPE_CHECKING:  # tables are printed without loading matplotlib
+    from matplotlib.figure import Figure
+    from PIL import Image
+    from rich.table import Table as RichTable
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table.
+    """A table. ``rich.print`` shows it, and so does ``print``.
 
     Attributes:
         columns: headings.
-        rows: as many entries each; numbers are set to the right, floats with three decimals, NaN as a dash.
+        rows: as many entries each; see :func:`format_number` for numbers. Columns of numbers are set to the right.
         note: a sentence below it.
+        digits: decimals of floats, one number for all columns or one for each.
     """
 
-    columns: tuple[str, ...]
+    columns: Sequence[str]
     rows: Sequence[Sequence[object]]
     note: str = ""
+    digits: int | Sequence[int] = 3
+
+    @property
+    def cells(self) -> list[list[str]]:
+        """The text of every entry, row by row."""
+        digits = [self.digits] * len(self.columns) if isinstance(self.digits, int) else self.digits
+        return [[format_number(cell, places) for cell, places in zip(row, digits, strict=True)] for row in self.rows]
+
+    @property
+    def numeric(self) -> list[bool]:
+        """Whether each column holds nothing but numbers, or None for unknown ones."""
+        return [
+            any(isinstance(row[i], int | float) for row in self.rows)
+            and all(row[i] is None or isinstance(row[i], int | float) for row in self.rows)
+            for i in range(len(self.columns))
+        ]
+
+    def __rich__(self) -> RichTable:
+        """For a terminal. Long texts are folded, numbers and words of a heading are not."""
+        from rich.box import SIMPLE
+        from rich.table import Table as RichTable
+        from rich.text import Text
+
+        note = Text(self.note) if self.note else None
+        table = RichTable(box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0), caption=note, caption_justify="left")
+        for heading, numeric in zip(self.columns, self.numeric, strict=True):
+            longest_word = max(map(len, heading.split()), default=0)
+            table.add_column(
+                Text(heading),
+                justify="right" if numeric else "left",
+                no_wrap=numeric,
+                min_width=longest_word,
+                overflow="fold",
+            )
+        for row in self.cells:
+            table.add_row(*map(Text, row))  # Text: names may hold brackets, which are markup in a plain string
+        return table
+
+    def __str__(self) -> str:
+        return render_text(self)
+
+    def to_markdown(self) -> str:
+        """The table as Markdown, numbers to the right, without a newline at its end."""
+        rules = ["---:" if numeric else "---" for numeric in self.numeric]
+        rows = [self.columns, rules, *self.cells]
+        lines = ["| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in row) + " |" for row in rows]
+        return "\n".join([*lines, "", self.note] if self.note else lines)
 
 
 @dataclass(frozen=True)
@@ -46,7 +89,7 @@ class Section:
 
     Attributes:
         title: its heading.
-        text: paragraphs, with an empty line between; lines that begin with four spaces are shown as they are.
+        text: paragraphs, with an empty line between; one that begins with four spaces is shown as it is.
         tables: below the text.
         figures: (caption, figure), below the tables.
         pictures: (caption, picture), below the figures.
@@ -58,9 +101,32 @@ class Section:
     figures: Sequence[tuple[str, Figure]] = ()
     pictures: Sequence[tuple[str, Image.Image]] = ()
 
+    @property
+    def paragraphs(self) -> list[str]:
+        """Those of the text."""
+        return [paragraph for paragraph in self.text.split("\n\n") if paragraph.strip()]
+
+
+def format_number(value: object, digits: int = 3) -> str:
+    """An entry of a table as text: 12345 is "12,345", 0.5 is "0.500", None and NaN are "-", text is itself."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.{digits}f}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def render_text(renderable: object, width: int = 100) -> str:
+    """What ``rich.print`` shows, as plain text of at most ``width`` columns, without trailing space."""
+    from rich.console import Console
+
+    text = io.StringIO()
+    Console(file=text, width=width, color_system=None).print(renderable)
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines()).rstrip()
+
 
 def write_html(path: str | Path, title: str, sections: Sequence[Section], about: Mapping[str, object]) -> Path:
-    """Write a report; a reader never sees half of it.
+    """Write a report with everything inside one file, whole or not at all.
 
     Args:
         path: the file; missing folders are made.
@@ -70,75 +136,32 @@ def write_html(path: str | Path, title: str, sections: Sequence[Section], about:
 
     Returns:
         The file.
+
+    Raises:
+        UserError: the file cannot be written.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    facts = " · ".join(f"{html.escape(str(key))}: {html.escape(str(value))}" for key, value in about.items())
-    links = "".join(f'<a href="#part{i}">{html.escape(one.title)}</a>' for i, one in enumerate(sections))
-    body = "\n".join(_section(one, f"part{i}") for i, one in enumerate(sections))
-    text = (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head><body>\n'
-        f'<h1>{html.escape(title)}</h1><p class="about">{facts}</p><nav>{links}</nav>\n{body}\n</body></html>\n'
+    environment = Environment(
+        loader=PackageLoader("retinanet", "plotting"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text, encoding="utf-8", errors="replace")
-    os.replace(temporary, path)
-    return path
+    environment.filters |= {"figure_address": _figure_address, "picture_address": _picture_address}
+    page = environment.get_template("report.html.jinja").render(title=title, sections=sections, about=about)
+    write_atomically(path, page.encode("utf-8", errors="replace"))  # names of files may hold what UTF-8 cannot
+    return Path(path)
 
 
-def _section(section: Section, anchor: str) -> str:
-    parts = [f'<h2 id="{anchor}">{html.escape(section.title)}</h2>', _paragraphs(section.text)]
-    parts += [_table(table) for table in section.tables]
-    parts += [_image(caption, _figure_bytes(figure), "png") for caption, figure in section.figures]
-    parts += [_image(caption, _picture_bytes(picture), "jpeg") for caption, picture in section.pictures]
-    return "\n".join(part for part in parts if part)
-
-
-def _paragraphs(text: str) -> str:
-    blocks = [block for block in text.split("\n\n") if block.strip()]
-    return "\n".join(
-        f"<pre>{html.escape(block)}</pre>" if block.startswith("    ") else f"<p>{html.escape(block)}</p>"
-        for block in blocks
-    )
-
-
-def _table(table: Table) -> str:
-    numeric = [
-        all(isinstance(row[i], int | float) for row in table.rows) and bool(table.rows)
-        for i in range(len(table.columns))
-    ]
-    kinds = [' class="number"' if number else "" for number in numeric]
-    heads = "".join(f"<th{kind}>{html.escape(name)}</th>" for name, kind in zip(table.columns, kinds, strict=True))
-    rows = "\n".join(
-        "<tr>"
-        + "".join(f"<td{kind}>{html.escape(_text(cell))}</td>" for cell, kind in zip(row, kinds, strict=True))
-        + "</tr>"
-        for row in table.rows
-    )
-    note = f'<p class="note">{html.escape(table.note)}</p>' if table.note else ""
-    return f"<table><thead><tr>{heads}</tr></thead><tbody>\n{rows}\n</tbody></table>{note}"
-
-
-def _text(cell: object) -> str:
-    if isinstance(cell, float):
-        return "–" if cell != cell else f"{cell:.3f}"
-    return f"{cell:,}" if isinstance(cell, int) and not isinstance(cell, bool) else str(cell)
-
-
-def _image(caption: str, data: bytes, kind: str) -> str:
-    source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-    words = html.escape(caption)
-    return f'<figure><img src="{source}" alt="{words}"><figcaption>{words}</figcaption></figure>'
-
-
-def _figure_bytes(figure: Figure) -> bytes:
+def _figure_address(figure: Figure) -> str:
+    """A figure as an address that holds the whole image."""
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=130, facecolor="white")
-    return stream.getvalue()
+    return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
-def _picture_bytes(picture: Image.Image) -> bytes:
+def _picture_address(picture: Image.Image) -> str:
+    """A picture as an address that holds the whole image."""
     stream = io.BytesIO()
     picture.convert("RGB").save(stream, format="JPEG", quality=88)
-    return stream.getvalue()
+    return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
