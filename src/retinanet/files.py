@@ -1,11 +1,13 @@
-"""Whether results may be written to a place, and writing them whole or not at all."""
+"""Whether results may be written to a place, writing them whole or not at all, and values that JSON can hold."""
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from retinanet.errors import UserError
 
@@ -73,3 +75,14 @@ def write_atomically(path: str | Path, content: str | bytes | Callable[[Path], o
     finally:
         with suppress(OSError):  # there is a draft only after an error
             draft.unlink()
+
+
+def make_json_safe(value: Any) -> Any:
+    """Nested values as JSON holds them: keys are text, arrays are lists, and None stands for NaN and infinity."""
+    if isinstance(value, Mapping):
+        return {str(key): make_json_safe(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [make_json_safe(entry) for entry in value]
+    if hasattr(value, "tolist"):  # an array of numpy or torch, or one of its numbers
+        return make_json_safe(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -67,7 +67,7 @@ def test_thresholds_reach_predict(trained, data, tmp_path, capsys):
         ({"split": "valx"}, "there is no split 'valx'"),
         ({"batch_size": 0}, "expected batch_size >= 1"),
         ({"gamma": -1.0}, "gamma"),
-        ({"output": "{folder}"}, "holds a report already"),
+        ({"output": "{folder}"}, "holds results already"),
         ({"model": "nowhere"}, "no model in nowhere"),
     ],
 )

@@ -18,7 +18,7 @@ def test_from_the_words_to_the_report(trained, data, tmp_path, capsys, monkeypat
     assert json.loads((tmp_path / "why" / "why.json").read_text())["about"]["score"] == 0.999
     assert main(words) == 2
     assert capsys.readouterr().err == (
-        "retinanet why: why holds a report already. Choose another --output or pass --overwrite\n"
+        "retinanet why: --output why holds results already (report.html). Choose another --output or pass --overwrite\n"
     )
     words += ["--overwrite", "--data", str(data / "annotations" / "instances_test.json")]
     assert main(words) == 0

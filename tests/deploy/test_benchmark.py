@@ -15,7 +15,7 @@ from retinanet.cli.main import main
 from retinanet.deploy import benchmark as bench
 from retinanet.deploy import competitors, footprint, stopwatch
 from retinanet.deploy.benchmark import benchmark
-from retinanet.deploy.benchmark_table import HEADINGS, BenchmarkResult, Row
+from retinanet.deploy.benchmark_table import COLUMNS, BenchmarkResult, Row
 from retinanet.deploy.competitors import Competitor, TimedPostprocess, competitor
 from retinanet.deploy.peer import TorchvisionBackend
 from retinanet.deploy.stopwatch import Spread, interleaved
@@ -181,7 +181,7 @@ def test_the_whole_table(home, data, tmp_path, monkeypatch, capsys):
     assert markdown.startswith(f"`{command} --repeats 3 --images 2`\n")
     assert "machine: Some CPU, 2 cores in use; date: 2026-01-02" in markdown and "3 of " in markdown
     table = [line for line in markdown.splitlines() if line.startswith("|")]
-    assert [line.count("|") for line in table] == [len(HEADINGS) + 1] * 4
+    assert [line.count("|") for line in table] == [len(COLUMNS) + 1] * 4
     assert table[2].startswith("| torch-fp32 | ") and table[3].startswith("| onnx-fp32 | 0.0000 | ")
     assert (
         "How many times as fast: against torch-fp32." in " ".join(out.split())
@@ -210,7 +210,8 @@ def test_factors_are_against_torchvision_or_else_torch():
         ["onnx-fp32", "0.5000", "1.0", "2.0", "96.0", "1.0", "100.0", "4.00", "10.00", "4.00", "200", "5.0"]
     ]
     assert (
-        "| torchvision | 0.5000 | 1.0 | 2.0 | 396.0 |  | 400.0 | 1.00 | 2.50 | 1.00 | - | 5.0 |" in result.to_markdown()
+        "| torchvision | 0.5000 | 1.0 | 2.0 | 396.0 | - | 400.0 | 1.00 | 2.50 | 1.00 | - | 5.0 |"
+        in result.to_markdown()
     )
     alone = replace(result, rows=rows[:2])
     assert alone.reference.name == "torch-fp32" and "Where no time" in result.to_markdown()
@@ -223,7 +224,7 @@ def test_nothing_half_written_stays_behind(tmp_path, monkeypatch):
 
     result = BenchmarkResult([row("torch-fp32", 0.1, ap=float("nan"))], {}, {"command": "c"})
     with monkeypatch.context() as patch:
-        patch.setattr(BenchmarkResult, "to_markdown", full)
+        patch.setattr("os.fsync", full)
         with pytest.raises(UserError, match=r"cannot be written .*No space left"):
             result.save(tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())

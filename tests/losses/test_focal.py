@@ -286,8 +286,10 @@ def test_expected_first_loss_is_the_measured_one(make_raw, make_assignment, prio
     with torch.no_grad():
         for level in raw.logits:
             level.fill_(math.log(prior / (1 - prior)))
-    loss = FocalLoss(alpha, gamma)
-    assert loss(raw, assignment).item() == pytest.approx(loss.expected_initial(raw, assignment, prior), rel=1e-5)
+    positives = assignment.num_positives
+    negatives = sum(level.numel() for level in raw.logits) - len(assignment.ignored) * raw.num_classes - positives
+    expected = expected_initial_loss(prior, negatives, positives, alpha=alpha, gamma=gamma)
+    assert FocalLoss(alpha, gamma)(raw, assignment).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_first_loss_of_a_whole_image_in_float32(make_raw, make_assignment):

@@ -15,13 +15,13 @@ from rich.progress import Progress
 from retinanet import __version__
 from retinanet.analysis.anchors import report as anchor_report
 from retinanet.analysis.anchors.audit import AnchorAudit, audit
+from retinanet.analysis.errors import curves
 from retinanet.analysis.errors import report as error_report
-from retinanet.analysis.errors.curves import write_thresholds as store_thresholds
 from retinanet.analysis.errors.report import ErrorReport
 from retinanet.analysis.loss import report as focal_report
 from retinanet.analysis.loss.statistics import FocalDiagnosis, FocalStatistics
-from retinanet.analysis.output import check_output, write_report
-from retinanet.analysis.trace import shares as gates
+from retinanet.analysis.output import write_report
+from retinanet.analysis.trace import shares as gate_report
 from retinanet.analysis.trace.figures import draw_trace
 from retinanet.analysis.trace.shares import GateShares, Shares
 from retinanet.analysis.trace.trace import trace
@@ -30,6 +30,7 @@ from retinanet.data.dataset import DetectionDataset, load_dataset
 from retinanet.detector import Detector
 from retinanet.errors import UserError
 from retinanet.evaluation.evaluate import one_pass
+from retinanet.files import check_output_folder
 from retinanet.interop.pretrained import load_pretrained, model_folder
 from retinanet.losses.detection import DetectionLoss
 from retinanet.losses.focal import FocalLoss
@@ -40,8 +41,8 @@ from retinanet.yaml_files import read_mapping
 
 RESULTS = ("report.html", "diagnosis.json")
 WORST = 4  # images that are traced in pictures
-LEGIBLE = 600
-FEW = 10
+LEGIBLE = 600  # pixels of the short side that small images are enlarged to
+FEW = 10  # objects of a class, below which its threshold is not to be trusted
 
 
 @dataclass(frozen=True)
@@ -127,39 +128,37 @@ def diagnose(
     if batch_size < 1 or workers < 0:
         raise UserError(f"expected batch_size >= 1 and workers >= 0, got {batch_size} and {workers}")
     folder = Path(output)
-    check_output(folder, RESULTS, overwrite=overwrite)
-    home = model_folder(model)
-    detector = load_pretrained(home or model)
+    check_output_folder(folder, RESULTS, overwrite=overwrite)
+    local = model_folder(model)
+    detector = load_pretrained(local or model)
     dataset = load_dataset(data, split, class_names=detector.class_names, strict=strict)
     where = choose_device(device)
     detector.net.to(where)
-    loss = _loss(home, alpha, gamma)
-    watched = _Watched(detector, len(dataset), loss)
-    with watched.progress:
-        found = one_pass(
+    loss = _loss_of_training(local, alpha, gamma)
+
+    # One pass: losses and gates are counted while the network sees each batch, errors from the detections.
+    watch = _Watch(detector, loss, len(dataset))
+    with watch.progress:
+        run = one_pass(
             detector,
             dataset,
             device=where,
-            criterion=DetectionLoss(classification=watched.loss),
+            criterion=DetectionLoss(classification=loss),
             batch_size=batch_size,
             workers=workers,
-            watch=watched,
+            watch=watch,
         )
-    errors = error_report.error_report(dataset.samples, found.detections, dataset.class_names)
-    anchors = audit(
-        dataset.samples,
-        dataset.class_names,
-        lattice=detector.architecture.anchors,
-        preprocess=detector.preprocess,
-    )
-    stored = store_thresholds(home or model, errors.curves) if write_thresholds else None
-    result = Diagnosis(watched.focal.result(), errors, watched.shares.result(), anchors, stored, folder)
-    pictures = _pictures(detector, dataset, watched.worst())
+    errors = error_report.error_report(dataset.samples, run.detections, dataset.class_names)
+    lattice, preprocess = detector.architecture.anchors, detector.preprocess
+    anchors = audit(dataset.samples, dataset.class_names, lattice=lattice, preprocess=preprocess)
+    thresholds = curves.write_thresholds(local or model, errors.curves) if write_thresholds else None
+    result = Diagnosis(watch.focal.result(), errors, watch.gates.result(), anchors, thresholds, folder)
+
     sections = [
-        *error_report.section(errors, dataset.samples, found.detections),
-        gates.section(result.missed, pictures),
+        *error_report.section(errors, dataset.samples, run.detections),
+        gate_report.section(result.missed, _draw_traces(detector, dataset, watch.worst())),
         focal_report.section(result.focal, dataset.class_names),
-        anchor_report.section(anchors),
+        anchor_report.section(result.anchors),
     ]
     about = {"model": model, "data": data, "split": split, "images": len(dataset), "version": __version__}
     about |= {"alpha": loss.alpha, "gamma": loss.gamma}
@@ -167,29 +166,26 @@ def diagnose(
     return result
 
 
-def _loss(folder: Path | None, alpha: float | None, gamma: float | None) -> FocalLoss:
+def _loss_of_training(folder: Path | None, alpha: float | None, gamma: float | None) -> FocalLoss:
     """The focal loss of the training: as given, as the run in the model folder says, or the paper's."""
-    said: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     if folder is not None and (folder / "config.yaml").is_file():
         with suppress(OSError, UserError):
-            loss = read_mapping(folder / "config.yaml").get("loss")
-            said = loss if isinstance(loss, dict) else {}
+            section = read_mapping(folder / "config.yaml").get("loss")
+            options = section if isinstance(section, dict) else {}
     given = {"alpha": alpha, "gamma": gamma}
-    known = {key: value for key, value in said.items() if key in given and isinstance(value, float | int)}
-    return FocalLoss(**{**known, **{key: value for key, value in given.items() if value is not None}})
+    known = {key: value for key, value in options.items() if key in given and isinstance(value, float | int)}
+    return FocalLoss(**known | {key: value for key, value in given.items() if value is not None})
 
 
-class _Watched:
-    """Everything that is counted while the network sees the images once."""
+class _Watch:
+    """Counts where the loss goes and at which gate each box fails, batch by batch, and shows the progress."""
 
-    def __init__(self, detector: Detector, images: int, loss: FocalLoss) -> None:
-        self.detector = detector
-        self.loss = loss
-        names, lattice = detector.class_names, detector.architecture.anchors
-        self.focal = FocalStatistics(
-            num_classes=len(names), num_levels=lattice.num_levels, alpha=loss.alpha, gamma=loss.gamma
-        )
-        self.shares = GateShares(names, detector.postprocess.score)
+    def __init__(self, detector: Detector, loss: FocalLoss, images: int) -> None:
+        self.postprocess = detector.postprocess
+        names, levels = detector.class_names, detector.architecture.anchors.num_levels
+        self.focal = FocalStatistics(num_classes=len(names), num_levels=levels, alpha=loss.alpha, gamma=loss.gamma)
+        self.gates = GateShares(names, detector.postprocess.score)
         self.missed: dict[int, int] = {}  # index of an image -> boxes
         console = Console(stderr=True)
         self.progress = Progress(console=console, transient=True, disable=not console.is_terminal)
@@ -198,12 +194,11 @@ class _Watched:
     def __call__(self, indices: Sequence[int], raw: RawOutput, batch: Batch, assignment: Assignment) -> None:
         """Count a batch."""
         self.focal.update(raw, assignment)
-        for image, (index, target, size, sample) in enumerate(
-            zip(indices, batch.targets, batch.sizes.tolist(), batch.samples, strict=True)
-        ):
-            one = trace(raw, image, target, (size[0], size[1]), self.detector.postprocess, original=sample.size)
-            self.shares.update(one)
-            self.missed[index] = sum(not box.found for box in one.boxes)
+        rows = zip(indices, batch.targets, batch.sizes.tolist(), batch.samples, strict=True)
+        for image, (index, target, (height, width), sample) in enumerate(rows):
+            image_trace = trace(raw, image, target, (height, width), self.postprocess, original=sample.size)
+            self.gates.update(image_trace)
+            self.missed[index] = sum(not box.found for box in image_trace.boxes)
         self.progress.advance(self.task, len(batch))
 
     def worst(self) -> list[int]:
@@ -212,13 +207,14 @@ class _Watched:
         return [image for image in order[:WORST] if self.missed[image]]
 
 
-def _pictures(detector: Detector, dataset: DetectionDataset, images: Sequence[int]) -> list[tuple[str, Image.Image]]:
-    """What happened to every box of these images, drawn."""
+def _draw_traces(detector: Detector, dataset: DetectionDataset, images: Sequence[int]) -> list[tuple[str, Image.Image]]:
+    """What happened to every box of these images, as captions and pictures."""
     pictures = []
+    device = next(detector.net.parameters()).device
     for index in images:
         sample = dataset[index]
         assert sample.image is not None
-        result, _ = trace_sample(detector, sample, next(detector.net.parameters()).device)
+        result, _ = trace_sample(detector, sample, device)
         pixels = to_picture(sample.image)
         picture = draw_trace(pixels, traced_boxes(result), zoom=-(-LEGIBLE // min(pixels.size)))
         pictures.append((f"{sample.path.name}: {result.summary()}", picture))

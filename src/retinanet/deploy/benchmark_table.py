@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rich.box import SIMPLE
-from rich.console import Console, Group, RenderableType
-from rich.table import Table
+from rich.console import Group, RenderableType
 from rich.text import Text
 
 from retinanet.deploy.stopwatch import Spread
-from retinanet.errors import UserError
+from retinanet.files import write_atomically
+from retinanet.plotting.html import Table, render_text
 
 RESULTS = ("benchmark.json", "benchmark.md")
-HEADINGS = (
-    *("", "AP", "read ms", "resize ms", "network ms", "post ms", "image ms", "times", "images/s", "times"),
-    *("memory MB", "files MB"),
+COLUMNS = (  # heading, decimals
+    *(("", 0), ("AP", 4), ("read ms", 1), ("resize ms", 1), ("network ms", 1), ("post ms", 1), ("image ms", 1)),
+    *(("times", 2), ("images/s", 2), ("times", 2), ("memory MB", 0), ("files MB", 1)),
 )
 
 
@@ -86,65 +82,44 @@ class BenchmarkResult:
         return row.images_per_second / self.reference.images_per_second
 
     def __str__(self) -> str:
-        text = io.StringIO()
-        Console(file=text, width=110, color_system=None).print(self.to_table())
-        return text.getvalue().rstrip()
+        return render_text(self.to_table(), width=110)
 
     def to_table(self) -> RenderableType:
         """For ``rich.print``."""
-        table = Table(box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
-        for index, heading in enumerate(HEADINGS):
-            least = max(map(len, heading.split()), default=0)
-            table.add_column(heading, justify="right" if index else "left", no_wrap=not index, min_width=least)
-        for row in self.rows:
-            table.add_row(*self._cells(row))
         about = "\n".join(f"{key}: {value}" for key, value in self.about.items())
-        parts: list[RenderableType] = [Text(about), table, Text(self._legend())]
+        parts: list[RenderableType] = [Text(about), self._table(), Text(self._legend())]
         if self.left_out:
             parts.append(Text("\nleft out\n" + "\n".join(f"  {name}: {why}" for name, why in self.left_out.items())))
         return Group(*parts)
 
     def to_markdown(self) -> str:
         """A section for a page of results: the command, the machine, the table and what was left out."""
-        about = {key: value for key, value in self.about.items() if key != "command"}
-        lines = [f"`{self.about['command']}`", "", "; ".join(f"{key}: {value}" for key, value in about.items()) + "."]
-        lines += ["", "| " + " | ".join(HEADINGS) + " |", "|---" * len(HEADINGS) + "|"]
-        lines += ["| " + " | ".join(self._cells(row)) + " |" for row in self.rows]
-        lines += ["", self._legend()]
+        about = "; ".join(f"{key}: {value}" for key, value in self.about.items() if key != "command")
+        parts = [f"`{self.about['command']}`", f"{about}.", self._table().to_markdown(), self._legend()]
         if self.left_out:
-            lines += ["", "Left out:", "", *(f"* {name}: {why}" for name, why in self.left_out.items())]
-        return "\n".join(lines) + "\n"
+            parts += ["Left out:", "\n".join(f"* {name}: {why}" for name, why in self.left_out.items())]
+        return "\n\n".join(parts) + "\n"
 
     def save(self, folder: Path) -> None:
-        """Write benchmark.json (times in seconds) and benchmark.md, both whole or neither of them.
+        """Write benchmark.json (times in seconds) and benchmark.md, each whole or not at all.
 
         Raises:
             UserError: they cannot be written.
         """
         values = {"about": self.about, "rows": [_plain(row) for row in self.rows], "left_out": self.left_out}
         text = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-        drafts = {folder / f".{name}.{os.getpid()}.part": folder / name for name in RESULTS}
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            for draft, content in zip(drafts, (text, self.to_markdown()), strict=True):
-                draft.write_text(content, encoding="utf-8")
-            for draft, target in drafts.items():
-                os.replace(draft, target)
-        except OSError as error:
-            raise UserError(f"--output {folder} cannot be written ({error}). Choose another folder") from None
-        finally:
-            for draft in drafts:
-                with suppress(OSError):
-                    draft.unlink()
+        for name, content in zip(RESULTS, (text, self.to_markdown()), strict=True):
+            write_atomically(folder / name, content)
 
-    def _cells(self, row: Row) -> list[str]:
-        milliseconds = (row.read, row.resize, row.network, row.postprocess, row.latency.median)
-        read, resize, network, post, latency = ("" if value is None else f"{value * 1e3:.1f}" for value in milliseconds)
-        return [
-            *(row.name, "-" if math.isnan(row.ap) else f"{row.ap:.4f}", read, resize, network, post, latency),
-            *(f"{self.speed(row):.2f}", f"{row.images_per_second:.2f}", f"{self.throughput(row):.2f}"),
-            *("-" if row.memory is None else f"{row.memory:.0f}", f"{row.size / 1e6:.1f}"),
-        ]
+    def _table(self) -> Table:
+        rows = []
+        for row in self.rows:
+            seconds = (row.read, row.resize, row.network, row.postprocess, row.latency.median)
+            milliseconds = [None if value is None else value * 1e3 for value in seconds]
+            speed = (self.speed(row), row.images_per_second, self.throughput(row))
+            rows.append((row.name, row.ap, *milliseconds, *speed, row.memory, row.size / 1e6))
+        headings, digits = zip(*COLUMNS, strict=True)
+        return Table(headings, rows, digits=digits)
 
     def _legend(self) -> str:
         text = (

@@ -119,7 +119,7 @@ class DetectionLoss:
             raise UserError(f"the network saw {images} images, but there are {len(targets)} targets: pass one each")
         if assignment is None:
             assignment = self.assign(raw.lattice, raw.grids, targets)
-        _check_labels(assignment.labels, raw.num_classes)
+        check_labels(assignment.labels, raw.num_classes)
         assignment = assignment.to(raw.logits[0].device)
         divisor = _divisor(self.count(assignment, images), normaliser, raw.logits[0].device)
         if self.normaliser == "batch":
@@ -168,8 +168,12 @@ def _sort_by_level(lattice: AnchorLattice, grids: Grids, anchor: Tensor) -> tupl
     return index, tuple(torch.bincount(level, minlength=lattice.num_levels).tolist()), order
 
 
-def _check_labels(labels: Tensor, num_classes: int) -> None:
-    """A label beyond K would be the class of another anchor in the channels of the logits."""
+def check_labels(labels: Tensor, num_classes: int) -> None:
+    """Check that labels (P,) lie below K; one beyond would be the class of another anchor in the channels.
+
+    Raises:
+        UserError: one does not.
+    """
     wrong = labels[(labels < 0) | (labels >= num_classes)]
     if len(wrong):
         raise UserError(

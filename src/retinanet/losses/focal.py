@@ -40,7 +40,7 @@ def sigmoid_focal_loss(logits: Tensor, targets: Tensor, *, alpha: float | None =
 
     Args:
         logits: any shape and float type.
-        targets: the same shape, 0 or 1 (bool or number).
+        targets: 0 or 1 (bool or number), of the same shape or one that broadcasts to it.
         alpha: weight of the positives, in (0, 1); the negatives get 1 - alpha. None weighs both with 1.
         gamma: focusing power, at least 0; 0 is cross entropy.
 
@@ -73,8 +73,10 @@ def expected_initial_loss(
         alpha: as in :class:`FocalLoss`.
         gamma: as in :class:`FocalLoss`.
     """
-    negative = (1 if alpha is None else 1 - alpha) * prior**gamma * -math.log1p(-prior)
-    positive = (1 if alpha is None else alpha) * (1 - prior) ** gamma * -math.log(prior)
+    logit = torch.tensor(prior, dtype=torch.float64).logit()
+    negative, positive = (
+        sigmoid_focal_loss(logit, torch.tensor(target), alpha=alpha, gamma=gamma).item() for target in (0, 1)
+    )
     return negatives * negative + positives * positive
 
 
@@ -121,12 +123,6 @@ class FocalLoss:
         ]
         needs_gradient = torch.is_grad_enabled() and any(level.requires_grad for level in levels)
         return _ImplicitNegatives.apply(self, positives, ignored, raw.num_classes, needs_gradient, *levels)
-
-    def expected_initial(self, raw: RawOutput, assignment: Assignment, prior: float = 0.01) -> float:
-        """What this loss would be if every probability were ``prior``: see :func:`expected_initial_loss`."""
-        counted = sum(level.numel() for level in raw.logits) - len(assignment.ignored) * raw.num_classes
-        positives = assignment.num_positives
-        return expected_initial_loss(prior, counted - positives, positives, alpha=self.alpha, gamma=self.gamma)
 
 
 class _ImplicitNegatives(torch.autograd.Function):
@@ -283,7 +279,10 @@ def _memory_offset(level: Tensor, index: Tensor, label: Tensor, num_classes: int
 
 
 def _graph_is_kept() -> bool:
-    """Whether the running backward pass has ``retain_graph=True``; True where torch does not tell."""
+    """Whether the running backward pass has ``retain_graph=True``; True where torch does not tell.
+
+    Nothing public tells. Without the private function every backward pass copies the buffer of the gradient.
+    """
     ask = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
     return ask is None or ask()
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from retinanet.anchors.nms import nms
@@ -95,11 +94,15 @@ class OHEM:
 def _losses_and_labels(raw: RawOutput, assignment: Assignment) -> tuple[Tensor, Tensor]:
     """Cross entropy of each anchor, -inf if ignored, and its label, -1 if negative: both (N, anchors) in flat order."""
     anchors = raw.lattice.num_anchors
+    negative = torch.zeros((), device=raw.logits[0].device)
     levels = []
     for logits in raw.logits:
-        # One image at a time, to hold little; (A*K, H, W) -> (A, K, H, W) -> (A, H, W) -> (H*W*A,)
-        images = [F.softplus(image.float()).unflatten(0, (anchors, raw.num_classes)).sum(1) for image in logits]
-        levels.append(torch.stack([image.permute(1, 2, 0).flatten() for image in images]))
+        images = []
+        for image in logits:  # one at a time, to hold little
+            loss = sigmoid_focal_loss(image.float(), negative, alpha=None, gamma=0)  # (A*K, H, W)
+            loss = loss.unflatten(0, (anchors, raw.num_classes)).sum(1)  # (A, H, W)
+            images.append(loss.permute(1, 2, 0).flatten())  # (H*W*A,)
+        levels.append(torch.stack(images))
     losses = torch.cat(levels, dim=1)
     labels = torch.full_like(losses, -1, dtype=torch.int64)
     levels_of = zip(assignment.positives_by_level(), assignment.ignored_by_level(), raw.logits, strict=True)

@@ -175,6 +175,11 @@ def style_axes(axes: Axes, title: str, x: str, y: str, grid: str = "y") -> None:
     axes.set_axisbelow(True)
 
 
+def shorten_name(name: str, letters: int = 24) -> str:
+    """A name that fits beside an axis."""
+    return name if len(name) <= letters else name[: letters - 1] + "…"
+
+
 def _finish(axes: Axes, shown: Sequence[Series], empty: str) -> None:
     """Limits and a legend; or a word that there is nothing to see. One wild raw value does not set the limits."""
     if not shown:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:  # tables are printed without loading matplotlib
     from PIL import Image
     from rich.table import Table as RichTable
 
+MOST_UNFOLDED = 30  # letters of a text that a terminal shows in one line
+
 
 @dataclass(frozen=True)
 class Table:
@@ -52,20 +54,19 @@ class Table:
         ]
 
     def __rich__(self) -> RichTable:
-        """For a terminal. Long texts are folded, numbers and words of a heading are not."""
+        """For a terminal. Headings of numbers and columns of long texts are folded where it is narrow."""
         from rich.box import SIMPLE
         from rich.table import Table as RichTable
         from rich.text import Text
 
         note = Text(self.note) if self.note else None
         table = RichTable(box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0), caption=note, caption_justify="left")
-        for heading, numeric in zip(self.columns, self.numeric, strict=True):
-            longest_word = max(map(len, heading.split()), default=0)
+        for heading, numeric, *cells in zip(self.columns, self.numeric, *self.cells, strict=True):
             table.add_column(
                 Text(heading),
                 justify="right" if numeric else "left",
-                no_wrap=numeric,
-                min_width=longest_word,
+                min_width=max(map(len, (*heading.split(), *cells)), default=0) if numeric else None,
+                no_wrap=not numeric and max(map(len, (heading, *cells))) <= MOST_UNFOLDED,
                 overflow="fold",
             )
         for row in self.cells:
@@ -114,6 +115,16 @@ def format_number(value: object, digits: int = 3) -> str:
     if isinstance(value, float):
         return f"{value:.{digits}f}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def format_percent(share: float) -> str:
+    """A share with two digits as text: 0.1234 is "12 %", 0.0123 is "1.2 %", NaN is "-"."""
+    percent = 100 * share
+    if math.isnan(percent):
+        return "-"
+    if 0 < percent < 0.01:
+        return "<0.01 %"
+    return f"{percent:.0f} %" if percent >= 10 or percent == 0 else f"{percent:.2g} %"
 
 
 def render_text(renderable: object, width: int = 100) -> str:

@@ -84,7 +84,7 @@ def test_mistakes(options, message, data, tmp_path):
 
 def test_an_earlier_report_stays(data, tmp_path):
     check(str(data), output=str(tmp_path), pixels=False, **TINY)
-    with pytest.raises(UserError, match="holds a report already"):
+    with pytest.raises(UserError, match="holds results already"):
         check(str(data), output=str(tmp_path), pixels=False, **TINY)
     check(str(data), output=str(tmp_path), pixels=False, overwrite=True, **TINY)
     (tmp_path / "file").write_text("")

@@ -8,8 +8,7 @@ import pytest
 from retinanet.analysis.loss.figures import (
     cumulative_loss,
     hardest_windows,
-    loss_by_class,
-    loss_by_level,
+    loss_shares,
     probability_histograms,
 )
 
@@ -22,10 +21,6 @@ def drawn(figure):
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=30)
     return stream.tell() > 0
-
-
-def heights(axes, horizontal=False):
-    return [[bar.get_width() if horizontal else bar.get_height() for bar in group] for group in axes.containers]
 
 
 def test_figure_4_shows_each_gamma_in_both_panels():
@@ -62,7 +57,7 @@ def test_figures_of_nothing_say_so():
     assert [axes.texts[0].get_text() for axes in figure.axes] == ["no foreground windows", "no background windows"]
     assert drawn(hardest_windows(SHARES, empty, count=0))
     assert drawn(probability_histograms(np.linspace(-15, 9, 49), np.zeros(48, int), np.zeros(48, int)))
-    assert drawn(loss_by_level(["P3"], [0.0], [0.0]))
+    assert drawn(loss_shares("level", ["P3"], [0.0], [0.0]))
 
 
 def test_the_histogram_shows_every_count_and_the_threshold():
@@ -83,31 +78,18 @@ def test_the_histogram_shows_every_count_and_the_threshold():
     assert axes.get_yscale() == "log"
 
 
-def test_bars_by_level_are_percent_and_differ_without_colour():
-    figure = loss_by_level(["P3", "P4", "P5"], [0.5, 0.1, 0.0], [0.2, 0.1996, 0.0004])
+def test_bars_are_percent_in_the_given_order_and_differ_without_colour():
+    names = ["P3", "P4", "a name that is much too long for an axis"]
+    figure = loss_shares("level", names, [0.5, 0.1, 0.0], [0.2, 0.1996, 0.0004])
     assert drawn(figure)
     (axes,) = figure.axes
-    assert heights(axes) == [pytest.approx([50, 10, 0]), pytest.approx([20, 19.96, 0.04])]
-    assert "%" in axes.get_ylabel()
+    lengths = [[bar.get_width() for bar in group] for group in axes.containers]
+    assert lengths == [pytest.approx([50, 10, 0]), pytest.approx([20, 19.96, 0.04])]
+    assert "%" in axes.get_xlabel() and "by level" in axes.get_title(loc="left")
     assert [text.get_text() for text in axes.texts] == ["50", "10", "", "20", "20", "<0.1"]
+    shown = [label.get_text() for label in axes.get_yticklabels()]
+    assert shown == ["P3", "P4", "a name that is much too…"]
+    top, bottom = axes.get_ylim()[::-1]
+    assert top < bottom  # the first is on top
     first, second = (group[0].get_hatch() for group in axes.containers)
     assert first != second
-
-
-def test_bars_by_class_are_the_twenty_with_the_most_loss():
-    generator = np.random.default_rng(0)
-    positive, negative = generator.random(30), generator.random(30)
-    names = [f"class {i}" for i in range(29)] + ["a name that is much too long for an axis"]
-    figure = loss_by_class(names, positive, negative)
-    assert drawn(figure)
-    (axes,) = figure.axes
-    order = sorted(range(30), key=lambda i: -(positive[i] + negative[i]))[:20]
-    assert heights(axes, horizontal=True) == [
-        pytest.approx(100 * positive[order]),
-        pytest.approx(100 * negative[order]),
-    ]
-    shown = [label.get_text() for label in axes.get_yticklabels()]
-    assert shown == [names[i] if i < 29 else "a name that is much too…" for i in order]
-    assert "20 with the most of 30" in axes.get_title(loc="left")
-    top, bottom = axes.get_ylim()[::-1]
-    assert top < bottom  # the first class is on top

@@ -46,7 +46,7 @@ def test_results_are_replaced_only_when_asked(trained, data, tmp_path):
     image, output = str(data / "test" / "test_0.png"), tmp_path / "why"
     output.mkdir()
     (output / "why.json").write_text("mine")
-    with pytest.raises(UserError, match="holds a report already"):
+    with pytest.raises(UserError, match="holds results already"):
         why(str(trained), image, output=str(output), **RULE)
     assert (output / "why.json").read_text() == "mine"
     why(str(trained), image, output=str(output), overwrite=True, **RULE)

@@ -14,11 +14,12 @@ from retinanet.analysis.anchors.propose import Proposal, propose
 from retinanet.analysis.data import doctor
 from retinanet.analysis.data.findings import DoctorReport, Finding, finding
 from retinanet.analysis.data.fix import write_fixed_copy
-from retinanet.analysis.output import check_output, write_report
+from retinanet.analysis.output import write_report
 from retinanet.anchors.lattice import AnchorLattice
 from retinanet.data.dataset import training_datasets
 from retinanet.detector import load_detector
 from retinanet.errors import UserError
+from retinanet.files import check_output_folder
 from retinanet.images.preprocess import Preprocess
 from retinanet.interop.pretrained import model_folder
 from retinanet.model.changes import changed
@@ -102,7 +103,7 @@ def check(
         UserError: no such data or model, an unknown option, or a report is there already.
     """
     folder = Path(output)
-    check_output(folder, RESULTS, overwrite=overwrite)
+    check_output_folder(folder, RESULTS, overwrite=overwrite)
     if write is not None and Path(write).exists() and not overwrite:
         raise UserError(f"--write {write}: the file exists. Name another, or pass --overwrite")
     if workers is not None and workers < 1:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import ArrayLike
 
-from retinanet.plotting.figures import INK, style_axes
+from retinanet.plotting.figures import INK, shorten_name, style_axes
 
 # (colour, line style), told apart in grey by the style; the largest gamma comes first and is a full line.
 LINES: tuple[tuple[str, Any], ...] = (
@@ -27,8 +27,6 @@ POSITIVE, NEGATIVE = "#0072b2", "#f0b27a"
 MARKED = {"$10^{-6}$": 1e-6, "$10^{-5}$": 1e-5, "$10^{-4}$": 1e-4, "0.001": 1e-3, "0.01": 0.01, "0.1": 0.1} | {
     **{"0.5": 0.5, "0.9": 0.9, "0.99": 0.99, "0.999": 0.999}
 }
-MOST_CLASSES = 20
-MOST_LETTERS = 24
 
 
 def cumulative_loss(
@@ -111,47 +109,25 @@ def probability_histograms(
     return figure
 
 
-def loss_by_level(names: Sequence[str], positive: ArrayLike, negative: ArrayLike) -> Figure:
-    """Shares of the whole loss by level and sign.
+def loss_shares(what: str, names: Sequence[str], positive: ArrayLike, negative: ArrayLike) -> Figure:
+    """Shares of the whole loss by sign and by level or class, the first on top.
 
     Args:
-        names: L.
-        positive: (L,) shares of the positives, in [0, 1].
-        negative: (L,) shares of the negatives.
+        what: of the names, "level" or "class".
+        names: n.
+        positive: (n,) shares of the positives, in [0, 1].
+        negative: (n,) shares of the negatives.
     """
-    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+    figure = Figure(figsize=(7.6, 1.5 + 0.42 * len(names)), layout="constrained")
     axes = figure.subplots()
-    style_axes(axes, "Classification loss by level", "level of the pyramid", "share of the loss (%)")
+    style_axes(axes, f"Classification loss by {what}", "share of the loss (%)", "", grid="x")
     places = np.arange(len(names))
-    for label, values, colour, hatch, shift in _signs(positive, negative):
-        bars = axes.bar(places + shift * 0.2, values, 0.4, color=colour, edgecolor=INK, hatch=hatch, label=label)
-        axes.bar_label(bars, [_percent(value) for value in values], padding=2, fontsize=8, color=INK)
-    axes.set_xticks(places, names)
-    axes.margins(y=0.12)
-    axes.legend(frameon=False, fontsize=9, labelcolor=INK)
-    return figure
-
-
-def loss_by_class(names: Sequence[str], positive: ArrayLike, negative: ArrayLike) -> Figure:
-    """Shares of the whole loss by class and sign, the 20 classes with the most.
-
-    Args:
-        names: K.
-        positive: (K,) shares of the positives, in [0, 1].
-        negative: (K,) shares of the negatives at the logits of that class.
-    """
-    both = np.asarray(positive, dtype=np.float64) + np.asarray(negative, dtype=np.float64)
-    most = np.argsort(-both, kind="stable")[:MOST_CLASSES]
-    figure = Figure(figsize=(7.6, 1.5 + 0.42 * len(most)), layout="constrained")
-    axes = figure.subplots()
-    rest = len(names) - len(most)
-    title = "Classification loss by class" + (f" (the {len(most)} with the most of {len(names)})" if rest else "")
-    style_axes(axes, title, "share of the loss (%)", "", grid="x")
-    places = np.arange(len(most))
-    for label, values, colour, hatch, shift in _signs(np.asarray(positive)[most], np.asarray(negative)[most]):
-        bars = axes.barh(places + shift * 0.2, values, 0.4, color=colour, edgecolor=INK, hatch=hatch, label=label)
-        axes.bar_label(bars, [_percent(value) for value in values], padding=3, fontsize=8, color=INK)
-    axes.set_yticks(places, [_short(names[index]) for index in most])
+    signs = (("positives", positive, POSITIVE, "", -0.2), ("negatives", negative, NEGATIVE, "////", 0.2))
+    for label, shares, colour, hatch, shift in signs:
+        values = 100 * np.asarray(shares, dtype=np.float64)
+        bars = axes.barh(places + shift, values, 0.4, color=colour, edgecolor=INK, hatch=hatch, label=label)
+        axes.bar_label(bars, [_bar_label(value) for value in values], padding=3, fontsize=8, color=INK)
+    axes.set_yticks(places, [shorten_name(name) for name in names])
     axes.invert_yaxis()
     axes.margins(x=0.1)
     axes.legend(frameon=False, fontsize=9, labelcolor=INK, loc="lower right")
@@ -181,12 +157,6 @@ def _legend(axes: Axes, shown: bool, empty: str) -> None:
         axes.text(0.5, 0.5, empty, transform=axes.transAxes, ha="center", va="center", color="#6b7280")
 
 
-def _signs(positive: ArrayLike, negative: ArrayLike) -> tuple[tuple[str, np.ndarray, str, str, int], ...]:
-    """Label, percent, colour, hatch and side of the bars of each sign."""
-    values = [100 * np.asarray(part, dtype=np.float64) for part in (positive, negative)]
-    return ("positives", values[0], POSITIVE, "", -1), ("negatives", values[1], NEGATIVE, "////", 1)
-
-
 def _mark_probabilities(axes: Axes, edges: np.ndarray, counts: np.ndarray) -> None:
     """Names probabilities on an axis of logits, which is as long as there are windows, 0.01 to 0.9 at least."""
     there = np.flatnonzero(counts)
@@ -195,12 +165,8 @@ def _mark_probabilities(axes: Axes, edges: np.ndarray, counts: np.ndarray) -> No
     axes.set_xlim(max(edges[0], min(low, -5.0)), min(edges[-1], max(high, 3.0)))
 
 
-def _percent(value: float) -> str:
+def _bar_label(percent: float) -> str:
     """With as many digits as say something; nothing where there is no loss at all."""
-    if value == 0:
+    if percent == 0:
         return ""
-    return f"{value:.0f}" if value >= 10 else f"{value:.1f}" if value >= 0.1 else "<0.1"
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= MOST_LETTERS else name[: MOST_LETTERS - 1] + "…"
+    return f"{percent:.0f}" if percent >= 10 else f"{percent:.1f}" if percent >= 0.1 else "<0.1"

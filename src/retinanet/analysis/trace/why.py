@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from retinanet import __version__
-from retinanet.analysis.output import check_output, write_report
+from retinanet.analysis.output import write_report
 from retinanet.analysis.trace.figures import TracedBox, close_ups, draw_trace
 from retinanet.analysis.trace.outcomes import REMEDIES, DetectionTrace, ImageTrace
 from retinanet.analysis.trace.trace import trace
@@ -20,6 +20,7 @@ from retinanet.data.dataset import DetectionDataset, load_dataset, splits
 from retinanet.data.loader import Collate, resized
 from retinanet.detector import Detector
 from retinanet.errors import UserError
+from retinanet.files import check_output_folder
 from retinanet.interop.pretrained import load_pretrained
 from retinanet.model.device import choose_device
 from retinanet.plotting.draw import draw_comparison, to_picture
@@ -59,7 +60,7 @@ def why(
         UserError: no usable model or image, no data set with the image, or results are there already.
     """
     folder = Path(output)
-    check_output(folder, RESULTS, overwrite=overwrite)
+    check_output_folder(folder, RESULTS, overwrite=overwrite)
     if not os.path.isfile(image):
         what = "is a folder" if os.path.isdir(image) else "no such file"
         raise UserError(f"{image}: {what}; expected one annotated image")
