@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,8 +25,8 @@ LINES: tuple[tuple[str, Any], ...] = (
 )
 POSITIVE, NEGATIVE = "#0072b2", "#f0b27a"
 # Probabilities named on the axis.
-MARKED = {"$10^{-6}$": 1e-6, "$10^{-5}$": 1e-5, "$10^{-4}$": 1e-4, "0.001": 1e-3, "0.01": 0.01, "0.1": 0.1} | {
-    **{"0.5": 0.5, "0.9": 0.9, "0.99": 0.99, "0.999": 0.999}
+MARKED = {f"$10^{{{power}}}$": 10.0**power for power in (-6, -5, -4)} | {
+    f"{p:g}": p for p in (0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999)
 }
 
 
@@ -40,14 +41,12 @@ def cumulative_loss(
         background: the same of the negatives.
     """
     figure = Figure(figsize=(9.6, 4.2), layout="constrained")
-    for axes, title, curves in zip(
-        figure.subplots(1, 2, sharey=True), ("Foreground", "Background"), (foreground, background), strict=True
-    ):
-        word = title.lower()
-        style_axes(axes, title, f"fraction of {word} windows, easiest first", "cumulative normalised loss")
-        shown = _curves(axes, np.asarray(shares), curves)
+    panels = {"Foreground": foreground, "Background": background}
+    for axes, (title, curves) in zip(figure.subplots(1, 2, sharey=True), panels.items(), strict=True):
+        what = title.lower()
+        style_axes(axes, title, f"fraction of {what} windows, easiest first", "cumulative normalised loss")
+        _draw_curves(axes, np.asarray(shares), curves, what)
         axes.set(xlim=(0, 1), ylim=(0, 1.02))
-        _legend(axes, shown, f"no {word} windows")
     return figure
 
 
@@ -65,12 +64,11 @@ def hardest_windows(shares: ArrayLike, background: Mapping[float, ArrayLike], co
     hardest = 1 - np.asarray(shares)[::-1]
     within = (hardest > 0) & (hardest * count > 0.999)
     curves = {gamma: (1 - np.asarray(curve)[::-1])[within] for gamma, curve in background.items()}
-    shown = _curves(axes, hardest[within], curves)
+    _draw_curves(axes, hardest[within], curves, "background")
     axes.axhline(0.5, color=INK, linewidth=0.8, linestyle=(0, (1, 4)))
     if within.any():
         axes.set(xscale="log", xlim=(min(hardest[within][0], 0.1), 1))
     axes.set_ylim(0, 1.02)
-    _legend(axes, shown, "no background windows")
     return figure
 
 
@@ -97,7 +95,13 @@ def probability_histograms(
         axes.stairs(values, edges, fill=True, baseline=0.5, facecolor=fill, edgecolor=colour, hatch=hatch, linewidth=0)
         axes.stairs(values, edges, baseline=0.5, color=INK, linewidth=1.3, linestyle=line, label=label)
         handles.append(Patch(facecolor=fill, edgecolor=colour, hatch=hatch, linewidth=0, label=label))
-    _mark_probabilities(axes, edges, np.asarray(positive) + np.asarray(negative))
+
+    # the axis is as long as there are windows, 0.01 to 0.9 at least
+    filled = np.flatnonzero(np.asarray(positive) + np.asarray(negative))
+    low, high = (edges[filled[0]] - 1, edges[filled[-1] + 1] + 1) if len(filled) else (-5.0, 3.0)
+    axes.set_xticks([np.log(p / (1 - p)) for p in MARKED.values()], list(MARKED))
+    axes.set_xlim(max(edges[0], min(low, -5.0)), min(edges[-1], max(high, 3.0)))
+
     limit = np.log(threshold / (1 - threshold))
     axes.axvline(limit, color=INK, linewidth=0.9, linestyle=(0, (1, 3)))
     axes.set_yscale("log")
@@ -134,35 +138,18 @@ def loss_shares(what: str, names: Sequence[str], positive: ArrayLike, negative: 
     return figure
 
 
-def _curves(axes: Axes, x: np.ndarray, curves: Mapping[float, ArrayLike]) -> bool:
-    """Draws a line for each gamma, the largest first; whether there was any to draw."""
-    shown = False
-    for i, gamma in enumerate(sorted(curves, reverse=True)):
-        colour, line = LINES[i % len(LINES)]
+def _draw_curves(axes: Axes, x: np.ndarray, curves: Mapping[float, ArrayLike], what: str) -> None:
+    """A line for each gamma, the largest first, and a legend, the smallest first as in the paper."""
+    for (colour, style), gamma in zip(itertools.cycle(LINES), sorted(curves, reverse=True), strict=False):
         y = np.asarray(curves[gamma], dtype=np.float64)
         if np.isfinite(y).any():
-            axes.plot(x, y, linestyle=line, color=colour, linewidth=1.8, label=f"γ = {gamma:g}")
-            shown = True
-    return shown
-
-
-def _legend(axes: Axes, shown: bool, empty: str) -> None:
-    """The lines' names, the smallest gamma first as in the paper; or a word that there is nothing to see."""
-    if shown:
-        handles, labels = axes.get_legend_handles_labels()
-        axes.legend(
-            handles[::-1], labels[::-1], loc="upper left", frameon=False, fontsize=9, handlelength=3.2, labelcolor=INK
-        )
+            axes.plot(x, y, linestyle=style, color=colour, linewidth=1.8, label=f"γ = {gamma:g}")
+    lines, labels = axes.get_legend_handles_labels()
+    if lines:
+        look: dict[str, Any] = {"frameon": False, "fontsize": 9, "handlelength": 3.2, "labelcolor": INK}
+        axes.legend(lines[::-1], labels[::-1], loc="upper left", **look)
     else:
-        axes.text(0.5, 0.5, empty, transform=axes.transAxes, ha="center", va="center", color="#6b7280")
-
-
-def _mark_probabilities(axes: Axes, edges: np.ndarray, counts: np.ndarray) -> None:
-    """Names probabilities on an axis of logits, which is as long as there are windows, 0.01 to 0.9 at least."""
-    there = np.flatnonzero(counts)
-    low, high = (edges[there[0]] - 1, edges[there[-1] + 1] + 1) if len(there) else (-5.0, 3.0)
-    axes.set_xticks([np.log(p / (1 - p)) for p in MARKED.values()], list(MARKED))
-    axes.set_xlim(max(edges[0], min(low, -5.0)), min(edges[-1], max(high, 3.0)))
+        axes.text(0.5, 0.5, f"no {what} windows", transform=axes.transAxes, ha="center", va="center", color="#6b7280")
 
 
 def _bar_label(percent: float) -> str:

@@ -87,12 +87,8 @@ class FocalDiagnosis:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON; None for what there is nothing to compute from."""
-        values = {
-            "alpha": self.alpha,
-            "gamma": self.gamma,
-            "images": self.images,
-            "anchors": self.anchors,
-            "ignored_anchors": self.ignored_anchors,
+        facts = ("alpha", "gamma", "images", "anchors", "ignored_anchors")
+        values = {name: getattr(self, name) for name in facts} | {
             "share_of_positives": self.share(self.positive.loss),
             "positive": self.positive.to_dict(),
             "negative": self.negative.to_dict(),
