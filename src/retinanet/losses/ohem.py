@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from retinanet.anchors.nms import nms
@@ -94,15 +95,12 @@ class OHEM:
 def _losses_and_labels(raw: RawOutput, assignment: Assignment) -> tuple[Tensor, Tensor]:
     """Cross entropy of each anchor, -inf if ignored, and its label, -1 if negative: both (N, anchors) in flat order."""
     anchors = raw.lattice.num_anchors
-    negative = torch.zeros((), device=raw.logits[0].device)
     levels = []
     for logits in raw.logits:
-        images = []
-        for image in logits:  # one at a time, to hold little
-            loss = sigmoid_focal_loss(image.float(), negative, alpha=None, gamma=0)  # (A*K, H, W)
-            loss = loss.unflatten(0, (anchors, raw.num_classes)).sum(1)  # (A, H, W)
-            images.append(loss.permute(1, 2, 0).flatten())  # (H*W*A,)
-        levels.append(torch.stack(images))
+        # All as negatives, -log(1 - p) = softplus(x); one image at a time, to hold little:
+        # (A*K, H, W) -> (A, K, H, W) -> (A, H, W) -> (H*W*A,)
+        images = [F.softplus(image.float()).unflatten(0, (anchors, raw.num_classes)).sum(1) for image in logits]
+        levels.append(torch.stack([image.permute(1, 2, 0).flatten() for image in images]))
     losses = torch.cat(levels, dim=1)
     labels = torch.full_like(losses, -1, dtype=torch.int64)
     levels_of = zip(assignment.positives_by_level(), assignment.ignored_by_level(), raw.logits, strict=True)
@@ -110,6 +108,7 @@ def _losses_and_labels(raw: RawOutput, assignment: Assignment) -> tuple[Tensor, 
         image, anchor, y, x = index.unbind(1)
         flat = raw.lattice.index(torch.full_like(anchor, number), y, x, anchor, raw.grids)
         labels[image, flat] = label
+        # -log(p) = softplus(x) - x at the true class
         losses[image, flat] -= logits[image, anchor * raw.num_classes + label, y, x].float()
         image, anchor, y, x = ignored.unbind(1)
         losses[image, raw.lattice.index(torch.full_like(anchor, number), y, x, anchor, raw.grids)] = -torch.inf
