@@ -28,7 +28,7 @@ from retinanet.analysis.loss.curves import (
 )
 from retinanet.errors import UserError
 from retinanet.files import make_json_safe
-from retinanet.losses.detection import Assignment, check_labels
+from retinanet.losses.detection import check_labels
 from retinanet.losses.focal import FocalLoss, sigmoid_focal_loss
 from retinanet.plotting.html import format_percent
 from retinanet.types import Assignment, RawOutput
