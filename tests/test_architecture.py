@@ -7,7 +7,7 @@ import pytest
 
 HOUSE = Path(__file__).parents[1] / "src" / "retinanet"
 FLOORS = {
-    **{"types": 1, "boxes": 2, "losses": 3, "images": 3, "data": 4, "plot": 4, "model": 4, "weights": 5},
+    **{"types": 1, "files": 2, "boxes": 2, "losses": 3, "images": 3, "data": 4, "plot": 4, "model": 4, "weights": 5},
     **{"predict": 6, "evaluate": 7, "export": 8, "diagnose": 8, "benchmark": 9, "train": 9, "serve": 9, "cli": 10},
 }
 HOMES = {  # heavy library -> the only files or rooms that import it
