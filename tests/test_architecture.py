@@ -10,6 +10,7 @@ FLOORS = {
     **{
         "types": 1,
         "digest": 2,
+        "files": 2.5,
         "yaml_files": 2,
         "boxes": 2,
         "losses": 3,

@@ -262,8 +262,8 @@ def scripted(monkeypatch):
     def arrange(*aps):
         real, left = loop._evaluate, list(aps)
 
-        def evaluation(training):
-            report, found = real(training)
+        def evaluation(training, log):
+            report, found = real(training, log)
             return replace(report, metrics=replace(report.metrics, ap=left.pop(0))), found
 
         monkeypatch.setattr(loop, "_evaluate", evaluation)

@@ -181,14 +181,14 @@ def test_a_state_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch
     save_state(tmp_path, Progress(1), parts())
     before = (tmp_path / STATE).read_bytes()
 
-    def full(state, path):
-        Path(path).write_bytes(b"half")
-        raise OSError("no space left")
+    def full(state, file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(UserError, match=r"state\.pt cannot be written \(No space left on device\)"):
         save_state(tmp_path, Progress(2), parts())
-    assert (tmp_path / STATE).read_bytes() == before
+    assert (tmp_path / STATE).read_bytes() == before and [path.name for path in tmp_path.iterdir()] == [STATE]
 
 
 class Bomb:

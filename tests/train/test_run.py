@@ -385,8 +385,8 @@ def test_the_result_names_the_best_ap(data, tiny, tmp_path, monkeypatch):
     real = loop._evaluate
     aps = iter((0.5, 0.25))
 
-    def evaluation(training):
-        report, found = real(training)
+    def evaluation(training, log):
+        report, found = real(training, log)
         return replace(report, metrics=replace(report.metrics, ap=next(aps))), found
 
     monkeypatch.setattr(loop, "_evaluate", evaluation)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from retinanet import __version__
@@ -219,10 +220,11 @@ def test_a_failed_save_leaves_the_old_model(detector, folder, monkeypatch):
 
     def full(tensors, path, metadata):
         Path(path).write_bytes(b"half")
-        raise OSError("no space left on device")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(OSError, match="no space"):
+    message = r"model\.safetensors cannot be written \(No space left on device\)\. It takes about .* MB\. The disk has"
+    with pytest.raises(UserError, match=message):
         save_detector(folder, replace(detector, metrics={}))
     assert all((folder / name).read_bytes() == content for name, content in before.items())
     monkeypatch.undo()

@@ -349,7 +349,7 @@ def test_a_folder_that_cannot_be_written(state, tmp_path, monkeypatch):
     def full(*_args, **_options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("retinanet.weights.conversion.save_detector", full)
+    monkeypatch.setattr("retinanet.files.os.fsync", full)
     with pytest.raises(UserError, match=r"cannot be written .*No space left"):
         convert(weights, str(tmp_path / "model"))
     assert not list((tmp_path / "model").iterdir())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from retinanet import __version__
 
@@ -64,21 +65,28 @@ def _guarded(command: str, words: list[str]) -> int:
     from retinanet.types import Interrupted, UserError
 
     try:
-        return module.run(words) or 0
+        code = module.run(words) or 0
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
     except Interrupted as error:
-        print(f"retinanet {command}: {error}", file=sys.stderr)
-        return 130
+        return _stop(command, str(error), 130)
     except UserError as error:
-        print(f"retinanet {command}: {error}", file=sys.stderr)
-        return 2
+        return _stop(command, str(error), 2)
     except BrokenPipeError:  # whoever reads the output has seen enough, as head does
         sys.stdout = None  # or Python would complain when it flushes
         return 0
     except KeyboardInterrupt:
-        print(f"retinanet {command}: interrupted", file=sys.stderr)
-        return 130
+        return _stop(command, "interrupted", 130)
     except SystemExit as stop:  # --help, once it is printed
         return stop.code if isinstance(stop.code, int) else 0
+
+
+def _stop(command: str, reason: str, code: int) -> int:
+    """Say why a command stops; whoever reads may be gone, as ``tee`` is after Ctrl-C."""
+    with suppress(OSError):
+        print(f"retinanet {command}: {reason}", file=sys.stderr, flush=True)
+    return code
 
 
 if __name__ == "__main__":

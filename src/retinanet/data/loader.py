@@ -6,18 +6,19 @@ workers nor an interruption changes what the model sees.
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from retinanet.data.dataset import DetectionDataset
 from retinanet.data.transforms import Augment
+from retinanet.data.workers import ADVICE, read_batches, start_worker
 from retinanet.images.preprocess import Preprocess, batches_of_one_size
 from retinanet.types import Batch, Sample, Target, UserError
 
@@ -156,7 +157,19 @@ class Collate:
         good = [sample for sample in samples if isinstance(sample, Sample)]
         images, sizes = self.preprocess.pad([_pixels(sample) for sample in good])
         bare = tuple(replace(sample, image=None) for sample in good)
-        return Batch(images, sizes, tuple(sample.target for sample in good), bare)
+        targets = tuple(sample.target for sample in good)
+        if get_worker_info() is not None:
+            try:
+                _share(images, sizes, *(tensor for target in targets for tensor in vars(target).values()))
+            except (OSError, RuntimeError) as error:
+                return UserError(f"the shared memory for images is full ({error}). Enlarge /dev/shm, or {ADVICE}")
+        return Batch(images, sizes, targets, bare)
+
+
+def _share(*tensors: Tensor) -> None:
+    """Put tensors where the parent reads them; torch would do it in a thread that loses the batch if it fails."""
+    for tensor in tensors:
+        tensor.share_memory_()
 
 
 def _pixels(sample: Sample) -> Tensor:
@@ -171,11 +184,11 @@ def training_batches(
     augment: Augment,
     sampler: StepSampler,
     workers: int = 0,
-) -> Iterator[Batch]:
-    """The parts of the steps that ``sampler`` names, augmented.
+) -> Generator[Batch]:
+    """The parts of the steps that ``sampler`` names, augmented; close it to end its worker processes.
 
     Raises:
-        UserError: an image cannot be read.
+        UserError: an image cannot be read, or a worker has died (:class:`~retinanet.data.workers.WorkerLost`).
     """
     views = TrainingViews(dataset, preprocess, augment, sampler.seed)
     return _load(views, Collate(preprocess), workers, batch_sampler=sampler)
@@ -188,8 +201,8 @@ def evaluation_batches(
     batch_size: int,
     indices: Sequence[int],
     workers: int = 0,
-) -> Iterator[tuple[list[int], Batch]]:
-    """Samples, resized only, in batches that pad each image exactly as it is padded alone.
+) -> Generator[tuple[list[int], Batch]]:
+    """Samples, resized only, in batches that pad each image exactly as it is padded alone; close it to end its workers.
 
     So neither the batch size nor the other images change what the network sees of an image, and evaluation measures
     what prediction delivers.
@@ -205,30 +218,26 @@ def evaluation_batches(
         The indices of a batch, and the batch.
 
     Raises:
-        UserError: an image cannot be read.
+        UserError: an image cannot be read, or a worker has died (:class:`~retinanet.data.workers.WorkerLost`).
     """
     sizes = [preprocess.padded(*preprocess.size(*dataset.samples[index].size)) for index in indices]
     batches = [[indices[place] for place in places] for places in batches_of_one_size(sizes, batch_size)]
     views = EvaluationViews(dataset, preprocess)
-    return zip(batches, _load(views, Collate(preprocess), workers, batch_sampler=batches), strict=True)
+    with closing(_load(views, Collate(preprocess), workers, batch_sampler=batches)) as loaded:
+        yield from zip(batches, loaded, strict=True)
 
 
-def _load(views: Dataset[Sample | UserError], collate: Collate, workers: int, **how: Any) -> Iterator[Batch]:
+def _load(views: Dataset[Sample | UserError], collate: Collate, workers: int, **how: Any) -> Generator[Batch]:
     loader = DataLoader(
         views,
         collate_fn=collate,
         num_workers=workers,
-        worker_init_fn=_leave_signals_to_the_parent,
+        worker_init_fn=start_worker,
         pin_memory=torch.cuda.is_available() and workers > 0,
         **how,
     )
-    for batch in loader:
-        if isinstance(batch, UserError):
-            raise batch
-        yield batch
-
-
-def _leave_signals_to_the_parent(worker: int) -> None:
-    """A signal to the whole group stops the parent after its step; until then it needs its workers."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    with closing(read_batches(loader)) as batches:
+        for batch in batches:
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
@@ -167,13 +168,14 @@ def gate_shares(
     )
     console = Console(stderr=True)
     quiet = not console.is_terminal
-    for _, batch in track(batches, "why", total=len(dataset), console=console, transient=True, disable=quiet):
-        batch = batch.to(device)
-        with torch.inference_mode():
-            raw = detector.raw(batch)
-            height, width = batch.sizes[0].tolist()
-            sample = batch.samples[0]
-            shares.update(trace(raw, 0, batch.targets[0], (height, width), rule, matcher, original=sample.size))
+    with closing(batches):
+        for _, batch in track(batches, "why", total=len(dataset), console=console, transient=True, disable=quiet):
+            batch = batch.to(device)
+            with torch.inference_mode():
+                raw = detector.raw(batch)
+                height, width = batch.sizes[0].tolist()
+                sample = batch.samples[0]
+                shares.update(trace(raw, 0, batch.targets[0], (height, width), rule, matcher, original=sample.size))
     return shares.result()
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from retinanet.evaluate.coco import CocoMetrics
+from retinanet.files import write_atomically
 from retinanet.types import Detections, Sample, UserError
 
 
@@ -160,17 +159,8 @@ def _plain(value: Any) -> Any:
 
 
 def _write(path: Path, pieces: Iterable[str]) -> None:
-    """Writes beside ``path`` and moves into place: a reader finds the old file or the new one, never a part."""
-    draft = path.absolute().with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    def write(draft: Path) -> None:
         with draft.open("w", encoding="utf-8") as file:
             file.writelines(pieces)
-        os.replace(draft, path)
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"{path} cannot be written ({reason}): choose a file in a folder you may write to") from None
-    finally:
-        # still there only if it did not become ``path``
-        with suppress(OSError):
-            draft.unlink()
+
+    write_atomically(path, write)

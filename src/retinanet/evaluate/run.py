@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -129,27 +129,28 @@ def one_pass(
     batches = evaluation_batches(
         dataset, preprocess=detector.preprocess, batch_size=batch_size, indices=indices, workers=workers
     )
-    for places, batch in batches:
-        began = time.perf_counter()
-        batch = batch.to(device)
-        with torch.inference_mode(), autocast():
-            raw = detector.raw(batch)
-        with torch.inference_mode():
-            assignment = criterion.assign(raw.lattice, raw.grids, batch.targets)
-            losses = criterion(raw, batch.targets, assignment, normaliser=1.0)
-            detections = detector.detections(raw, batch)
-            if watch is not None:
-                watch(places, raw, batch, assignment)
-        sums += torch.tensor(
-            [
-                float(losses.classification),
-                float(losses.box),
-                criterion.count(assignment, len(batch)),
-                time.perf_counter() - began,
-            ],
-            dtype=torch.float64,
-        )
-        found.update(zip(places, detections, strict=True))
+    with closing(batches):
+        for places, batch in batches:
+            began = time.perf_counter()
+            batch = batch.to(device)
+            with torch.inference_mode(), autocast():
+                raw = detector.raw(batch)
+            with torch.inference_mode():
+                assignment = criterion.assign(raw.lattice, raw.grids, batch.targets)
+                losses = criterion(raw, batch.targets, assignment, normaliser=1.0)
+                detections = detector.detections(raw, batch)
+                if watch is not None:
+                    watch(places, raw, batch, assignment)
+            sums += torch.tensor(
+                [
+                    float(losses.classification),
+                    float(losses.box),
+                    criterion.count(assignment, len(batch)),
+                    time.perf_counter() - began,
+                ],
+                dtype=torch.float64,
+            )
+            found.update(zip(places, detections, strict=True))
     found, sums = _join(found, sums)
     classification, box, count, seconds = sums.tolist()
     loss = {"classification": classification / max(count, 1), "box": box / max(count, 1)}

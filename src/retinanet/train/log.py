@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from retinanet.files import explain_failed_write
 
 COLUMNS = (
     "step",
@@ -28,6 +31,14 @@ COLUMNS = (
 )
 
 
+class _Console(Console):
+    """A console whose reader may leave, such as ``tee`` at Ctrl-C: the run goes on and is saved, unheard."""
+
+    def on_broken_pipe(self) -> None:
+        """Say no more; rich would end the process."""
+        self.quiet = True
+
+
 class RunLog:
     """Writes the log of a run; only rank 0 has one that speaks.
 
@@ -39,7 +50,7 @@ class RunLog:
     """
 
     def __init__(self, folder: Path, *, total: int, start: int = 0, enabled: bool = True) -> None:
-        self.console = Console(stderr=True, quiet=not enabled)
+        self.console = _Console(stderr=True, quiet=not enabled)
         self.path = folder / "log.csv"
         self.enabled = enabled
         self.rows: list[dict[str, str]] = []
@@ -85,7 +96,8 @@ class RunLog:
 
     def say(self, text: str) -> None:
         """A line for the person."""
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        with suppress(OSError):  # the terminal is gone
+            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def __enter__(self) -> RunLog:
         self._progress.start()
@@ -94,7 +106,8 @@ class RunLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        with suppress(OSError):  # the terminal is gone
+            self._progress.stop()
         if self._board is not None:
             self._board.close()
 
@@ -103,15 +116,16 @@ class RunLog:
             return
         line = {key: _text(row.get(key)) for key in COLUMNS}
         self.rows.append(line)
-        with self.path.open("a", newline="") as file:
-            csv.DictWriter(file, COLUMNS).writerow(line)
-        if self._board is not None:
-            for key, value in row.items():
-                if key not in ("step", "epoch"):
-                    self._board.add_scalar(key, value, row["step"])
+        with explain_failed_write(self.path):
+            with self.path.open("a", newline="") as file:
+                csv.DictWriter(file, COLUMNS).writerow(line)
+            if self._board is not None:
+                for key, value in row.items():
+                    if key not in ("step", "epoch"):
+                        self._board.add_scalar(key, value, row["step"])
 
     def _rewrite(self) -> None:
-        with self.path.open("w", newline="") as file:
+        with explain_failed_write(self.path), self.path.open("w", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
             writer.writerows(self.rows)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +21,7 @@ from torch.optim.swa_utils import AveragedModel
 from retinanet.data.dataset import DetectionDataset
 from retinanet.data.loader import StepSampler, training_batches
 from retinanet.data.transforms import Augment
+from retinanet.data.workers import WorkerLost
 from retinanet.evaluate.coco import coco_metrics
 from retinanet.evaluate.report import EvaluationResult, save_coco_results
 from retinanet.evaluate.run import one_pass
@@ -27,11 +30,11 @@ from retinanet.losses.focal import FocalLoss, expected_initial_loss
 from retinanet.model.retinanet import RetinaNet
 from retinanet.train.config import OptimConfig, RunConfig
 from retinanet.train.log import RunLog
-from retinanet.train.ranks import on_any, summed
+from retinanet.train.ranks import noticing_lost_ranks, on_any, summed
 from retinanet.train.resume import Progress, save_state
 from retinanet.train.schedule import lr_factor, set_lr
 from retinanet.train.stop import GradientWatch, stop_if_not_finite, stop_requested
-from retinanet.types import Batch, Detections, Interrupted, RawOutput
+from retinanet.types import Batch, Detections, Interrupted, RawOutput, UserError
 from retinanet.weights.checkpoint import Detector, save_detector
 
 FIRST_LOSS_TOLERANCE = 0.1
@@ -88,7 +91,8 @@ def fit(training: Training, progress: Progress, log: RunLog) -> Progress:
     """Train from ``progress`` to the end of the sampler, or until patience runs out.
 
     Raises:
-        UserError: a loss is not finite; the batch is saved beside the log.
+        UserError: a loss is not finite (the batch is saved beside the log), a file cannot be written, or a process of
+            the run has died (after the state was saved, where a process that reads images died).
         Interrupted: after SIGINT or SIGTERM, with the state saved.
     """
     sampler, fabric = training.sampler, training.fabric
@@ -100,7 +104,7 @@ def fit(training: Training, progress: Progress, log: RunLog) -> Progress:
         workers=training.run.workers,
     )
     watch = GradientWatch(min(training.optim.warmup, sampler.stop // 10))
-    with log, stop_requested() as stop:
+    with noticing_lost_ranks(fabric), log, closing(batches), stop_requested() as stop:
         for step in range(progress.step, sampler.stop):
             if training.run.patience and progress.stale >= training.run.patience:
                 log.say(f"stopped early: no better AP in {progress.stale} evaluations")
@@ -108,7 +112,10 @@ def fit(training: Training, progress: Progress, log: RunLog) -> Progress:
             began = time.perf_counter()
             torch.manual_seed(sampler.seed * 1_000_003 + step)  # what is random in the net depends on the step alone
             lr = set_lr(training.optimizer, learning_rate_factor(training, step))
-            parts = [batch.to(fabric.device) for batch in islice(batches, sampler.parts)]
+            try:
+                parts = [batch.to(fabric.device) for batch in islice(batches, sampler.parts)]
+            except WorkerLost as error:
+                raise _stop_without(error, training, progress, asked=stop.is_set()) from None
             losses, norm = train_step(training, parts, step)
             progress.step = step + 1
             seconds = time.perf_counter() - began
@@ -123,11 +130,29 @@ def fit(training: Training, progress: Progress, log: RunLog) -> Progress:
             elif progress.step % training.run.save_every == 0 or stopping:
                 save(training, progress)
             if stopping and progress.step < sampler.stop:
-                raise Interrupted(
-                    f"stopped after step {progress.step} of {sampler.stop}; the state is saved. "
-                    f"Go on with: retinanet train --config {training.folder}/config.yaml --resume"
-                )
+                raise _interruption(training, progress)
     return progress
+
+
+def _stop_without(lost: WorkerLost, training: Training, progress: Progress, *, asked: bool) -> UserError:
+    """Save what was learned before a worker was lost, and say it; a signal to the whole group ends workers too."""
+    if not progress.step:
+        return lost
+    if training.fabric.is_global_zero:  # no barrier: the other ranks wait for this one in their step
+        save_state(training.folder, progress, training.parts())
+    if asked:
+        return _interruption(training, progress)
+    return UserError(
+        f"{lost}. The state after step {progress.step} is saved; go on with: "
+        f"retinanet train --config {training.folder}/config.yaml --resume"
+    )
+
+
+def _interruption(training: Training, progress: Progress) -> Interrupted:
+    return Interrupted(
+        f"stopped after step {progress.step} of {training.sampler.stop}; the state is saved. "
+        f"Go on with: retinanet train --config {training.folder}/config.yaml --resume"
+    )
 
 
 def train_step(training: Training, parts: Sequence[Batch], step: int) -> tuple[Losses, float]:
@@ -213,7 +238,7 @@ def finish_epoch(training: Training, progress: Progress, log: RunLog) -> None:
     sampler, fabric = training.sampler, training.fabric
     epoch = -(-progress.step // sampler.steps_per_epoch)
     if epoch % training.run.evaluate_every == 0 or progress.step == sampler.stop:
-        report, detections = _evaluate(training)
+        report, detections = _evaluate(training, log)
         metrics = report.metrics
         ap = -1.0 if math.isnan(metrics.ap) else metrics.ap
         best = ap > progress.best or progress.best < 0
@@ -273,17 +298,22 @@ def check_first_loss(training: Training, parts: Sequence[Batch], losses: Losses,
         )
 
 
-def _evaluate(training: Training) -> tuple[EvaluationResult, list[Detections]]:
+def _evaluate(training: Training, log: RunLog) -> tuple[EvaluationResult, list[Detections]]:
     dataset = training.val_set
-    result = one_pass(
+    measure = partial(
+        one_pass,
         replace(training.detector, net=training.best_net),
         dataset,
         device=training.fabric.device,
         criterion=training.criterion,
         batch_size=max(1, training.sampler.batch_size // training.sampler.parts // training.sampler.world),
-        workers=training.run.workers,
         autocast=training.fabric.autocast,
     )
+    try:
+        result = measure(workers=training.run.workers)
+    except WorkerLost as error:  # the epoch must not be lost
+        log.say(f"{error}. This evaluation is done again without such processes")
+        result = measure(workers=0)
     training.net.train()
     metrics = coco_metrics(dataset.samples, result.detections, dataset.class_names, category_ids=dataset.category_ids)
     about = {"run": str(training.folder), "data": dataset.name}

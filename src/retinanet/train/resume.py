@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import Any
 
 import torch
 
-from retinanet.digest import check_seal, seal
+from retinanet.digest import check_seal
+from retinanet.files import write_tensors
 from retinanet.types import UserError
 
 STATE = "state.pt"
@@ -38,12 +38,12 @@ def save_state(folder: Path, progress: Progress, parts: dict[str, Any]) -> None:
         folder: of the run.
         progress: how far it is.
         parts: name -> object with ``state_dict()``.
+
+    Raises:
+        UserError: the file cannot be written; an earlier state is still there.
     """
-    temporary = folder / (STATE + ".part")
     states = {name: part.state_dict() for name, part in parts.items()}
-    torch.save({"progress": vars(progress), **states}, temporary)
-    seal(temporary)
-    os.replace(temporary, folder / STATE)
+    write_tensors(folder / STATE, {"progress": vars(progress), **states})
 
 
 def load_state(folder: Path, parts: dict[str, Any]) -> Progress:

@@ -16,7 +16,9 @@ from retinanet.boxes.matching import Matcher
 from retinanet.data.dataset import DetectionDataset
 from retinanet.data.loader import StepSampler
 from retinanet.data.transforms import Augment
+from retinanet.data.workers import end_if_imported_by_a_worker
 from retinanet.diagnose.anchors import audit
+from retinanet.files import explain_failed_write, write_atomically
 from retinanet.model.postprocess import Postprocess
 from retinanet.plot.figures import save_figure, training_curves
 from retinanet.train.config import ImageConfig, LossConfig, OptimConfig, RunConfig, plain
@@ -97,9 +99,11 @@ def train(
         run: devices, precision, saving.
 
     Raises:
-        UserError: a mistake in the data or the options; nothing has been written then.
+        UserError: a mistake in the data or the options, with nothing written; later a loss that is not finite, a full
+            disk, a process of the run that died. Interrupted: after SIGINT or SIGTERM, with the state saved.
     """
     config = {key: value for key, value in locals().items() if key != "resume"}
+    end_if_imported_by_a_worker()
     if epochs < 1 or batch_size < 1 or not 0 <= seed < 2**32:
         raise UserError(
             f"expected epochs and batch_size >= 1 and seed >= 0 (below 2**32), got {epochs}, {batch_size} and {seed}"
@@ -126,7 +130,7 @@ def train(
     log = RunLog(folder, total=training.sampler.stop, start=progress.step, enabled=fabric.is_global_zero)
     progress = fit(training, progress, log)
     if fabric.is_global_zero:
-        save_figure(training_curves(read_log(folder / "log.csv")), folder / "curves.png")
+        save_curves(folder)
     return TrainResult(folder, progress.best if progress.best >= 0 else float("nan"), progress.step)
 
 
@@ -211,10 +215,15 @@ def anchor_lines(training: Training, data: str) -> list[str]:
     return lines
 
 
+def save_curves(folder: Path) -> None:
+    """Draw the log of a run as its ``curves.png``."""
+    with explain_failed_write(folder / "curves.png"):
+        save_figure(training_curves(read_log(folder / "log.csv")), folder / "curves.png")
+
+
 def write_start(folder: Path, config: Mapping[str, Any], moved: Transfer | None) -> None:
     """Make the folder of a run: its options, and what became of each tensor of the model that it starts from."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(dump_plain(plain(config)), encoding="utf-8")
+    write_atomically(folder / "config.yaml", dump_plain(plain(config)))
     if moved is not None:
         text = f"weights from {config['model']}\n{moved.summary()}\n\n{moved.report()}\n"
-        (folder / "transfer.txt").write_text(text, encoding="utf-8")
+        write_atomically(folder / "transfer.txt", text)

@@ -81,11 +81,14 @@ def check_images(*datasets: DetectionDataset) -> None:
 
     images = [(dataset, index) for dataset in datasets for index in range(len(dataset))]
     console = Console(stderr=True)
-    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+    pool = ThreadPoolExecutor(min(16, os.cpu_count() or 1))
+    try:
         sizes = pool.map(read, images)
         quiet = not console.is_terminal
         for _ in track(sizes, "reading every image once", len(images), console=console, transient=True, disable=quiet):
             pass
+    finally:
+        pool.shutdown(cancel_futures=True)  # at Ctrl-C, do not read the others first
 
 
 def build_detector(
@@ -243,6 +246,11 @@ def check_output(folder: Path, config: Mapping[str, Any], *, resume: bool) -> No
     Raises:
         UserError: the folder holds a run and ``resume`` is off, or there is none to resume, or its options differ.
     """
+    if (folder / CONFIG).exists() and not (folder / STATE).exists():
+        raise UserError(
+            f"{folder} holds a model without the state of its run ({STATE}), so the run cannot go on. Choose another "
+            f"--output; to start from this model: --model {folder}"
+        )
     if not resume:
         if any((folder / name).exists() for name in (CONFIG, STATE)):
             raise UserError(

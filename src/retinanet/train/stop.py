@@ -12,9 +12,9 @@ from pathlib import Path
 from statistics import median
 from types import FrameType
 
-import torch
 from lightning_fabric import Fabric
 
+from retinanet.files import write_tensors
 from retinanet.train.ranks import on_any
 from retinanet.types import Batch, UserError
 
@@ -120,13 +120,11 @@ def _file(folder: Path, fabric: Fabric, batches: Sequence[Batch], number: int) -
 
 def _save(batch: Batch, path: Path) -> Path:
     """Plain tensors and strings, so that ``torch.load`` reads them with ``weights_only=True``."""
-    torch.save(
-        {
-            "images": batch.images.cpu(),
-            "sizes": batch.sizes,
-            "targets": [vars(target) for target in batch.targets],
-            "paths": [str(sample.path) for sample in batch.samples],
-        },
-        path,
-    )
+    content = {
+        "images": batch.images.cpu(),
+        "sizes": batch.sizes,
+        "targets": [vars(target) for target in batch.targets],
+        "paths": [str(sample.path) for sample in batch.samples],
+    }
+    write_tensors(path, content)
     return path

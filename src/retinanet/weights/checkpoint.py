@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -20,6 +21,7 @@ from retinanet import __version__
 from retinanet.boxes.coding import BoxCoder
 from retinanet.boxes.lattice import AnchorLattice
 from retinanet.digest import file_sha256
+from retinanet.files import tensor_bytes, write_atomically
 from retinanet.images.preprocess import Preprocess
 from retinanet.model.postprocess import Postprocess
 from retinanet.model.presets import Architecture
@@ -88,8 +90,10 @@ def save_detector(folder: Path, detector: Detector, tensors: Mapping[str, Tensor
         folder: made if need be.
         detector: what to save.
         tensors: weights to save in place of those of ``detector.net``, such as their moving average.
+
+    Raises:
+        UserError: a file cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     config = {
         "format": FORMAT,
         "library_version": __version__,
@@ -103,15 +107,25 @@ def save_detector(folder: Path, detector: Detector, tensors: Mapping[str, Tensor
     }
     state = detector.net.state_dict() if tensors is None else tensors
     contiguous = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-    temporary = folder / (TENSORS + ".part")
-    save_file(contiguous, temporary, metadata={"format": "pt"})
-    digest = file_sha256(temporary)
-    with contextlib.suppress(UserError):  # there is no model yet, or none that can be read
-        previous = read_config(folder)
-        if DIGESTS in previous:
-            _write_config(folder, {**previous, DIGESTS: [*previous[DIGESTS], digest]})
-    os.replace(temporary, folder / TENSORS)
-    _write_config(folder, {**config, DIGESTS: [digest]})
+
+    digests: list[str] = []
+
+    def write(draft: Path) -> None:
+        try:
+            save_file(contiguous, draft, metadata={"format": "pt"})
+        except SafetensorError as error:
+            number = re.search(r"os error (\d+)", str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from None
+        digests.append(file_sha256(draft))
+        with contextlib.suppress(UserError):  # there is no model yet, or none that can be read
+            previous = read_config(folder)
+            if DIGESTS in previous:
+                _write_config(folder, {**previous, DIGESTS: [*previous[DIGESTS], *digests]})
+
+    write_atomically(folder / TENSORS, write, size=tensor_bytes(contiguous))
+    _write_config(folder, {**config, DIGESTS: digests})
 
 
 def save_thresholds(folder: str | Path, thresholds: Mapping[str, float]) -> None:
@@ -127,16 +141,11 @@ def save_thresholds(folder: str | Path, thresholds: Mapping[str, float]) -> None
     config, folder = read_config(folder), Path(folder)
     checked = _thresholds(thresholds, config["class_names"])
     config.pop("thresholds", None)
-    try:
-        _write_config(folder, {**config, **({"thresholds": checked} if checked else {})})
-    except OSError as error:
-        raise UserError(f"{folder / CONFIG} cannot be written ({error}). Use a copy of the model folder") from None
+    _write_config(folder, {**config, **({"thresholds": checked} if checked else {})})
 
 
 def _write_config(folder: Path, config: Mapping[str, Any]) -> None:
-    temporary = folder / (CONFIG + ".part")
-    temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, folder / CONFIG)
+    write_atomically(folder / CONFIG, json.dumps(config, indent=2) + "\n")
 
 
 def load_detector(folder: str | Path) -> Detector:

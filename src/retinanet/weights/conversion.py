@@ -9,8 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
+from retinanet.files import write_atomically
 from retinanet.types import UserError
 from retinanet.weights.checkpoint import Detector, save_detector
 from retinanet.weights.files import WeightsFile
@@ -97,13 +96,9 @@ def save_conversion(done: Conversion, folder: Path) -> None:
     Raises:
         UserError: the folder cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_detector(folder, done.detector)
-        (folder / f"{REPORT}.txt").write_text(done.report() + "\n", encoding="utf-8")
-        (folder / f"{REPORT}.json").write_text(json.dumps(done.to_json(), indent=1) + "\n", encoding="utf-8")
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{folder} cannot be written ({error}). Choose another folder") from None
+    save_detector(folder, done.detector)
+    write_atomically(folder / f"{REPORT}.txt", done.report() + "\n")
+    write_atomically(folder / f"{REPORT}.json", json.dumps(done.to_json(), indent=1) + "\n")
 
 
 def check_writable(target: Path) -> None:

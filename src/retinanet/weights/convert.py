@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from retinanet.data.files import read_text
+from retinanet.files import write_tensors
 from retinanet.model.presets import Architecture
 from retinanet.types import UserError
 from retinanet.weights import detectron2, mmdetection, odtk, torchvision, yhenon
@@ -221,14 +222,7 @@ def to_torchvision_file(weights: str, target: Path, to: str, *, overwrite: bool)
     state = torchvision.to_torchvision(detector)
     # Counted again as torchvision's loader will see it; its path is only for messages.
     parity = compare(detector, WeightsFile(target, state, {}, "", ()), torchvision.slots_of(detector.class_names))
-    temporary = target.with_name(target.name + ".part")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(state, temporary)
-        temporary.replace(target)
-    except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"{target} cannot be written ({error})") from None
+    write_tensors(target, state)
     return "\n".join(
         [
             f"tensors        {len(state)} written to {target}",

@@ -1,0 +1,113 @@
+"""Writing results whole or not at all: every file that a run replaces is written here."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from retinanet.digest import seal
+from retinanet.types import UserError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def write_atomically(
+    path: str | Path, content: str | bytes | Callable[[Path], object], *, size: int | None = None
+) -> None:
+    """Write a file beside ``path`` and move it into place: a reader finds the old file or the new one, never a part.
+
+    The bytes are on the disk before the move, so a power cut leaves no empty file. The draft is removed on any error.
+    The file has the permissions that the umask leaves, whoever writes it.
+
+    Args:
+        path: of the file; missing folders are made.
+        content: text (saved as UTF-8), bytes, or a function that writes the file whose path it is given.
+        size: roughly how many bytes a function writes, for the message.
+
+    Raises:
+        UserError: the file cannot be written, with the path, the reason and the room that it takes. Other errors of
+            the function pass through.
+    """
+    path = Path(path)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
+    if isinstance(content, str):
+        content = content.encode()
+    try:
+        with explain_failed_write(path, size if callable(content) else len(content)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            draft.touch()
+            mode = draft.stat().st_mode
+            if callable(content):
+                content(draft)
+            else:
+                draft.write_bytes(content)
+            draft.chmod(mode)  # safetensors writes with 0600
+            with draft.open("rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(draft, path)
+    finally:
+        with suppress(OSError):  # there is a draft only after an error
+            draft.unlink()
+
+
+def write_tensors(path: Path, content: Mapping[str, Any]) -> None:
+    """``torch.save`` of plain containers of tensors, whole or not at all, with a seal by which damage is noticed.
+
+    Raises:
+        UserError: as :func:`write_atomically`.
+    """
+    import torch
+
+    def write(draft: Path) -> None:
+        with draft.open("wb") as file:  # given a path, torch says neither what failed nor why
+            torch.save(content, file)
+        seal(draft)
+
+    write_atomically(path, write, size=tensor_bytes(content))
+
+
+def tensor_bytes(content: Any) -> int:
+    """Bytes of the tensors in nested containers, which is nearly what their file takes."""
+    if isinstance(content, Mapping):
+        content = list(content.values())
+    if isinstance(content, Sequence) and not isinstance(content, str | bytes):
+        return sum(map(tensor_bytes, content))
+    return getattr(content, "nbytes", 0)
+
+
+@contextmanager
+def explain_failed_write(path: Path, size: int | None = None) -> Iterator[None]:
+    """Turn the error of a write into a message; ``torch.save`` raises a RuntimeError with an OSError behind it.
+
+    Args:
+        path: what is written.
+        size: roughly how many bytes it takes.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        reason = cause.strerror or str(cause)
+        if cause.errno not in FULL:
+            raise UserError(f"{path} cannot be written ({reason}). Choose another place") from None
+        takes = f"It takes about {_megabytes(size)}. " if size else ""
+        with suppress(OSError):
+            takes += f"The disk has {_megabytes(shutil.disk_usage(path.parent).free)} free. "
+        raise UserError(
+            f"{path} cannot be written ({reason}). {takes}Make room (look at quotas and limits too) or choose another "
+            "place; what was saved before is whole"
+        ) from None
+
+
+def _megabytes(size: int) -> str:
+    return f"{max(size / 1e6, 0.1):.1f} MB"
