@@ -26,8 +26,8 @@ from statistics import median
 
 import retinanet  # whose parts are imported when they are used: a process without torch stays so
 from retinanet.deploy.stopwatch import machine
-from retinanet.inference.exported import exported_file
 from retinanet.inference.predict import find_images
+from retinanet.spec import exported_file
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from retinanet.deploy.competitors import TimedPostprocess
 from retinanet.deploy.onnx import write_onnx
 from retinanet.deploy.openvino import write_openvino
 from retinanet.deploy.stopwatch import Seconds, Spread, interleaved, machine
-from retinanet.detector import Detector, load_detector
+from retinanet.detector import Detector
 from retinanet.images.arrays import pad_arrays
 from retinanet.images.io import read_pixels
 from retinanet.inference.backend import Backend, ExportedModel, cores
@@ -94,7 +94,7 @@ def our_model(model: RetinaNet, size: int, folder: Path) -> Detector:
     torch.save(model.state_dict(), folder / "weights.pth")
     changes = {"short": size, "long": size, "compat": {"resampling": "antialiased"}}
     convert(str(folder / "weights.pth"), str(folder / "model"), preprocess=changes)
-    return load_detector(folder / "model")
+    return Detector.load(folder / "model")
 
 
 def graphs(detector: Detector, folder: Path, only: list[str]) -> dict[str, ExportedModel]:
@@ -106,7 +106,7 @@ def graphs(detector: Detector, folder: Path, only: list[str]) -> dict[str, Expor
     for name, kind, raw in wanted:
         runtime, precision = kind.rsplit(maxsplit=1)
         writer, file = {"OpenVINO": (write_openvino, "model.xml"), "ONNX Runtime": (write_onnx, "model.onnx")}[runtime]
-        card = Card(detector.class_names, detector.preprocess, precision=precision, raw=raw)
+        card = Card(detector.spec.class_names, detector.spec.preprocess, precision=precision, raw=raw)
         path = folder / name.replace(" ", "-") / file
         path.parent.mkdir()
         print(f"writing {name}", flush=True)
@@ -166,7 +166,7 @@ def entries(only: list[str], size: int, folder: Path) -> dict[str, Entry]:
     found = {PEER: peer_entry(model, image)}
     for name in (name for name in only if name.startswith("torch ")):
         inner: dict[str, float] = {}
-        timed = TimedPostprocess(**vars(detector.postprocess), inner=inner)
+        timed = TimedPostprocess(**vars(detector.spec.postprocess), inner=inner)
         backend = TorchBackend(replace(detector, postprocess=timed), device="cpu", precision=name.split()[1])
         found[name] = our_entry(backend, pixels, inner)
     exported = [name for name in only if not name.startswith("torch ")]

@@ -88,7 +88,7 @@ def main() -> None:
     options = parser.parse_args()
     logging.basicConfig(format="%(message)s")
     dataset, predictor = load_dataset(options.data, options.split), Predictor.load(options.model)
-    rule, names = predictor.backend.preprocess, dataset.class_names
+    rule, names = predictor.backend.spec.preprocess, dataset.class_names
     scale = statistics.median(rule.size(*sample.size)[0] / sample.size[0] for sample in dataset.samples)
     begin = time.perf_counter()
     alone = coco_metrics(dataset.samples, [predictor(sample.path) for sample in dataset.samples], names)

@@ -16,7 +16,7 @@ from retinanet import __version__
 from retinanet import detector as checkpoint
 from retinanet.anchors.coding import BoxCoder
 from retinanet.anchors.lattice import AnchorLattice, LatticeCompat
-from retinanet.detector import Detector, load_detector, read_config, save_detector, save_thresholds
+from retinanet.detector import Detector, read_config, save_detector, save_thresholds
 from retinanet.errors import UserError
 from retinanet.images.preprocess import Preprocess, PreprocessCompat
 from retinanet.model.postprocess import Postprocess, PostprocessCompat
@@ -87,7 +87,7 @@ def folder(detector, tmp_path):
 
 def refused(folder, match):
     with pytest.raises(UserError, match=match):
-        load_detector(folder)
+        Detector.load(folder)
 
 
 def change_config(folder, **changes):
@@ -121,9 +121,9 @@ def test_nothing_has_its_default():
 
 @torch.no_grad()
 def test_round_trip(detector, folder):
-    loaded = load_detector(str(folder))
+    loaded = Detector.load(str(folder))
     assert replace(loaded, net=detector.net) == detector
-    assert hash(loaded.architecture) == hash(detector.architecture)  # tuples have not become lists
+    assert hash(loaded.spec.architecture) == hash(detector.spec.architecture)  # tuples have not become lists
     mine, theirs = detector.net.state_dict(), loaded.net.state_dict()
     assert mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in mine)
     assert not any(module.training for module in loaded.net.modules())
@@ -171,7 +171,7 @@ def test_files_are_plain(detector, folder):
 
 def test_thresholds_are_optional(detector, folder, tmp_path):
     change_config(folder, thresholds=None)  # as written before there were any
-    assert load_detector(folder).thresholds == {}
+    assert Detector.load(folder).thresholds == {}
     save_detector(tmp_path / "none", replace(detector, thresholds={}))
     assert "thresholds" not in read_config(tmp_path / "none")
 
@@ -180,7 +180,7 @@ def test_thresholds_are_replaced_and_nothing_else(folder):
     config, tensors = read_config(folder), (folder / "model.safetensors").read_bytes()
     save_thresholds(folder, {"Ameise": 1, "cow 3": 0.1})
     assert read_config(folder) == {**config, "thresholds": {"Ameise": 1.0, "cow 3": 0.1}}
-    assert load_detector(folder).thresholds == {"Ameise": 1.0, "cow 3": 0.1}
+    assert Detector.load(folder).thresholds == {"Ameise": 1.0, "cow 3": 0.1}
     save_thresholds(str(folder), {})
     assert read_config(folder) == {key: value for key, value in config.items() if key != "thresholds"}
     assert (folder / "model.safetensors").read_bytes() == tensors
@@ -211,7 +211,7 @@ def test_other_weights_in_place_of_the_nets(detector, tmp_path):
     average = {key: value + 1 for key, value in detector.net.state_dict().items()}
     average["fpn.output.p3.weight"] = average["fpn.output.p3.weight"].contiguous(memory_format=torch.channels_last)
     save_detector(tmp_path, detector, average)
-    loaded = load_detector(tmp_path).net.state_dict()
+    loaded = Detector.load(tmp_path).net.state_dict()
     assert all(torch.equal(loaded[key], value) for key, value in average.items())
 
 
@@ -229,7 +229,7 @@ def test_a_failed_save_leaves_the_old_model(detector, folder, monkeypatch):
     assert all((folder / name).read_bytes() == content for name, content in before.items())
     monkeypatch.undo()
     save_detector(folder, replace(detector, metrics={"AP": 0.6}))
-    assert load_detector(folder).metrics == {"AP": 0.6} and len(list(folder.iterdir())) == 2
+    assert Detector.load(folder).metrics == {"AP": 0.6} and len(list(folder.iterdir())) == 2
 
 
 def test_no_model(tmp_path):
@@ -268,7 +268,7 @@ def test_every_flipped_bit_is_noticed(folder):
         path.write_bytes(changed)
         refused(folder, r"model\.safetensors is damaged or was replaced: .*recorded.*delete the entry weights_sha256")
     path.write_bytes(content)
-    load_detector(folder)
+    Detector.load(folder)
 
 
 def test_weights_replaced_on_purpose(detector, folder):
@@ -276,7 +276,7 @@ def test_weights_replaced_on_purpose(detector, folder):
     save_file(tensors, folder / "model.safetensors")
     refused(folder, "was replaced")
     change_config(folder, weights_sha256=None)  # as in a folder that was written before there were digests
-    loaded = load_detector(folder).net.state_dict()
+    loaded = Detector.load(folder).net.state_dict()
     assert all(torch.equal(loaded[key], value) for key, value in tensors.items())
 
 
@@ -314,11 +314,11 @@ def test_a_save_killed_between_two_files(detector, folder, monkeypatch, digest, 
             patch.setattr(os, "replace", replace_or_die)
             with contextlib.suppress(Killed):
                 save_detector(folder, detector, {**state, key: possible[-1]})
-        loaded = load_detector(folder).net.state_dict()[key]
+        loaded = Detector.load(folder).net.state_dict()[key]
         assert any(torch.equal(loaded, one) for one in possible)
     save_detector(folder, detector)
     assert len(read_config(folder)["weights_sha256"]) == 1 and len(list(folder.iterdir())) == 2
-    assert torch.equal(load_detector(folder).net.state_dict()[key], possible[0])
+    assert torch.equal(Detector.load(folder).net.state_dict()[key], possible[0])
 
 
 def test_a_model_replaced_while_it_is_read(detector, folder, monkeypatch):
@@ -331,7 +331,7 @@ def test_a_model_replaced_while_it_is_read(detector, folder, monkeypatch):
 
     monkeypatch.setattr(checkpoint, "file_sha256", hash_later)
     before = read_config(folder)["weights_sha256"]
-    load_detector(folder)
+    Detector.load(folder)
     assert read_config(folder)["weights_sha256"] != before
 
 
@@ -384,13 +384,13 @@ def test_format_1(detector, folder, rounded, rounding):
     del config["architecture"]["coder"]["clamp_below"]
     config["architecture"]["anchors"]["rounded"] = rounded
     (folder / "config.json").write_text(json.dumps(config | {"format": 1}))
-    loaded = load_detector(folder)
+    loaded = Detector.load(folder)
     anchors = replace(ARCHITECTURE.anchors, compat=LatticeCompat(rounding=rounding))
     coder = replace(ARCHITECTURE.coder, clamp_below=False)
     old = replace(ARCHITECTURE, anchors=anchors, coder=coder, stride_in_1x1=False, norm_eps=None)
-    assert loaded.architecture == old and loaded.net.lattice == anchors
-    assert loaded.preprocess == replace(PREPROCESS, compat=PreprocessCompat())
-    assert loaded.postprocess == replace(POSTPROCESS, compat=PostprocessCompat())
+    assert loaded.spec.architecture == old and loaded.net.lattice == anchors
+    assert loaded.spec.preprocess == replace(PREPROCESS, compat=PreprocessCompat())
+    assert loaded.spec.postprocess == replace(POSTPROCESS, compat=PostprocessCompat())
     state = detector.net.state_dict()
     assert all(torch.equal(value, state[key]) for key, value in loaded.net.state_dict().items())
     save_detector(folder, loaded)
@@ -405,7 +405,7 @@ def test_a_folder_from_before_compat(folder):
     anchors |= anchors.pop("compat")
     assert {"rounding", "inclusive", "floor_strides", "spacing"} < anchors.keys()
     (folder / "config.json").write_text(json.dumps(config))
-    assert load_detector(folder).architecture == ARCHITECTURE
+    assert Detector.load(folder).architecture == ARCHITECTURE
 
 
 def test_before_compat_was_a_group(detector, folder):
@@ -414,7 +414,7 @@ def test_before_compat_was_a_group(detector, folder):
     for part in ("preprocess", "postprocess"):
         config[part] |= config[part].pop("compat")
     (folder / "config.json").write_text(json.dumps(config))
-    assert replace(load_detector(folder), net=detector.net) == detector
+    assert replace(Detector.load(folder), net=detector.net) == detector
     change_config(folder, preprocess__channels="GBR")
     refused(folder, r"config\.json.*compat.channels of images is RGB or BGR, got 'GBR'")
 
@@ -423,8 +423,8 @@ def test_before_compat_was_a_group(detector, folder):
 def test_norm_eps_is_null_or_a_number(detector, tmp_path, eps, expected):
     save_detector(tmp_path, replace(detector, architecture=replace(ARCHITECTURE, norm_eps=eps)))
     assert json.loads((tmp_path / "config.json").read_text())["architecture"]["norm_eps"] == eps
-    loaded = load_detector(tmp_path)
-    assert loaded.architecture.norm_eps == eps
+    loaded = Detector.load(tmp_path)
+    assert loaded.spec.architecture.norm_eps == eps
     norms = [module for module in loaded.net.backbone.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     assert {norm.eps for norm in norms} == {expected}
 
@@ -474,11 +474,11 @@ def test_another_number_of_classes(folder):
 
 
 def test_scale_is_optional(detector, folder, tmp_path):
-    assert "scale" not in read_config(folder) and load_detector(folder).scale is None
+    assert "scale" not in read_config(folder) and Detector.load(folder).scale is None
     save_detector(tmp_path / "scaled", replace(detector, scale=0.8))
-    assert read_config(tmp_path / "scaled")["scale"] == 0.8 and load_detector(tmp_path / "scaled").scale == 0.8
+    assert read_config(tmp_path / "scaled")["scale"] == 0.8 and Detector.load(tmp_path / "scaled").scale == 0.8
     save_thresholds(tmp_path / "scaled", {})
-    assert load_detector(tmp_path / "scaled").scale == 0.8
+    assert Detector.load(tmp_path / "scaled").scale == 0.8
 
 
 @pytest.mark.parametrize("value", [0, -1, True, "0.8", [0.8], math.inf, math.nan])

@@ -1,6 +1,9 @@
-"""What goes wrong in a way that the user can fix."""
+"""What goes wrong in a way that the user can fix, and the hint at the name that was meant."""
 
 from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
 
 
 class UserError(ValueError):
@@ -13,3 +16,9 @@ class UserError(ValueError):
 
 class Interrupted(UserError):
     """Work was stopped by a signal after its state had been saved."""
+
+
+def suggest(name: object, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: ``, did you mean 'sizes'?``, or a full stop where nothing is near."""
+    nearest = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
+    return f", did you mean {nearest[0]!r}?" if nearest else "."

@@ -7,7 +7,6 @@ import pytest
 
 from retinanet import diagnose, evaluate
 from retinanet.cli.main import main
-from retinanet.detector import load_detector
 from retinanet.errors import UserError
 
 
@@ -46,13 +45,13 @@ def test_thresholds_reach_predict(trained, data, tmp_path, capsys):
     model, cpu = shutil.copytree(trained, tmp_path / "model"), ["--device", "cpu"]
     command = ["diagnose", str(model), str(data), "--split", "test", "--write-thresholds", *cpu]
     assert main([*command, "--output", str(tmp_path / "none")]) == 0
-    assert "no thresholds were stored" in capsys.readouterr().out and load_detector(model).thresholds == {}
+    assert "no thresholds were stored" in capsys.readouterr().out and Detector.load(model).thresholds == {}
     truth = tmp_path / "truth"
     assert main(["predict", str(model), str(data), "--output", str(truth), "--score", "0.0", *cpu]) == 0
     command = ["diagnose", str(model), str(truth / "detections.json"), "--split", "train", "--write-thresholds", *cpu]
     assert main([*command, "--output", str(tmp_path / "out")]) == 0
     assert "thresholds stored in the model" in capsys.readouterr().out
-    thresholds = load_detector(model).thresholds
+    thresholds = Detector.load(model).thresholds
     assert thresholds and set(thresholds) <= {"disc", "square"}
     folder = str(tmp_path / "found")
     assert main(["predict", str(model), f"{data}/test", "--output", folder, "--device", "cpu"]) == 0

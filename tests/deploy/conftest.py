@@ -124,7 +124,13 @@ def converted_once():
 
     def remembered(detector, card):
         weights = hashlib.sha256(b"".join(value.numpy().tobytes() for value in detector.net.state_dict().values()))
-        parts = (detector.architecture, detector.preprocess, detector.postprocess, detector.class_names, card.raw)
+        parts = (
+            detector.spec.architecture,
+            detector.spec.preprocess,
+            detector.spec.postprocess,
+            detector.spec.class_names,
+            card.raw,
+        )
         key = (weights.digest(), *map(repr, parts))
         if key not in made:
             made[key] = real(detector, card).SerializeToString()

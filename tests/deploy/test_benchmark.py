@@ -19,7 +19,7 @@ from retinanet.deploy.benchmark_table import COLUMNS, BenchmarkResult, Row
 from retinanet.deploy.competitors import Competitor, TimedPostprocess, competitor
 from retinanet.deploy.peer import TorchvisionBackend
 from retinanet.deploy.stopwatch import Spread, interleaved
-from retinanet.detector import Detector, load_detector, save_detector
+from retinanet.detector import Detector, save_detector
 from retinanet.errors import UserError
 from retinanet.evaluation.evaluate import evaluate
 from retinanet.images.io import read_pixels
@@ -91,8 +91,8 @@ def nothing_found(path, class_names):
 def home(trained, tmp_path):
     """A model folder that has an export already, of a model that finds nothing."""
     folder = tmp_path / "model"
-    save_detector(folder, load_detector(trained))
-    nothing_found(folder / "onnx-fp32" / "model.onnx", load_detector(trained).class_names)
+    save_detector(folder, Detector.load(trained))
+    nothing_found(folder / "onnx-fp32" / "model.onnx", Detector.load(trained).class_names)
     return folder
 
 
@@ -266,9 +266,9 @@ def test_what_is_not_installed_is_left_out_by_name(home, data, monkeypatch):
 
 
 def test_timed_postprocess_finds_the_same(trained, data):
-    detector = load_detector(trained)
+    detector = Detector.load(trained)
     inner = {}
-    timed = replace(detector, postprocess=TimedPostprocess(**vars(detector.postprocess), inner=inner))
+    timed = replace(detector, postprocess=TimedPostprocess(**vars(detector.spec.postprocess), inner=inner))
     pixels = read_pixels(data / "test" / "test_0.png")
     one, other = (
         backend.run([backend.prepare(pixels)])[0]

@@ -55,9 +55,14 @@ def test_files_and_card(exported, detector, kind):
     extra = {"model.bin"} if kind[0] == "openvino" else set()
     assert {path.name for path in folder.iterdir()} == {FILES[kind[0]], "export.txt", "export.json"} | extra
     card = open_exported(file_of(report), trust=True).card
-    assert (card.class_names, card.preprocess) == (detector.class_names, detector.preprocess)
-    assert card.postprocess == asdict(detector.postprocess) and card.thresholds == detector.thresholds
-    assert (card.metrics, card.scale, card.precision, card.raw) == (detector.metrics, detector.scale, kind[1], False)
+    assert (card.class_names, card.preprocess) == (detector.spec.class_names, detector.spec.preprocess)
+    assert card.postprocess == asdict(detector.spec.postprocess) and card.thresholds == detector.spec.thresholds
+    assert (card.metrics, card.scale, card.precision, card.raw) == (
+        detector.spec.metrics,
+        detector.spec.scale,
+        kind[1],
+        False,
+    )
     saved = json.loads((folder / "export.json").read_text())
     assert saved["proof"]["detections"] > 100 and saved["format"] == kind[0] and saved["precision"] == kind[1]
     assert saved["size"] == sum(p.stat().st_size for p in folder.iterdir() if not p.name.startswith("export."))
@@ -97,8 +102,8 @@ def test_any_number_of_images_of_any_size(exported, detector, kind, size, count)
     for n, (height, width) in enumerate(sizes.tolist()):
         images[n, :, height:], images[n, :, :, width:] = 0, 0
     with torch.inference_mode():
-        raw = detector.net(detector.preprocess.normalise(images, sizes))
-        wanted = detector.postprocess(raw, sizes, detector.class_names)
+        raw = detector.net(detector.spec.preprocess.normalise(images, sizes))
+        wanted = detector.spec.postprocess(raw, sizes, detector.spec.class_names)
     boxes, scores, labels, found = open_exported(file_of(exported(*kind)), trust=True).graph(
         images.numpy(), sizes.numpy()
     )
@@ -179,7 +184,7 @@ def test_raw_outputs(exported, detector, form):
     images = torch.randint(0, 256, (2, 3, 96, 160), dtype=torch.uint8, generator=generator)
     sizes = torch.tensor([[96, 160]] * 2)
     with torch.inference_mode():
-        raw = detector.net(detector.preprocess.normalise(images, sizes))
+        raw = detector.net(detector.spec.preprocess.normalise(images, sizes))
     found = open_exported(file_of(report), raw=True, trust=True).graph(images.numpy(), sizes.numpy())
     for one, other in zip((*raw.logits, *raw.deltas), found, strict=True):
         np.testing.assert_allclose(other, one, rtol=0, atol=1e-3)

@@ -28,13 +28,13 @@ def pictures(*sizes):
 
 def assert_same(detector, images, fewest=1):
     """The module's rows are the detections of the network and of ``Postprocess``; how many there are."""
-    batch, sizes = detector.preprocess.pad([detector.preprocess.resize(image) for image in images])
+    batch, sizes = detector.spec.preprocess.pad([detector.spec.preprocess.resize(image) for image in images])
     module = DetectionModule(detector)
     with torch.inference_mode():
-        raw = detector.net(detector.preprocess.normalise(batch, sizes))
-        wanted = detector.postprocess(raw, sizes, detector.class_names)
+        raw = detector.net(detector.spec.preprocess.normalise(batch, sizes))
+        wanted = detector.spec.postprocess(raw, sizes, detector.spec.class_names)
         boxes, scores, labels, count = module(batch, sizes)
-    most = detector.postprocess.max_detections
+    most = detector.spec.postprocess.max_detections
     assert boxes.shape == (len(images), most, 4) and scores.shape == labels.shape == (len(images), most)
     assert count.dtype == labels.dtype == torch.int64 and count.tolist() == [len(one) for one in wanted]
     for n, one in enumerate(wanted):
@@ -88,7 +88,7 @@ def test_the_switches_matter(tiny_detectors):
         raw = detector.net(RULE.normalise(batch, sizes))
         found = {}
         for name in ("before", "after", "half", "agnostic", "cut in a level", "hardly any overlap", "cut at the end"):
-            one = replace(POST, **CHANGES[name])(raw, sizes, detector.class_names)
+            one = replace(POST, **CHANGES[name])(raw, sizes, detector.spec.class_names)
             found[name] = [row for part in one for row in part.boxes.tolist()]
     assert [name for name in found if found[name] == found["before"]] == ["before"]
 

@@ -146,14 +146,16 @@ def test_a_real_detector(detector, change, equal):
         boxes, scores, labels, count = run(images, sizes)
         return boxes + change.get("pixels", 0), scores + change.get("score", 0), labels, count
 
-    proof = compare(detector, graph, proof_batches(detector.preprocess))
+    proof = compare(detector, graph, proof_batches(detector.spec.preprocess))
     assert proof.equal == equal and proof.detections > 100
 
 
 @pytest.mark.parametrize("off", [0.0, 0.1])
 def test_raw_outputs(detector, off):
     run = as_graph(RawModule(detector))
-    proof = compare_raw(detector, lambda *given: [out + off for out in run(*given)], proof_batches(detector.preprocess))
+    proof = compare_raw(
+        detector, lambda *given: [out + off for out in run(*given)], proof_batches(detector.spec.preprocess)
+    )
     assert proof.equal == (off == 0) and proof.logits == pytest.approx(off, abs=1e-3)
     assert proof.deltas == pytest.approx(off, abs=1e-3) and proof.sure > 0.4
 

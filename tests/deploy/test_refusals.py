@@ -11,7 +11,7 @@ from retinanet.deploy import export as export_run
 from retinanet.deploy import pt2
 from retinanet.deploy.export import FILES, export
 from retinanet.deploy.graph import DetectionModule
-from retinanet.detector import load_detector, save_detector
+from retinanet.detector import save_detector
 from retinanet.errors import UserError
 from retinanet.images.preprocess import Preprocess
 from retinanet.inference.predictor import Predictor
@@ -155,7 +155,7 @@ def test_an_exported_model_cannot_be_exported_again(exported, tmp_path):
     with pytest.raises(UserError, match="is an exported model"):
         export(exported("onnx").folder, format="openvino", output=str(tmp_path / "out"))
     with pytest.raises(UserError, match="is an exported model"):
-        load_detector(exported("onnx").folder)
+        Detector.load(exported("onnx").folder)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import torch
 
 from retinanet.data.dataset import load_dataset
 from retinanet.data.scenes import paint, plan_scene
-from retinanet.detector import load_detector, save_detector
+from retinanet.detector import save_detector
 from retinanet.evaluation.coco import coco_metrics
 from retinanet.evaluation.evaluate import evaluate, one_pass
 from retinanet.inference.predictor import Predictor
@@ -29,13 +29,13 @@ SIZES = ((64, 80), (96, 64), (64, 96), (90, 64), (64, 80), (64, 75), (128, 64), 
 def model(trained, tmp_path_factory):
     """The tiny model, with heads that tell places apart: after two epochs its scores are nearly all the same."""
     folder = tmp_path_factory.mktemp("model")
-    detector = load_detector(trained)
+    detector = Detector.load(trained)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for layer in (detector.net.heads.cls.output, detector.net.heads.box.output):
             spread = torch.randn(layer.weight.shape, generator=generator)
             layer.weight.copy_(spread * (5 if layer.out_channels % 4 else 0.5))
-    detector.preprocess = replace(detector.preprocess, long=160)
+    detector.spec.preprocess = replace(detector.spec.preprocess, long=160)
     save_detector(folder, detector)
     return folder
 
@@ -73,14 +73,14 @@ def assert_alike(found, wanted):
 
 def test_the_sizes_are_mixed(model, mixed):
     """Some need more padding than others, and some have the same input but other content."""
-    rule = load_detector(model).preprocess
+    rule = Detector.load(model).preprocess
     content = [rule.size(*sample.size) for sample in load_dataset(mixed).samples]
     assert len(set(content)) > len({rule.padded(*size) for size in content}) > 2
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
 def test_an_evaluation_finds_what_prediction_finds(model, mixed, batch_size):
-    detector, dataset = load_detector(model), load_dataset(mixed)
+    detector, dataset = Detector.load(model), load_dataset(mixed)
     wanted = one_by_one(detector, dataset)
     found = one_pass(detector, dataset, device=CPU, batch_size=batch_size).detections
     assert_alike(found, wanted)
@@ -93,9 +93,9 @@ def test_an_evaluation_finds_what_prediction_finds(model, mixed, batch_size):
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
 def test_validation_in_training_finds_what_prediction_finds(assembled, model, mixed, batch_size):
-    training, detector = assembled(batch_size=batch_size, optim={"ema": 0.0}), load_detector(model)
+    training, detector = assembled(batch_size=batch_size, optim={"ema": 0.0}), Detector.load(model)
     training.detector.net.load_state_dict(detector.net.state_dict())
-    training.detector.preprocess = detector.preprocess
+    training.detector.spec.preprocess = detector.spec.preprocess
     dataset = training.val_set = load_dataset(mixed)
     wanted = one_by_one(detector, dataset)
     report, found = loop._evaluate(training)
@@ -110,7 +110,7 @@ def test_a_watcher_is_told_which_images_it_sees(model, mixed):
         assert [sample.image_id for sample in batch.samples] == [dataset.samples[index].image_id for index in indices]
         seen.extend(indices)
 
-    one_pass(load_detector(model), dataset, device=CPU, batch_size=3, watch=watch)
+    one_pass(Detector.load(model), dataset, device=CPU, batch_size=3, watch=watch)
     assert sorted(seen) == list(range(len(dataset))) != seen
 
 
@@ -125,9 +125,9 @@ def test_processes_that_share_the_images_find_the_same(model, mixed, monkeypatch
 
     def evaluate_share(rank):
         ranks.rank = rank
-        return one_pass(load_detector(model), dataset, device=CPU, batch_size=3)
+        return one_pass(Detector.load(model), dataset, device=CPU, batch_size=3)
 
-    alone = one_pass(load_detector(model), dataset, device=CPU, batch_size=3)
+    alone = one_pass(Detector.load(model), dataset, device=CPU, batch_size=3)
     for name, fake in {
         "is_initialized": lambda: True,
         "get_rank": lambda: ranks.rank,

@@ -9,7 +9,6 @@ from pycocotools.cocoeval import COCOeval
 
 from retinanet.data.dataset import load_dataset
 from retinanet.data.loader import evaluation_batches
-from retinanet.detector import load_detector
 from retinanet.errors import UserError
 from retinanet.evaluation.coco import coco_metrics
 from retinanet.evaluation.evaluate import evaluate, one_pass
@@ -40,9 +39,9 @@ def test_the_metrics_are_those_of_the_predictor(report, trained, data):
 def test_the_loss_is_that_of_the_whole_set_at_once(report, trained, data):
     """All images are of one size, so one batch holds them all with the same padding."""
     result, _ = report
-    detector = load_detector(trained)
+    detector = Detector.load(trained)
     dataset = load_dataset(data, "test")
-    ((_, batch),) = evaluation_batches(dataset, preprocess=detector.preprocess, batch_size=3, indices=range(3))
+    ((_, batch),) = evaluation_batches(dataset, preprocess=detector.spec.preprocess, batch_size=3, indices=range(3))
     with torch.no_grad():
         losses = DetectionLoss()(detector.raw(batch), batch.targets)
     assert losses.positives > 0
@@ -54,10 +53,10 @@ def test_the_loss_is_that_of_the_whole_set_at_once(report, trained, data):
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_a_loss_that_is_normalised_by_image(trained, data, batch_size):
     """However the set is cut into batches, each image's loss is divided by its own positives, and all are averaged."""
-    detector, dataset = load_detector(trained), load_dataset(data, "test")
+    detector, dataset = Detector.load(trained), load_dataset(data, "test")
     criterion = DetectionLoss(normaliser="image")
     found = one_pass(detector, dataset, device=CPU, criterion=criterion, batch_size=batch_size).loss
-    ((_, batch),) = evaluation_batches(dataset, preprocess=detector.preprocess, batch_size=3, indices=range(3))
+    ((_, batch),) = evaluation_batches(dataset, preprocess=detector.spec.preprocess, batch_size=3, indices=range(3))
     with torch.no_grad():
         losses = criterion(detector.raw(batch), batch.targets)
     assert found["classification"] == pytest.approx(float(losses.classification), rel=1e-5)
@@ -89,7 +88,7 @@ def test_batches_change_nothing(report, trained, data, batch_size):
 
 
 def test_detections_keep_the_order_of_the_data_set(trained, data):
-    detector, dataset = load_detector(trained), load_dataset(data, "train")
+    detector, dataset = Detector.load(trained), load_dataset(data, "train")
     turned = dataset.subset(range(len(dataset))[::-1], "turned")
     one, two = (one_pass(detector, each, device=CPU, batch_size=4) for each in (dataset, turned))
     for first, second in zip(one.detections, two.detections[::-1], strict=True):
@@ -98,7 +97,7 @@ def test_detections_keep_the_order_of_the_data_set(trained, data):
 
 
 def test_the_criterion_of_the_training_can_be_asked_for(trained, data):
-    detector, dataset = load_detector(trained), load_dataset(data, "val")
+    detector, dataset = Detector.load(trained), load_dataset(data, "val")
     paper = one_pass(detector, dataset, device=CPU).loss
     doubled = one_pass(detector, dataset, device=CPU, criterion=DetectionLoss(box_weight=2.0)).loss
     assert doubled["box"] == pytest.approx(2 * paper["box"], rel=1e-5)
@@ -106,7 +105,7 @@ def test_the_criterion_of_the_training_can_be_asked_for(trained, data):
 
 
 def test_a_set_without_objects_has_a_loss_and_no_ap(trained, data):
-    detector, dataset = load_detector(trained), load_dataset(data, "val").subset([1], "empty")
+    detector, dataset = Detector.load(trained), load_dataset(data, "val").subset([1], "empty")
     result = one_pass(detector, dataset, device=CPU)
     assert result.loss["box"] == 0 and result.loss["classification"] > 0 and len(result.detections[0]) == 20
 

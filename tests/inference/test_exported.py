@@ -11,13 +11,13 @@ import openvino
 import pytest
 from PIL import Image
 
-from retinanet.detector import load_detector
 from retinanet.errors import UserError
 from retinanet.images.preprocess import Preprocess, PreprocessCompat
 from retinanet.inference.card import CARD_FORMAT, Card
-from retinanet.inference.exported import exported_file, open_exported
+from retinanet.inference.exported import open_exported
 from retinanet.inference.predict import predict
 from retinanet.inference.predictor import Predictor
+from retinanet.spec import exported_file
 
 
 def picture(height, width, peak):
@@ -55,7 +55,7 @@ IMAGES = [
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_detections_are_those_of_the_graph(exported, mode, batch_size):
     predictor = Predictor.load(exported, mode=mode, batch_size=batch_size)
-    assert predictor.class_names == ("spot", "half") and predictor.backend.scale == 0.5
+    assert predictor.class_names == ("spot", "half") and predictor.backend.spec.scale == 0.5
     for found, (image, peak) in zip(predictor([image for image, _ in IMAGES] * 3), IMAGES * 3, strict=True):
         assert_found(found, image, peak)
     for image, peak in IMAGES:
@@ -162,7 +162,7 @@ def test_a_model_folder_has_no_throughput_mode(trained):
 
 def test_commands_that_need_the_network_say_so(exported):
     with pytest.raises(UserError, match="is an exported model; it can predict and be evaluated"):
-        load_detector(exported)
+        Detector.load(exported)
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "model.xml"])

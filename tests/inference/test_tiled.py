@@ -165,7 +165,7 @@ def test_a_real_model_on_several_tiles(trained, data):
     """Tiles of the same pixels, each at the magnification of training, are what the model says of them one by one."""
     pixels = np.asarray(Image.open(data / "test" / "test_0.png").convert("RGB"))
     one = Predictor.load(trained, device="cpu")
-    rule = one.backend.preprocess
+    rule = one.backend.spec.preprocess
     mosaic = np.concatenate([pixels, pixels[::-1]], axis=1)
     height, width = pixels.shape[:2]
     found = one.tiled(mosaic, tile=(height, width), overlap=0, scale=rule.size(height, width)[0] / height)
@@ -214,7 +214,7 @@ def test_scale_is_what_the_network_sees_of_a_pixel(caplog, tile, scale):
         (rule,) = set(one.backend.rules)
         assert rule.size(height, width) == pytest.approx((height * scale, width * scale), abs=1)
         assert min(rule.size(height, width)) == round(min(height, width) * scale)
-        assert rule == replace(one.backend.preprocess, short=rule.short, long=rule.long)
+        assert rule == replace(one.backend.spec.preprocess, short=rule.short, long=rule.long)
     assert not caplog.records
 
 
@@ -224,7 +224,7 @@ def test_a_model_that_does_not_know_its_scale_warns_once(caplog):
         one.tiled(image_of((700, 650), []), tile=200, overlap=20)
     (record,) = caplog.records
     assert "tiles of 200 x 200 pixels are resized to 160 x 160, a scale of 0.8" in record.getMessage()
-    assert set(one.backend.rules) == {one.backend.preprocess}
+    assert set(one.backend.rules) == {one.backend.spec.preprocess}
 
 
 def test_scale_is_honoured_where_the_image_fits_into_one_tile():

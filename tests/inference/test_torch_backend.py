@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from retinanet.detector import load_detector
 from retinanet.images.io import read_pixels
 from retinanet.inference import torch_backend
 from retinanet.inference.predictor import Predictor
@@ -16,16 +15,16 @@ from retinanet.inference.torch_backend import TorchBackend
 
 @pytest.fixture(scope="module")
 def detector(trained):
-    return load_detector(trained)
+    return Detector.load(trained)
 
 
 def reference(detector, pixels):
     """The detector's own parts, one after the other, with nothing folded or packed."""
-    rule = detector.preprocess
+    rule = detector.spec.preprocess
     batch, sizes = rule.pad([rule.resize(torch.from_numpy(pixels).permute(2, 0, 1))])
     with torch.no_grad():
         raw = detector.net(rule.normalise(batch, sizes))
-    (found,) = detector.postprocess(raw, sizes, detector.class_names)
+    (found,) = detector.spec.postprocess(raw, sizes, detector.spec.class_names)
     return rule.boxes_back(found.boxes, tuple(sizes[0].tolist()), pixels.shape[:2]), found.scores, found.labels
 
 
@@ -68,7 +67,7 @@ def test_a_cpu_without_bf16(detector, monkeypatch, caplog):
 def test_a_rule_of_its_own_per_image(detector, data):
     """Twice as large for the network: boxes are in pixels of the image all the same."""
     pixels = read_pixels(data / "test" / "test_0.png")
-    rule = replace(detector.preprocess, short=128, long=200)
+    rule = replace(detector.spec.preprocess, short=128, long=200)
     backend = TorchBackend(detector, device="cpu")
     prepared = backend.prepare(pixels, rule)
     assert tuple(prepared.pixels.shape[1:]) == rule.size(64, 80) and prepared.size == (64, 80)

@@ -9,7 +9,6 @@ import torch
 
 from retinanet.anchors.lattice import AnchorLattice
 from retinanet.cli.main import main
-from retinanet.detector import load_detector
 from retinanet.errors import UserError
 from retinanet.interop import detectron2, mmdetection, odtk, torchvision, yhenon
 from retinanet.interop.classes import names_for
@@ -53,8 +52,8 @@ def test_a_model_folder_and_its_report(state, tmp_path, capsys):
     text = capsys.readouterr().out
     assert "yhenon" in text and "156 used" in text and "cell, rod" in text and "--loss.box_weight 0.25" in text
     assert "not measured here" in text and "parity" in text
-    detector = load_detector(tmp_path / "model")
-    assert detector.class_names == ("cell", "rod") and detector.preprocess.short == 608
+    detector = Detector.load(tmp_path / "model")
+    assert detector.spec.class_names == ("cell", "rod") and detector.spec.preprocess.short == 608
     assert torch.equal(detector.net.fpn.lateral["p4"].weight, state["fpn.P4_1.weight"])
     assert torch.equal(detector.net.heads.cls.conv[3].bias, state["classificationModel.conv4.bias"])
     assert (tmp_path / "model" / "conversion.txt").read_text().strip() in text
@@ -84,11 +83,11 @@ def test_names_in_a_file_and_options(state, tmp_path):
         preprocess={"short": 300, "long": 400},
         postprocess={"score": 0.2, "topk": 500},
     )
-    detector = load_detector(tmp_path / "model")
-    assert detector.class_names == ("Ameise", "пчела") and "norm batch" in text
-    assert (detector.architecture.norm, detector.architecture.coder.clamp) == ("batch", 4.0)
-    assert (detector.preprocess.short, detector.preprocess.compat.margin) == (300, 1)
-    assert (detector.postprocess.score, detector.postprocess.compat.clip) == (0.2, "half")
+    detector = Detector.load(tmp_path / "model")
+    assert detector.spec.class_names == ("Ameise", "пчела") and "norm batch" in text
+    assert (detector.spec.architecture.norm, detector.spec.architecture.coder.clamp) == ("batch", 4.0)
+    assert (detector.spec.preprocess.short, detector.spec.preprocess.compat.margin) == (300, 1)
+    assert (detector.spec.postprocess.score, detector.spec.postprocess.compat.clip) == (0.2, "half")
 
 
 @pytest.mark.parametrize(
@@ -190,7 +189,7 @@ def test_overwrite(state, tmp_path):
     weights, folder = saved(state, tmp_path / "weights.pth"), tmp_path / "model"
     convert(weights, str(folder))
     convert(weights, str(folder), class_names="x,y", overwrite=True)
-    assert load_detector(folder).class_names == ("x", "y")
+    assert Detector.load(folder).class_names == ("x", "y")
 
 
 def test_a_pickled_model_is_refused_with_instructions(tmp_path, capsys):

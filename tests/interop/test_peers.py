@@ -126,10 +126,10 @@ def test_decoding_of_extreme_deltas(peer):
     anchors = torch.from_numpy(peer.numbers["extreme_anchors"] + peer.edge).float()
     boxes = peer.detector.net.coder.decode(torch.from_numpy(peer.numbers["extreme_deltas"]), anchors).numpy()
     low, high = boxes[:, :2], boxes[:, 2:]
-    if peer.detector.postprocess.compat.clip != "after":
+    if peer.detector.spec.postprocess.compat.clip != "after":
         low, high = np.maximum(low, 0), np.minimum(high, [width, height])
     edge = 1 if peer.name == "odtk" else 0  # whose CPU path clips every edge, to pixels
-    if peer.detector.postprocess.compat.clip == "before" or edge:
+    if peer.detector.spec.postprocess.compat.clip == "before" or edge:
         low, high = np.minimum(low, [width - edge, height - edge]), np.maximum(high, edge)
     theirs = peer.numbers["extreme_boxes"] + peer.edge
     np.testing.assert_allclose(np.concatenate([low, high], axis=1), theirs, rtol=1e-5, atol=1e-3)
@@ -166,10 +166,10 @@ def test_detections_of_the_network_input(peer):
     size = tuple(peer.batch.shape[-2:])
     theirs = [peer.numbers[key] for key in ("boxes", "scores", "labels")]
     theirs[0] = theirs[0] + peer.edge
-    rule, sliver = peer.detector.postprocess, 0
+    rule, sliver = peer.detector.spec.postprocess, 0
     if peer.name == "odtk":  # on the CPU it clips every edge, and leaves slivers of a pixel of what lies outside
         rule, sliver = replace(rule, compat=PostprocessCompat()), 1
-    (found,) = rule(peer.raw, torch.tensor([size]), peer.detector.class_names)
+    (found,) = rule(peer.raw, torch.tensor([size]), peer.detector.spec.class_names)
     ours, theirs = (
         in_image(*result, size, sliver) for result in (arrays(found.above(float(peer.numbers["floor"]))), theirs)
     )
@@ -194,7 +194,7 @@ def test_detections_of_a_photo(peers, name, limit):
     Pixels that differ by one grey level move boxes of random weights, so the median counts, and a few may be missing.
     """
     peer, size = peers(name), (97, 130)
-    rule = replace(peer.detector.preprocess, short=128, long=213)
+    rule = replace(peer.detector.spec.preprocess, short=128, long=213)
     predictor = Predictor(TorchBackend(replace(peer.detector, preprocess=rule), device="cpu"))
     found = predictor(made.photo()).above(float(peer.numbers["photo_floor"]))
     theirs = [peer.numbers[f"photo_{key}"] for key in ("boxes", "scores", "labels")]

@@ -11,10 +11,11 @@ from torchvision.models.detection import RetinaNet_ResNet50_FPN_Weights
 
 from retinanet import RetinaNet, evaluate
 from retinanet.cli.main import main
+from retinanet.detector import Detector
 from retinanet.errors import UserError
 from retinanet.interop import convert as conversion
 from retinanet.interop.hub import torchvision_file
-from retinanet.interop.pretrained import load_pretrained, model_folder
+from retinanet.interop.pretrained import model_folder
 
 NAME = "retinanet_resnet50_fpn"
 
@@ -52,7 +53,7 @@ def test_torchvision_by_name(planted, home, capsys):
     (kept,) = (home / "cache" / "retinanet").glob(f"*/*{digits}")
     assert (kept / "conversion.txt").is_file() and model_folder(f"torchvision/{NAME}") == kept
     before = (kept / "model.safetensors").stat().st_mtime_ns
-    assert len(load_pretrained(f"torchvision/{NAME}").class_names) == 80
+    assert len(Detector.load(f"torchvision/{NAME}").class_names) == 80
     assert (kept / "model.safetensors").stat().st_mtime_ns == before  # converted once
     assert main(["convert", "--from", f"torchvision:{NAME}", str(home / "coco")]) == 0
     assert "80 kept" in capsys.readouterr().out and (home / "coco" / "config.json").is_file()
@@ -87,7 +88,7 @@ def test_folders_presets_and_slips(trained, tmp_path, monkeypatch):
     (tmp_path / "runs").mkdir()
     assert model_folder("runs/cels") is None  # a slip in a local path is not looked up elsewhere
     with pytest.raises(UserError, match="no model in runs/cels: expected a folder"):
-        load_pretrained("runs/cels")
+        Detector.load("runs/cels")
 
 
 def test_a_hub_repository(trained, tmp_path, monkeypatch):

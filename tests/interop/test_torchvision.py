@@ -13,7 +13,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from retinanet.detector import load_detector, save_detector
+from retinanet.detector import save_detector
 from retinanet.errors import UserError
 from retinanet.interop import convert as conversion
 from retinanet.interop import parity
@@ -93,8 +93,8 @@ def test_parity(version, request, tmp_path):
     found = done.parity
     assert (found.pixels, found.features, found.logits, found.deltas, found.anchors) == (0, 0, 0, 0, 0)
     assert found.matched and found.found[0] == found.found[1] > 100 and found.boxes <= 1e-3 and found.scores <= 1e-6
-    assert done.detector.class_names == tuple(coco_slots().values()) and len(done.detector.class_names) == 80
-    assert done.detector.architecture.p6_from == {"v1": "P5", "v2": "C5"}[version]
+    assert done.detector.spec.class_names == tuple(coco_slots().values()) and len(done.detector.spec.class_names) == 80
+    assert done.detector.spec.architecture.p6_from == {"v1": "P5", "v2": "C5"}[version]
     assert len(done.used) == {"v1": 354, "v2": 362}[version] and not done.left_out and not done.filled
     assert "largest difference: input 0, features 0, logits 0, deltas 0, anchors 0 px" in done.report()
 
@@ -177,8 +177,8 @@ def test_frozen_norms_without_epsilon(tmp_path):
 def test_the_published_file_has_no_epsilon(tmp_path, unmeasured):
     file = file_of(small(91), tmp_path)
     published = WeightsFile(file.path, file.tensors, file.meta, "eeacb38b" + file.sha256[8:], file.notes)
-    assert converted(published).detector.architecture.norm_eps == 0.0
-    assert converted(file).detector.architecture.norm_eps is None
+    assert converted(published).detector.spec.architecture.norm_eps == 0.0
+    assert converted(file).detector.spec.architecture.norm_eps is None
 
 
 def test_names_of_before_2022(tmp_path, unmeasured):
@@ -204,7 +204,7 @@ def test_slots_of_coco(tmp_path, unmeasured):
     kept = [slot for slot in range(91) if slot not in FREE]
     theirs = net.head.classification_head.cls_logits.bias.view(9, 91)[:, kept].flatten()
     assert torch.equal(detector.net.heads.cls.output.bias, theirs)
-    names = dict(zip(kept, detector.class_names, strict=True))
+    names = dict(zip(kept, detector.spec.class_names, strict=True))
     assert (names[1], names[13], names[90]) == ("person", "stop sign", "toothbrush")
 
 
@@ -221,7 +221,7 @@ def test_slots_of_coco(tmp_path, unmeasured):
 def test_slots_of_others(slots, names, kept, tmp_path, unmeasured):
     net = small(slots)
     detector = converted(file_of(net, tmp_path), class_names=names.split(",")).detector
-    assert detector.class_names == tuple(names.split(","))
+    assert detector.spec.class_names == tuple(names.split(","))
     theirs = net.head.classification_head.cls_logits.weight.unflatten(0, (9, slots))[:, kept].flatten(0, 1)
     assert torch.equal(detector.net.heads.cls.output.weight, theirs)
 
@@ -249,7 +249,7 @@ def test_there_and_back(slots, names, tmp_path, unmeasured, monkeypatch):
         "postprocess": {"score": 0.1, "nms": 0.3, "max_detections": 50, "topk": 200},
     }
     convert(str(tmp_path / "first.pth"), str(tmp_path / "model"), class_names=names, **changes)
-    detector = load_detector(tmp_path / "model")
+    detector = Detector.load(tmp_path / "model")
     monkeypatch.setattr(conversion, "compare", lambda *_: parity.Parity("x", 0, 0, 0, 0, 0, (1, 1), True, 0, 0))
     text = convert(str(tmp_path / "model"), str(tmp_path / "model.pth"), to="torchvision")
     assert f"{'80, labels 1 to 90' if slots == 91 else '3, labels 1 to 3'}" in text
@@ -270,14 +270,14 @@ def test_there_and_back(slots, names, tmp_path, unmeasured, monkeypatch):
             value, other = (tensor.unflatten(0, (9, slots))[:, kept] for tensor in (value, other))
         assert torch.equal(value, other), key
     convert(str(tmp_path / "model.pth"), str(tmp_path / "again"), class_names=names, **changes)
-    again = load_detector(tmp_path / "again")
+    again = Detector.load(tmp_path / "again")
     mine, theirs = detector.net.state_dict(), again.net.state_dict()
     assert mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in mine)
     assert (again.architecture, again.preprocess, again.postprocess, again.class_names) == (
-        detector.architecture,
-        detector.preprocess,
-        detector.postprocess,
-        detector.class_names,
+        detector.spec.architecture,
+        detector.spec.preprocess,
+        detector.spec.postprocess,
+        detector.spec.class_names,
     )
     empty = state["head.classification_head.cls_logits.weight"].unflatten(0, (9, slots))[:, 0]
     assert not empty.any()

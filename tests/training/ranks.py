@@ -15,7 +15,6 @@ import torch
 from retinanet.data.dataset import load_dataset
 from retinanet.data.loader import training_batches
 from retinanet.data.transforms import Augment
-from retinanet.detector import load_detector
 from retinanet.errors import UserError
 from retinanet.evaluation.evaluate import one_pass
 from retinanet.training import loop
@@ -41,10 +40,10 @@ def measure(devices: str, data: str, model: str, folder: str) -> dict[str, objec
     }
     fabric = build_fabric(config["run"])
     fabric.launch()
-    detector = load_detector(model)
+    detector = Detector.load(model)
     training = assemble(fabric, detector, load_dataset(data, "train"), load_dataset(data, "val"), config)
     batches = training_batches(
-        training.train_set, preprocess=detector.preprocess, augment=training.augment, sampler=training.sampler
+        training.train_set, preprocess=detector.spec.preprocess, augment=training.augment, sampler=training.sampler
     )
     parts = list(islice(batches, training.sampler.parts))
     gradient: dict[str, torch.Tensor] = {}

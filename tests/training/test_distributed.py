@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from retinanet.cli.main import main
-from retinanet.detector import load_detector, save_detector
+from retinanet.detector import save_detector
 from retinanet.training.log import read_log
 
 SCRIPT = Path(__file__).with_name("ranks.py")
@@ -32,9 +32,9 @@ def run(words):
 def frozen(trained, tmp_path_factory):
     """A model whose batch norms are frozen: their statistics would depend on how a batch is shared out."""
     folder = tmp_path_factory.mktemp("frozen")
-    detector = load_detector(trained)
-    architecture = replace(detector.architecture, norm="frozen")
-    net = architecture.build(len(detector.class_names))
+    detector = Detector.load(trained)
+    architecture = replace(detector.spec.architecture, norm="frozen")
+    net = architecture.build(len(detector.spec.class_names))
     net.load_state_dict(detector.net.state_dict())
     save_detector(folder, replace(detector, net=net, architecture=architecture))
     return folder
@@ -122,6 +122,6 @@ def test_a_run_on_two_processes_is_the_run_on_one(data, tiny_words, tmp_path):
         for name in ("classification", "box", "lr", "grad_norm", "val_loss"):
             assert (row[name] == other[name] == "") or float(row[name]) == pytest.approx(float(other[name]), rel=2e-3)
     for value, other in zip(
-        *(load_detector(tmp_path / n).net.state_dict().values() for n in ("one", "two")), strict=True
+        *(Detector.load(tmp_path / n).net.state_dict().values() for n in ("one", "two")), strict=True
     ):
         torch.testing.assert_close(value, other, rtol=1e-2, atol=2e-4)

@@ -11,7 +11,6 @@ import torch
 
 from retinanet.anchors.lattice import LatticeCompat
 from retinanet.data.loader import training_batches
-from retinanet.detector import load_detector
 from retinanet.errors import UserError
 from retinanet.losses.detection import DetectionLoss
 from retinanet.training import loop
@@ -26,7 +25,7 @@ PLAIN = {"optimizer": "sgd", "lr": 0.5, "lr_batch": 4, "clip": 0.0, "ema": 0.0, 
 def parts_of(training, step=0):
     batches = training_batches(
         training.train_set,
-        preprocess=training.detector.preprocess,
+        preprocess=training.detector.spec.preprocess,
         augment=training.augment,
         sampler=replace(training.sampler, start=step),
     )
@@ -34,7 +33,7 @@ def parts_of(training, step=0):
 
 
 def pixels_of(training, batch):
-    return training.detector.preprocess.normalise(batch.images, batch.sizes)
+    return training.detector.spec.preprocess.normalise(batch.images, batch.sizes)
 
 
 def gradients(training, parts, monkeypatch):
@@ -282,8 +281,8 @@ def test_patience_and_the_best_model(assembled, scripted, capfd):
     progress = loop.fit(training, Progress(), log_of(training))
     assert (progress.step, progress.best, progress.stale) == (4, 0.5, 2)
     assert evaluations(training) == [(1, "0.25"), (2, "0.5"), (3, "0.375"), (4, "0.5")]
-    assert load_detector(training.folder).metrics["epoch"] == 2
-    assert load_detector(training.folder / "last").metrics["epoch"] == 4
+    assert Detector.load(training.folder).metrics["epoch"] == 2
+    assert Detector.load(training.folder / "last").metrics["epoch"] == 4
     assert "stopped early: no better AP in 2 evaluations" in capfd.readouterr().err
     again = loop.fit(training, Progress(4, 0.5, 2), log_of(training))  # as --resume would
     assert again.step == 4
@@ -294,8 +293,8 @@ def test_a_validation_set_without_objects_keeps_the_last_model(assembled, script
     training = assembled(batch_size=6, run={"patience": 1})
     progress = loop.fit(training, Progress(), log_of(training))
     assert (progress.step, progress.best, progress.stale) == (2, -1.0, 0)
-    detector = load_detector(training.folder)
-    assert detector.metrics["epoch"] == 2 and detector.metrics["AP"] is None
+    detector = Detector.load(training.folder)
+    assert detector.spec.metrics["epoch"] == 2 and detector.spec.metrics["AP"] is None
 
 
 def test_evaluate_every_and_the_last_epoch(assembled):
@@ -315,13 +314,13 @@ def test_save_every_and_the_ends_of_epochs(assembled, monkeypatch):
 def test_what_is_saved_is_what_was_evaluated(assembled):
     training = assembled(epochs=1)
     loop.fit(training, Progress(), log_of(training))
-    saved = load_detector(training.folder)
+    saved = Detector.load(training.folder)
     average = training.best_net.state_dict()
     assert all(torch.equal(value, average[key]) for key, value in saved.net.state_dict().items())
     net = training.detector.net.state_dict()
     assert not torch.equal(net["heads.cls.output.weight"], average["heads.cls.output.weight"])
     assert training.net.training and not training.best_net.training
-    assert saved.class_names == ("disc", "square") and saved.preprocess.short == 64
+    assert saved.spec.class_names == ("disc", "square") and saved.spec.preprocess.short == 64
     assert Path(training.folder, "evaluation.json").is_file() and Path(training.folder, "predictions.json").is_file()
 
 

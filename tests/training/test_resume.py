@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from retinanet.detector import load_detector
 from retinanet.errors import Interrupted, UserError
 from retinanet.training import loop
 from retinanet.training.log import RunLog, read_log
@@ -20,7 +19,7 @@ from retinanet.training.run import train
 def assert_same_run(folder, other):
     """The same weights, best and last, and the same log but for speeds."""
     for name in (".", "last"):
-        one, two = (load_detector(place / name).net.state_dict() for place in (folder, other))
+        one, two = (Detector.load(place / name).net.state_dict() for place in (folder, other))
         assert all(torch.equal(one[key], two[key]) for key in two), name
     states = [torch.load(place / STATE, weights_only=True) for place in (folder, other)]
     assert states[0]["progress"] == states[1]["progress"]

@@ -15,7 +15,6 @@ from retinanet.analysis.anchors.audit import audit
 from retinanet.anchors.lattice import AnchorLattice
 from retinanet.cli.main import main
 from retinanet.data.dataset import DetectionDataset, load_dataset
-from retinanet.detector import load_detector
 from retinanet.errors import Interrupted, UserError
 from retinanet.images.preprocess import Preprocess
 from retinanet.training import run as train_run
@@ -26,7 +25,7 @@ from retinanet.training.run import train
 
 
 def weights(folder):
-    return load_detector(folder).net.state_dict()
+    return Detector.load(folder).net.state_dict()
 
 
 def same(one, two):
@@ -54,11 +53,11 @@ def test_a_run_leaves_a_whole_folder(trained):
 
 
 def test_the_files_speak_of_the_best_model(trained):
-    detector = load_detector(trained)
+    detector = Detector.load(trained)
     report = json.loads((trained / "evaluation.json").read_text())
-    assert detector.metrics["AP"] == report["ap"] and detector.metrics["data"] == report["about"]["data"]
+    assert detector.spec.metrics["AP"] == report["ap"] and detector.spec.metrics["data"] == report["about"]["data"]
     rows = {row["epoch"]: row for row in read_log(trained / "log.csv") if row["AP"]}
-    best = rows[str(detector.metrics["epoch"])]
+    best = rows[str(detector.spec.metrics["epoch"])]
     assert float(best["AP"]) == pytest.approx(report["ap"], rel=1e-5)
     assert float(best["val_loss"]) == pytest.approx(report["loss"]["total"], rel=1e-5)
     assert all(float(row["AP"]) <= float(best["AP"]) for row in rows.values())
@@ -68,7 +67,7 @@ def test_the_predictions_belong_to_the_best_model(data, trained):
     from retinanet.evaluation.evaluate import one_pass
 
     val = load_dataset(data, "val")
-    found = one_pass(load_detector(trained), val, batch_size=3, device=torch.device("cpu"))
+    found = one_pass(Detector.load(trained), val, batch_size=3, device=torch.device("cpu"))
     wanted = [
         row
         for sample, detections in zip(val.samples, found.detections, strict=True)
@@ -167,7 +166,7 @@ def test_going_on_from_a_model_folder(data, tiny, trained, tmp_path, capfd):
     told = capfd.readouterr().err
     assert f"weights from {trained}:\n  kept all {len(before)} tensors\n" in told
     assert "  new: " not in told and "left out" not in told and "warning" not in told
-    assert load_detector(tmp_path / "next").metrics["epoch"] == 1
+    assert Detector.load(tmp_path / "next").metrics["epoch"] == 1
 
 
 def test_the_size_of_the_images_is_the_model_folders_unless_given(data, tiny, trained, tmp_path):
@@ -176,7 +175,7 @@ def test_the_size_of_the_images_is_the_model_folders_unless_given(data, tiny, tr
     options = folder_options(tiny, trained)
     for number, (image, size) in enumerate(((ImageConfig(), (64, 96)), (ImageConfig(long=80), (64, 80)))):
         train(str(data), str(tmp_path / str(number)), **{**options, "image": image})
-        preprocess = load_detector(tmp_path / str(number)).preprocess
+        preprocess = Detector.load(tmp_path / str(number)).preprocess
         assert (preprocess.short, preprocess.long) == size
 
 
@@ -193,8 +192,8 @@ def test_other_classes_get_a_new_class_layer_and_keep_the_rest(other_classes, ti
         "the model knew disc, square, the data has ring, disc, square",
     ]
     assert f"weights from {trained}:\n  {lines[0]}\n  {lines[1]}\n" in told
-    detector = load_detector(tmp_path / "next")
-    assert detector.class_names == ("ring", "disc", "square")
+    detector = Detector.load(tmp_path / "next")
+    assert detector.spec.class_names == ("ring", "disc", "square")
     after = detector.net.state_dict()
     prior = torch.sigmoid(after["heads.cls.output.bias"])
     torch.testing.assert_close(prior, torch.full((27,), 0.01), rtol=0, atol=1e-6)
@@ -219,7 +218,7 @@ def test_a_fine_tuned_run_is_repeated_by_its_configuration_and_goes_on(
     monkeypatch.chdir(tmp_path)
     assert main(["train", "--config", "whole/config.yaml", "--output", "again"]) == 0
     assert same(weights("again"), weights("whole")) and same(weights("again/last"), weights("whole/last"))
-    assert load_detector("again").architecture.anchors.sizes == (12, 24, 48, 96, 192)
+    assert Detector.load("again").architecture.anchors.sizes == (12, 24, 48, 96, 192)
 
     original, steps = train_run.RunLog.step, []
 
@@ -249,7 +248,7 @@ def test_the_same_classes_in_another_order_keep_those_of_the_model(data, data_co
         file.write_text(json.dumps(content))
     assert load_dataset(data_copy, "train").class_names == ("square", "disc")
     train(str(data_copy), str(tmp_path / "next"), **folder_options(tiny, trained))
-    assert load_detector(tmp_path / "next").class_names == ("disc", "square")
+    assert Detector.load(tmp_path / "next").class_names == ("disc", "square")
     one, two = (start.load_sets(str(path), None, None, strict=True, origin=trained) for path in (data_copy, data))
     labels = [[sample.target.labels.tolist() for sample in sets[0].samples] for sets in (one, two)]
     assert labels[0] == labels[1]
@@ -346,7 +345,7 @@ def test_a_data_set_in_another_form_without_splits(data, tiny, tmp_path):
         lines += [] if len(sample.target) else [f"{sample.path.name},,,,,"]
     (tmp_path / "csv" / "boxes.csv").write_text("\n".join(lines) + "\n")
     result = train(str(tmp_path / "csv"), str(tmp_path / "run"), **tiny(epochs=1))
-    assert result.steps == 2 and load_detector(tmp_path / "run").class_names == ("class 0", "class 1")
+    assert result.steps == 2 and Detector.load(tmp_path / "run").class_names == ("class 0", "class 1")
 
 
 def test_norms_are_trained_without_pretrained_weights_and_frozen_with_them(data, tiny, tmp_path):
@@ -366,7 +365,7 @@ def test_norms_are_trained_without_pretrained_weights_and_frozen_with_them(data,
             options["image"],
             options["postprocess"],
         )
-        assert detector.architecture.norm == norm
+        assert detector.spec.architecture.norm == norm
         asked = {**options["architecture"], "norm": "group"}
         built = start.build_detector(
             options["model"],

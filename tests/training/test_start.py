@@ -9,7 +9,7 @@ import yaml
 
 from retinanet.anchors.lattice import AnchorLattice
 from retinanet.data.dataset import load_dataset
-from retinanet.detector import Detector, load_detector, save_detector
+from retinanet.detector import Detector, save_detector
 from retinanet.errors import UserError
 from retinanet.images.preprocess import Preprocess
 from retinanet.model.postprocess import Postprocess
@@ -48,7 +48,7 @@ def go_on(data, trained):
         dataset.class_names = tuple(names)
         torch.manual_seed(1)
         detector, moved = fine_tuned(trained, weights, dataset, changes, image, postprocess)
-        return detector, moved, load_detector(trained).net.state_dict()
+        return detector, moved, Detector.load(trained).net.state_dict()
 
     return build
 
@@ -79,14 +79,14 @@ PRIOR = torch.tensor(-math.log(0.99 / 0.01), dtype=torch.float32)
 def test_a_model_goes_on_as_it_is(go_on):
     detector, moved, before = go_on()
     fresh_only(detector, moved, before, "nothing")
-    assert moved.unused == () and detector.metrics == {}
+    assert moved.unused == () and detector.spec.metrics == {}
 
 
 def test_other_classes_make_the_class_layer_new_and_nothing_else(go_on):
     detector, moved, before = go_on(names=("RBC", "WBC", "Platelets"))
     fresh_only(detector, moved, before, "heads.cls.output.")
     as_initialised(detector.net.heads.cls.output, PRIOR)
-    assert moved.unused == () and detector.class_names == ("RBC", "WBC", "Platelets")
+    assert moved.unused == () and detector.spec.class_names == ("RBC", "WBC", "Platelets")
     assert moved.fresh["heads.cls.output.bias"] == (
         "the classes differ: the model knew disc, square, the data has RBC, WBC, Platelets"
     )
@@ -128,7 +128,7 @@ def test_other_anchors_make_both_output_layers_new(go_on, anchors):
     ((name, change),) = list(anchors.items())[:1]
     option = f"compat.{next(iter(change))}" if name == "compat" else name
     assert reason.startswith(f"the anchors differ: {option} ") and " became " in reason
-    assert detector.net.lattice == detector.architecture.anchors != AnchorLattice(sizes=(8, 16, 32, 64, 128))
+    assert detector.net.lattice == detector.spec.architecture.anchors != AnchorLattice(sizes=(8, 16, 32, 64, 128))
 
 
 def test_the_reason_names_both_where_classes_and_anchors_differ(go_on):
@@ -179,7 +179,9 @@ def test_p6_from_another_map_is_new_though_it_fits():
 
 def test_the_norm_is_the_folders_unless_given(go_on):
     detector, moved, _ = go_on()
-    assert detector.architecture.norm == detector.net.backbone.norm == "batch"  # a preset with weights has frozen ones
+    assert (
+        detector.spec.architecture.norm == detector.net.backbone.norm == "batch"
+    )  # a preset with weights has frozen ones
     detector, moved, before = go_on(norm="group")
     fresh_only(detector, moved, before, "nothing")
     statistics = {"running_mean", "running_var", "num_batches_tracked"}
@@ -187,7 +189,7 @@ def test_the_norm_is_the_folders_unless_given(go_on):
     assert set(moved.unused) == {name for name in before if name.rpartition(".")[2] in statistics}
     detector, moved, before = go_on(norm="frozen", frozen_stages=1)
     fresh_only(detector, moved, before, "nothing")
-    assert detector.architecture.frozen_stages == 1
+    assert detector.spec.architecture.frozen_stages == 1
 
 
 def test_norms_that_hold_their_activation_keep_their_weights_too(data, tmp_path):
@@ -211,7 +213,7 @@ def test_another_backbone_is_refused(go_on, trained):
     ):
         go_on(backbone="resnet18")
     detector, _, _ = go_on(backbone="resnet10t")
-    assert detector.architecture.backbone == "resnet10t"
+    assert detector.spec.architecture.backbone == "resnet10t"
 
 
 @pytest.mark.parametrize("weights", ["none", "backbone.safetensors"])
@@ -247,9 +249,9 @@ def test_the_scale_is_the_median_over_the_training_images(data):
 
 def test_a_model_remembers_the_scale_of_the_images_that_it_learned_from(go_on, trained, data):
     """The images have 64 x 80 pixels."""
-    saved = load_detector(trained)
-    assert saved.scale == pytest.approx(saved.preprocess.size(64, 80)[0] / 64, rel=0.02)
-    assert go_on()[0].scale == saved.scale
+    saved = Detector.load(trained)
+    assert saved.spec.scale == pytest.approx(saved.spec.preprocess.size(64, 80)[0] / 64, rel=0.02)
+    assert go_on()[0].scale == saved.spec.scale
     assert go_on(image=ImageConfig(short=32, long=40))[0].scale == 0.5
     made_of = ("none", load_dataset(data, "train"), {}, ImageConfig(short=128, long=160), Postprocess())
     assert build_detector("resnet18", *made_of).scale == 2.0

@@ -31,7 +31,7 @@ from retinanet.detector import Detector
 from retinanet.errors import UserError
 from retinanet.evaluation.evaluate import one_pass
 from retinanet.files import check_output_folder
-from retinanet.interop.pretrained import load_pretrained, model_folder
+from retinanet.interop.pretrained import model_folder
 from retinanet.losses.detection import DetectionLoss
 from retinanet.losses.focal import FocalLoss
 from retinanet.model.device import choose_device
@@ -130,8 +130,8 @@ def diagnose(
     folder = Path(output)
     check_output_folder(folder, RESULTS, overwrite=overwrite)
     local = model_folder(model)
-    detector = load_pretrained(local or model)
-    dataset = load_dataset(data, split, class_names=detector.class_names, strict=strict)
+    detector = Detector.load(local or model)
+    dataset = load_dataset(data, split, class_names=detector.spec.class_names, strict=strict)
     where = choose_device(device)
     detector.net.to(where)
     loss = _loss_of_training(local, alpha, gamma)
@@ -149,7 +149,7 @@ def diagnose(
             watch=watch,
         )
     errors = error_report.error_report(dataset.samples, run.detections, dataset.class_names)
-    lattice, preprocess = detector.architecture.anchors, detector.preprocess
+    lattice, preprocess = detector.spec.architecture.anchors, detector.spec.preprocess
     anchors = audit(dataset.samples, dataset.class_names, lattice=lattice, preprocess=preprocess)
     thresholds = curves.write_thresholds(local or model, errors.curves) if write_thresholds else None
     result = Diagnosis(watch.focal.result(), errors, watch.gates.result(), anchors, thresholds, folder)
@@ -182,10 +182,10 @@ class _Watch:
     """Counts where the loss goes and at which gate each box fails, batch by batch, and shows the progress."""
 
     def __init__(self, detector: Detector, loss: FocalLoss, images: int) -> None:
-        self.postprocess = detector.postprocess
-        names, levels = detector.class_names, detector.architecture.anchors.num_levels
+        self.postprocess = detector.spec.postprocess
+        names, levels = detector.spec.class_names, detector.spec.architecture.anchors.num_levels
         self.focal = FocalStatistics(num_classes=len(names), num_levels=levels, alpha=loss.alpha, gamma=loss.gamma)
-        self.gates = GateShares(names, detector.postprocess.score)
+        self.gates = GateShares(names, detector.spec.postprocess.score)
         self.missed: dict[int, int] = {}  # index of an image -> boxes
         console = Console(stderr=True)
         self.progress = Progress(console=console, transient=True, disable=not console.is_terminal)

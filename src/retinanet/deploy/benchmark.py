@@ -20,16 +20,17 @@ from retinanet.deploy.benchmark_table import RESULTS, BenchmarkResult, Row
 from retinanet.deploy.competitors import DEFAULT, NAMES, Competitor, competitor, from_file
 from retinanet.deploy.footprint import peak_memory
 from retinanet.deploy.stopwatch import Seconds, Spread, interleaved, machine
-from retinanet.detector import read_config
 from retinanet.errors import UserError
 from retinanet.evaluation.coco import CocoMetrics, coco_metrics
 from retinanet.images.arrays import pad_arrays
 from retinanet.images.io import read_pixels
 from retinanet.inference.backend import Backend, Prepared, cores
-from retinanet.inference.exported import exported_file, open_exported
+from retinanet.inference.exported import open_exported
 from retinanet.inference.predictor import Predictor
 from retinanet.interop.conversion import check_writable
 from retinanet.interop.pretrained import model_folder
+from retinanet.model_folder import read_spec
+from retinanet.spec import exported_file
 from retinanet.types import Sample
 
 ROUNDS = 3  # passes over the files for images/s
@@ -83,12 +84,8 @@ def benchmark(
         _check_output(Path(output), overwrite=overwrite)
     file = exported_file(model)
     home = Path(model) if file else model_folder(model) or Path(model)
-    names = tuple(
-        open_exported(file, trust=trust, trust_code=trust_code).class_names
-        if file
-        else read_config(home)["class_names"]
-    )
-    dataset = load_dataset(data, split, class_names=names)
+    spec = open_exported(file, trust=trust, trust_code=trust_code).spec if file else read_spec(home)
+    dataset = load_dataset(data, split, class_names=spec.class_names)
     with tempfile.TemporaryDirectory(prefix="retinanet-benchmark-") as scratch, _threads(cores()):
         left_out: dict[str, str] = {}
         here = [from_file(Path(model).name, file, trust=trust, trust_code=trust_code)] if file else []
@@ -193,7 +190,7 @@ def _latencies(here: Sequence[Competitor], chosen: Sequence[Sample], repeats: in
     for one in here:
         _say(f"{one.name}: warm-up")
         backend = backends[one.name]
-        for sample in {backend.preprocess.size(*sample.size): sample for sample in chosen}.values():
+        for sample in {backend.spec.preprocess.size(*sample.size): sample for sample in chosen}.values():
             for _ in range(2):  # one image of each size: some runtimes settle on a size when they first see it
                 one_image(one, backend, sample.path)
     _say(f"all in turn: latency of one image, {repeats} rounds")
@@ -224,7 +221,7 @@ def _heads(one: Competitor, backend: Backend, prepared: Prepared) -> float:
     """Seconds of the graph without post-processing, from the same input."""
     assert one.heads is not None
     began = time.perf_counter()
-    one.heads(*pad_arrays(backend.preprocess, [prepared.pixels]))
+    one.heads(*pad_arrays(backend.spec.preprocess, [prepared.pixels]))
     return time.perf_counter() - began
 
 

@@ -10,13 +10,14 @@ from typing import Any, Literal, get_args
 
 from retinanet.deploy.export import Format, Precision, export
 from retinanet.deploy.peer import TorchvisionBackend
-from retinanet.detector import CONFIG, TENSORS, load_detector
+from retinanet.detector import Detector
 from retinanet.errors import UserError
 from retinanet.inference.backend import Backend, Graph, Mode, not_installed
-from retinanet.inference.exported import exported_file, open_exported
+from retinanet.inference.exported import open_exported
 from retinanet.inference.torch_backend import TorchBackend
 from retinanet.model.device import cpu_computes_bf16
 from retinanet.model.postprocess import Postprocess
+from retinanet.spec import CONFIG, TENSORS, exported_file
 from retinanet.types import Detections, RawOutput
 
 DEFAULT = (
@@ -117,10 +118,9 @@ def _torch(name: str, home: Path, precision: Literal["fp32", "bf16"], *, compile
     inner: dict[str, float] = {}
 
     def load(mode: Mode) -> Backend:
-        detector = load_detector(home)
-        timed = TimedPostprocess(**vars(detector.postprocess), inner=inner)
-        detector = replace(detector, postprocess=timed)
-        return TorchBackend(detector, device="cpu", precision=precision, compile=compile)
+        detector = Detector.load(home)
+        timed = TimedPostprocess(**vars(detector.spec.postprocess), inner=inner)
+        return TorchBackend(detector.with_spec(postprocess=timed), device="cpu", precision=precision, compile=compile)
 
     options = {"device": "cpu", "precision": precision, "compile": compile}
     return Competitor(name, load, home, options, _size(home), inner)
@@ -129,13 +129,13 @@ def _torch(name: str, home: Path, precision: Literal["fp32", "bf16"], *, compile
 def _torchvision(home: Path) -> Competitor:
     inner: dict[str, float] = {}
     try:
-        size = TorchvisionBackend(load_detector(home)).size
+        size = TorchvisionBackend(Detector.load(home)).size
     except UserError as error:
         first, *others = str(error).split("; ")
         raise UserError(first + (f", and {len(others)} more differences" if others else "")) from None
 
     def load(mode: Mode) -> Backend:
-        return TorchvisionBackend(load_detector(home), inner)
+        return TorchvisionBackend(Detector.load(home), inner)
 
     return Competitor("torchvision", load, home, {"torchvision": True}, size, inner)
 

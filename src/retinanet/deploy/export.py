@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from retinanet.deploy.calibration import spread_images
 from retinanet.deploy.export_report import ExportReport
 from retinanet.deploy.parity import compare, compare_raw, proof_batches
-from retinanet.detector import TENSORS, Detector, load_detector
+from retinanet.detector import Detector
 from retinanet.digest import file_sha256
 from retinanet.errors import UserError
 from retinanet.evaluation.evaluate import evaluate
@@ -21,6 +21,7 @@ from retinanet.inference.card import Card
 from retinanet.inference.exported import open_exported
 from retinanet.interop.conversion import check_writable
 from retinanet.interop.pretrained import model_folder
+from retinanet.spec import TENSORS
 
 Format = Literal["onnx", "openvino", "pt2"]
 Precision = Literal["fp32", "bf16", "int8"]
@@ -73,7 +74,7 @@ def export(
     """
     _check_options(format, precision, calibrate, verify, raw, compile)
     home = model_folder(model)
-    detector = load_detector(home or model)
+    detector = Detector.load(home or model)
     sha256 = file_sha256(Path(home or model) / TENSORS)
     folder = _output(model, home, output, f"{format}-{precision}" + "-raw" * raw, overwrite=overwrite)
     images = spread_images(calibrate, samples) if calibrate else []
@@ -114,23 +115,13 @@ def _proven(
     Raises:
         UserError: the exported model differs from the network.
     """
-    card = Card(
-        class_names=detector.class_names,
-        preprocess=detector.preprocess,
-        postprocess=asdict(detector.postprocess),
-        thresholds=detector.thresholds,
-        metrics=detector.metrics,
-        precision=report.precision,
-        raw=report.raw,
-        scale=detector.scale,
-        weights_sha256=report.weights_sha256,
-    )
+    card = Card(detector.spec, report.precision, report.raw, weights_sha256=report.weights_sha256)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     file = folder / report.file
     _write(report.format, detector, card, file, images, keep_class_output=keep_class_output, compile=compile)
     graph = open_exported(file, raw=report.raw, trust=True).graph
-    batches = proof_batches(detector.preprocess, [read_image(path) for path in shown])
+    batches = proof_batches(detector.spec.preprocess, [read_image(path) for path in shown])
     proof = compare_raw(detector, graph, batches) if report.raw else compare(detector, graph, batches)
     if (not proof.equal) if report.precision == "fp32" else (proof.sure < BROKEN):
         raise UserError(f"the exported model differs from the network, so it was not saved: {proof}")

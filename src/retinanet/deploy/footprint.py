@@ -53,9 +53,9 @@ def _main() -> None:
     model, options, images = json.loads(sys.argv[1])
     if options.get("torchvision"):
         from retinanet.deploy.peer import TorchvisionBackend
-        from retinanet.interop.pretrained import load_pretrained
+        from retinanet.detector import Detector
 
-        predictor = Predictor(TorchvisionBackend(load_pretrained(model)))
+        predictor = Predictor(TorchvisionBackend(Detector.load(model)))
     else:
         predictor = Predictor.load(model, **options)
     for image in images:

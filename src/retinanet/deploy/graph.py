@@ -34,11 +34,11 @@ class RawModule(nn.Module):
 
     def __init__(self, detector: Detector, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        self.rule = detector.preprocess
+        self.rule = detector.spec.preprocess
         self.net = folded(detector.net)
         pad_statically(self.net)
         self.net.to(dtype)
-        levels = range(detector.architecture.anchors.num_levels)
+        levels = range(detector.spec.architecture.anchors.num_levels)
         self.outputs = tuple(f"{kind}_{level}" for kind in ("logits", "deltas") for level in levels)
         mean, std = torch.tensor(self.rule.mean), torch.tensor(self.rule.std)
         self.input_dtype = torch.float32 if self.rule.compat.resampling == "normalised" else torch.uint8
@@ -82,9 +82,9 @@ class DetectionModule(RawModule):
     def __init__(self, detector: Detector, dtype: torch.dtype = torch.float32) -> None:
         super().__init__(detector, dtype)
         self.outputs = OUTPUTS
-        self.post = detector.postprocess
+        self.post = detector.spec.postprocess
         self.templates: Tensor
-        self.register_buffer("templates", detector.architecture.anchors.templates())
+        self.register_buffer("templates", detector.spec.architecture.anchors.templates())
 
     def forward(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
         """Find objects.

@@ -32,7 +32,7 @@ def write_onnx(detector: Detector, card: Card, path: Path, images: Sequence[Path
     if card.precision == "int8":
         from retinanet.deploy.quantise import quantised
 
-        model = quantised(model, detector.preprocess, images, keep_class_output=keep_class_output)
+        model = quantised(model, detector.spec.preprocess, images, keep_class_output=keep_class_output)
         _add_card(model, card)
     onnx.save(model, path)
     seal(path)

@@ -28,7 +28,7 @@ def write_openvino(
     if card.precision == "int8":
         from retinanet.deploy.quantise import quantised
 
-        model = quantised(model, detector.preprocess, images, keep_class_output=keep_class_output)
+        model = quantised(model, detector.spec.preprocess, images, keep_class_output=keep_class_output)
     model.set_rt_info(card.to_json(), KEYS)
     try:
         openvino.save_model(model, path, compress_to_fp16=False)

@@ -90,15 +90,15 @@ def compare(detector: Detector, graph: Graph, batches: Sequence[Batch]) -> Compa
     sure: list[bool] = []
     for batch in batches:
         with torch.inference_mode():
-            wanted = detector.postprocess(detector.raw(batch), batch.sizes, detector.class_names)
+            wanted = detector.spec.postprocess(detector.raw(batch), batch.sizes, detector.spec.class_names)
         outputs = _run(graph, batch)
         for one, boxes, scores, labels, count in zip(wanted, *outputs, strict=True):
-            other = Detections(boxes[:count], scores[:count], labels[:count], detector.class_names)
+            other = Detections(boxes[:count], scores[:count], labels[:count], detector.spec.class_names)
             pairs = _pairs(one, other)
             apart += [_apart(one, other, *pair) for pair in pairs]
             total, matched = total + len(one), matched + len(pairs)
-            unmatched += _unexplained(one, other, {i for i, _ in pairs}, detector.postprocess)
-            unmatched += _unexplained(other, one, {j for _, j in pairs}, detector.postprocess)
+            unmatched += _unexplained(one, other, {i for i, _ in pairs}, detector.spec.postprocess)
+            unmatched += _unexplained(other, one, {j for _, j in pairs}, detector.spec.postprocess)
             sure += _found(one.above(SURE), other)
     pixels, score = (max(column) for column in zip(*apart, strict=True))
     share = float(np.mean(sure)) if sure else float("nan")

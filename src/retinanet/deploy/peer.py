@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from retinanet.detector import Detector
 from retinanet.images.preprocess import Preprocess
-from retinanet.inference.backend import Limits, Prepared
+from retinanet.inference.backend import Prepared
 from retinanet.inference.torch_backend import tensor_detections
 from retinanet.interop.parity import build_peer
 from retinanet.interop.torchvision import detector_arguments, slots_of, to_torchvision
@@ -33,21 +33,17 @@ class TorchvisionBackend:
     """
 
     def __init__(self, detector: Detector, inner: dict[str, float] | None = None) -> None:
-        state = to_torchvision(detector)
-        self.net: Any = build_peer(detector, state)
-        arguments: dict[str, Any] = detector_arguments(detector)
+        state = to_torchvision(detector.spec, detector.net)
+        self.net: Any = build_peer(detector.spec, detector.net, state)
+        arguments: dict[str, Any] = detector_arguments(detector.spec)
         for name in ("score_thresh", "nms_thresh", "topk_candidates", "detections_per_img"):
             setattr(self.net, name, arguments[name])
         self.net.transform.min_size, self.net.transform.max_size = (arguments["min_size"],), arguments["max_size"]
         self.size = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
-        self.class_names = detector.class_names
-        self.thresholds: Mapping[str, float] = detector.thresholds
-        self.preprocess = detector.preprocess
-        self.scale = detector.scale
-        self.limits = Limits.of(vars(detector.postprocess))
+        self.spec = detector.spec
         self.streams = 1
         self.name = "torchvision fp32"
-        self._labels = {slot: label for label, slot in enumerate(slots_of(detector.class_names))}
+        self._labels = {slot: label for label, slot in enumerate(slots_of(detector.spec.class_names))}
         self._inner = {} if inner is None else inner
         self._marks = [0.0, 0.0]  # when the transform and the heads were done
         self.net.transform.register_forward_hook(lambda *_: self._mark(0))
@@ -70,13 +66,13 @@ class TorchvisionBackend:
 
     def pack(self, boxes: NDArray[Any], scores: NDArray[Any], labels: NDArray[Any]) -> Detections:
         """See :class:`retinanet.inference.backend.Backend`."""
-        return tensor_detections(boxes, scores, labels, self.class_names)
+        return tensor_detections(boxes, scores, labels, self.spec.class_names)
 
     def _detections(self, found: Mapping[str, Any]) -> Detections:
         """Slots without a class, which only a very low threshold lets through, are left out."""
         labels = torch.tensor([self._labels.get(slot, -1) for slot in found["labels"].tolist()], dtype=torch.int64)
         keep = labels >= 0
-        return Detections(found["boxes"][keep], found["scores"][keep], labels[keep], self.class_names)
+        return Detections(found["boxes"][keep], found["scores"][keep], labels[keep], self.spec.class_names)
 
     def _mark(self, which: int) -> None:
         self._marks[which] = time.perf_counter()

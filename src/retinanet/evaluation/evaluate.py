@@ -17,11 +17,10 @@ from retinanet.detector import Detector
 from retinanet.errors import UserError
 from retinanet.evaluation.coco import coco_metrics
 from retinanet.evaluation.report import EvaluationResult, save_coco_results
-from retinanet.inference.files import exported_file
 from retinanet.inference.predictor import Predictor
-from retinanet.interop.pretrained import load_pretrained
 from retinanet.losses.detection import DetectionLoss
 from retinanet.model.device import choose_device
+from retinanet.spec import exported_file
 from retinanet.types import Assignment, Batch, Detections, RawOutput
 
 RESULTS = ("evaluation.json", "predictions.json")
@@ -84,8 +83,8 @@ def evaluate(
         dataset = load_dataset(data, split, class_names=predictor.class_names, strict=strict)
         result, where = Pass(list(predictor.stream([one.path for one in dataset.samples])), {}, None), "cpu"
     else:
-        detector = load_pretrained(model)
-        dataset = load_dataset(data, split, class_names=detector.class_names, strict=strict)
+        detector = Detector.load(model)
+        dataset = load_dataset(data, split, class_names=detector.spec.class_names, strict=strict)
         where = str(choose_device(device))
         detector.net.to(where)
         result = one_pass(detector, dataset, batch_size=batch_size, workers=workers, device=torch.device(where))
@@ -128,7 +127,7 @@ def one_pass(
     found: dict[int, Detections] = {}
     sums = torch.zeros(4, dtype=torch.float64)  # classification, box, what they are divided by, seconds
     batches = evaluation_batches(
-        dataset, preprocess=detector.preprocess, batch_size=batch_size, indices=indices, workers=workers
+        dataset, preprocess=detector.spec.preprocess, batch_size=batch_size, indices=indices, workers=workers
     )
     with closing(batches):
         for places, batch in batches:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -15,6 +15,7 @@ from retinanet.errors import UserError
 from retinanet.images.arrays import boxes_back, pad_arrays, resize_array
 from retinanet.images.preprocess import Preprocess
 from retinanet.inference.card import Card
+from retinanet.spec import ModelSpec
 from retinanet.types import Detections
 
 Mode = Literal["latency", "throughput"]
@@ -38,38 +39,16 @@ class Prepared:
     input_size: tuple[int, int]
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What the model does to the detections of one image, and tiles have to do across images; see ``Postprocess``."""
-
-    nms: float = 0.5
-    class_agnostic: bool = False
-    max_detections: int = 100
-
-    @classmethod
-    def of(cls, postprocess: Mapping[str, Any]) -> Limits:
-        """Those of a configuration, which may know more or less."""
-        return cls(**{entry.name: postprocess[entry.name] for entry in fields(cls) if entry.name in postprocess})
-
-
 class Backend(Protocol):
     """A model that is ready to run.
 
     Attributes:
-        class_names: K names.
-        thresholds: the score from which on a detection of a class is shown; a class may be missing.
-        preprocess: how images become its input.
-        scale: how much larger or smaller than their pixels the images of training were, if that is known.
-        limits: what the model does to the detections of one image.
+        spec: what the model is apart from its weights.
         streams: how many calls of :meth:`run` may profitably go on at once, in threads.
         name: for messages and tables, such as "OpenVINO int8".
     """
 
-    class_names: tuple[str, ...]
-    thresholds: Mapping[str, float]
-    preprocess: Preprocess
-    scale: float | None
-    limits: Limits
+    spec: ModelSpec
     streams: int
     name: str
 
@@ -95,11 +74,7 @@ class ExportedModel:
     """
 
     def __init__(self, card: Card, graph: Graph, *, runtime: str, streams: int) -> None:
-        self.class_names = card.class_names
-        self.thresholds: Mapping[str, float] = card.thresholds
-        self.preprocess = card.preprocess
-        self.scale = card.scale
-        self.limits = Limits.of(card.postprocess)
+        self.spec = card.spec
         self.streams = streams
         self.name = f"{runtime} {card.precision}"
         self.card = card
@@ -107,17 +82,17 @@ class ExportedModel:
 
     def prepare(self, image: NDArray[np.uint8], rule: Preprocess | None = None) -> Prepared:
         """See :class:`Backend`."""
-        rule = rule or self.preprocess
+        rule = rule or self.spec.preprocess
         size = (image.shape[0], image.shape[1])
-        return Prepared(resize_array(rule, image), size, self.preprocess.padded(*rule.size(*size)))
+        return Prepared(resize_array(rule, image), size, self.spec.preprocess.padded(*rule.size(*size)))
 
     def run(self, images: Sequence[Prepared]) -> list[Detections]:
         """See :class:`Backend`."""
-        batch, sizes = pad_arrays(self.preprocess, [image.pixels for image in images])
+        batch, sizes = pad_arrays(self.spec.preprocess, [image.pixels for image in images])
         found = []
         outputs = zip(*self.graph(batch, sizes), strict=True)
         for image, size, (boxes, scores, labels, count) in zip(images, sizes.tolist(), outputs, strict=True):
-            if not np.isfinite(scores).all() or (labels[:count] >= len(self.class_names)).any():
+            if not np.isfinite(scores).all() or (labels[:count] >= len(self.spec.class_names)).any():
                 raise UserError(
                     f"{self.name}: the model is damaged, or its class names are not its own. Export it again"
                 )
@@ -128,7 +103,7 @@ class ExportedModel:
     def pack(self, boxes: NDArray[Any], scores: NDArray[Any], labels: NDArray[Any]) -> Detections:
         """See :class:`Backend`; the arrays are copied, so that no output of a batch is kept alive by them."""
         return Detections(
-            np.array(boxes, np.float32), np.array(scores, np.float32), np.array(labels, np.int64), self.class_names
+            np.array(boxes, np.float32), np.array(scores, np.float32), np.array(labels, np.int64), self.spec.class_names
         )
 
 

@@ -9,9 +9,6 @@ from pathlib import Path
 from retinanet.digest import check_seal
 from retinanet.inference.backend import ExportedModel, Mode
 from retinanet.inference.card import Card
-from retinanet.inference.files import exported_file
-
-__all__ = ["exported_file", "open_exported"]
 
 _log = logging.getLogger(__name__)
 

@@ -23,11 +23,11 @@ from retinanet.images.io import IMAGE_SUFFIXES, image_size, read_pixels
 from retinanet.images.windows import ImageWindows, overview
 from retinanet.inference.backend import Mode, cores
 from retinanet.inference.documents import Prediction, coco_document, csv_document
-from retinanet.inference.exported import exported_file
 from retinanet.inference.predictor import Predictor
 from retinanet.inference.stream import in_order
 from retinanet.inference.tiled import predict_tiled
 from retinanet.plotting.draw import draw_boxes, draw_detections
+from retinanet.spec import exported_file
 from retinanet.types import DEFAULT_THRESHOLD, Detections
 
 LEGIBLE = 600
@@ -104,7 +104,7 @@ def predict(
         finder = partial(_tiled, predictor, tile=tile, overlap=overlap, merge=merge, scale=tile_scale)
     with _moved_when_whole(folder) as scratch:
         targets = {path: scratch / "pictures" / name for path, name in names.items()}
-        least = predictor.backend.thresholds if score is None else score
+        least = predictor.backend.spec.thresholds if score is None else score
         draw = _draw_overview if tile is not None else _draw
         found = _find(finder, paths, sizes, least, partial(draw, targets), workers or cores())
         document = coco_document(found, predictor.class_names, folder)

@@ -13,8 +13,9 @@ from PIL import Image
 from retinanet.errors import UserError
 from retinanet.images.io import picture_array, read_pixels
 from retinanet.inference.backend import Backend, Mode, Prepared
-from retinanet.inference.exported import exported_file, open_exported
+from retinanet.inference.exported import open_exported
 from retinanet.inference.stream import streamed
+from retinanet.spec import exported_file
 from retinanet.types import Detections
 
 if TYPE_CHECKING:
@@ -77,16 +78,16 @@ class Predictor:
             return cls(backend, batch_size=batch_size)
         if mode == "throughput":
             raise UserError("mode throughput is for exported models; make one with: retinanet export MODEL")
+        from retinanet.detector import Detector
         from retinanet.inference.torch_backend import TorchBackend
-        from retinanet.interop.pretrained import load_pretrained
 
-        detector = load_pretrained(model)
+        detector = Detector.load(model)
         return cls(TorchBackend(detector, device=device, precision=precision, compile=compile), batch_size=batch_size)
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """K names."""
-        return self.backend.class_names
+        return self.backend.spec.class_names
 
     @overload
     def __call__(self, images: str | Path | Image.Image | NDArray[np.uint8] | Tensor) -> Detections: ...

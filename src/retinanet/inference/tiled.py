@@ -77,7 +77,7 @@ def predict_tiled(
             y, x = corner
             return predictor.backend.prepare(windows.read(y, x, y + window[0], x + window[1]), rule)
 
-        limits = predictor.backend.limits
+        limits = predictor.backend.spec.postprocess
         parts, full = [], 0
         with closing(streamed(predictor.backend, prepared, corners, batch_size=predictor.batch_size)) as stream:
             for corner, found in zip(corners, stream, strict=True):
@@ -122,7 +122,7 @@ def _readable(image: Any) -> Any:
 
 def _rule(predictor: Predictor, window: tuple[int, int], scale: float | None) -> Preprocess:
     """The resize rule for windows: of the wanted magnification, the aspect kept."""
-    rule, known = predictor.backend.preprocess, scale or predictor.backend.scale
+    rule, known = predictor.backend.spec.preprocess, scale or predictor.backend.spec.scale
     if known is None:
         height, width = rule.size(*window)
         _log.warning(
@@ -151,10 +151,10 @@ def _placed(found: Detections, corner: Corner, window: tuple[int, int], size: tu
 
 def _full(found: Detections, predictor: Predictor) -> bool:
     """Whether there are as many detections as the model reports at most, and the last would be shown too."""
-    if len(found) < predictor.backend.limits.max_detections:
+    if len(found) < predictor.backend.spec.postprocess.max_detections:
         return False
     name = found.class_names[int(found.labels[-1])]
-    return float(found.scores[-1]) >= predictor.backend.thresholds.get(name, DEFAULT_THRESHOLD)
+    return float(found.scores[-1]) >= predictor.backend.spec.thresholds.get(name, DEFAULT_THRESHOLD)
 
 
 def _report(progress: Callable[[int, int], Any] | None, done: int, total: int) -> None:

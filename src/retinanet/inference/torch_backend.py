@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from retinanet.detector import Detector
 from retinanet.images.preprocess import Preprocess
-from retinanet.inference.backend import Limits, Prepared
+from retinanet.inference.backend import Prepared
 from retinanet.model.device import choose_device, cpu_computes_bf16
 from retinanet.model.fold import folded
 from retinanet.model.packed import can_pack, pack
@@ -54,12 +54,7 @@ class TorchBackend:
         if self.device.type == "cpu" and not compile and can_pack():  # what compiles packs by itself
             pack(net)
         self._net = torch.compile(net, dynamic=False) if compile else net
-        self._postprocess = detector.postprocess
-        self.class_names = detector.class_names
-        self.thresholds: Mapping[str, float] = detector.thresholds
-        self.preprocess = detector.preprocess
-        self.scale = detector.scale
-        self.limits = Limits.of(vars(detector.postprocess))
+        self.spec = detector.spec
         self.streams = 1  # torch gives all cores to one call
         self.name = f"torch {precision} on {self.device}" + (", compiled" if compile else "")
 
@@ -67,26 +62,28 @@ class TorchBackend:
         """See :class:`Backend`."""
         usable = image if image.flags.writeable and min(image.strides) >= 0 else image.copy()
         pixels = torch.from_numpy(usable).permute(2, 0, 1)  # (H, W, 3) -> (3, H, W)
-        resized = (rule or self.preprocess).resize(pixels)
+        resized = (rule or self.spec.preprocess).resize(pixels)
         return Prepared(
-            resized, (image.shape[0], image.shape[1]), self.preprocess.padded(resized.shape[-2], resized.shape[-1])
+            resized, (image.shape[0], image.shape[1]), self.spec.preprocess.padded(resized.shape[-2], resized.shape[-1])
         )
 
     @torch.inference_mode()
     def run(self, images: Sequence[Prepared]) -> list[Detections]:
         """See :class:`Backend`."""
-        batch, sizes = self.preprocess.pad([image.pixels for image in images])
-        pixels = self.preprocess.normalise(batch.to(self.device, non_blocking=True), sizes)
+        batch, sizes = self.spec.preprocess.pad([image.pixels for image in images])
+        pixels = self.spec.preprocess.normalise(batch.to(self.device, non_blocking=True), sizes)
         raw: RawOutput = self._net(pixels.to(self._dtype))
-        found = self._postprocess(raw, sizes, self.class_names)
+        found = self.spec.postprocess(raw, sizes, self.spec.class_names)
         return [
-            Detections(self.preprocess.boxes_back(one.boxes, size, image.size), one.scores, one.labels, one.class_names)
+            Detections(
+                self.spec.preprocess.boxes_back(one.boxes, size, image.size), one.scores, one.labels, one.class_names
+            )
             for one, size, image in zip(found, sizes.tolist(), images, strict=True)
         ]
 
     def pack(self, boxes: NDArray[Any], scores: NDArray[Any], labels: NDArray[Any]) -> Detections:
         """See :class:`Backend`."""
-        return tensor_detections(boxes, scores, labels, self.class_names)
+        return tensor_detections(boxes, scores, labels, self.spec.class_names)
 
 
 def tensor_detections(

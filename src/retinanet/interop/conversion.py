@@ -9,13 +9,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from retinanet.detector import Detector, save_detector
 from retinanet.errors import UserError
 from retinanet.files import write_atomically
 from retinanet.interop.files import WeightsFile
 from retinanet.interop.parity import Parity
 from retinanet.interop.source import Settings
-from retinanet.model.changes import flatten_fields
+from retinanet.model.retinanet import RetinaNet
+from retinanet.model_folder import write_model
+from retinanet.plain import flatten_fields, to_plain
+from retinanet.spec import ModelSpec
 
 REPORT = "conversion"  # .txt for people, .json for programs, beside the model
 
@@ -25,7 +27,8 @@ class Conversion:
     """A detector made of somebody's weights, and an account of it.
 
     Attributes:
-        detector: ready to use.
+        spec: of the model.
+        net: its network, ready to use.
         source: whose weights they were.
         file: where they came from.
         used: our key -> theirs, for every tensor that was taken.
@@ -35,7 +38,8 @@ class Conversion:
         parity: the measured difference from torchvision's code, where the weights are its own.
     """
 
-    detector: Detector
+    spec: ModelSpec
+    net: RetinaNet
     source: str
     file: WeightsFile
     used: Mapping[str, str]
@@ -46,7 +50,7 @@ class Conversion:
 
     def report(self) -> str:
         """For a person: what was used, what not, what was concluded, and how equal it is."""
-        detector, names = self.detector, self.detector.class_names
+        spec, names = self.spec, self.spec.class_names
         shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
         loss = " ".join(f"--loss.{key} {value}" for key, value in self.settings.loss.items())
         reasons = {
@@ -58,12 +62,12 @@ class Conversion:
             f"tensors        {len(self.used)} used, every shape as expected; {len(self.left_out)} left out",
             *(f"left out       {', '.join(keys)}: {reason}" for reason, keys in reasons.items()),
             *([f"not in file    {len(self.filled)} counters of batches, set to 0"] if self.filled else []),
-            f"network        {detector.architecture.backbone}, "
-            f"{_differences(detector.architecture, ('backbone', 'anchors', 'coder'))}",
-            f"anchors        {_differences(detector.architecture.anchors)}",
-            f"box code       {_differences(detector.architecture.coder)}",
-            f"input          {_differences(detector.preprocess)}",
-            f"detections     {_differences(detector.postprocess)}",
+            f"network        {spec.architecture.backbone}, "
+            f"{_differences(spec.architecture, ('backbone', 'anchors', 'coder'))}",
+            f"anchors        {_differences(spec.architecture.anchors)}",
+            f"box code       {_differences(spec.architecture.coder)}",
+            f"input          {_differences(spec.preprocess)}",
+            f"detections     {_differences(spec.postprocess)}",
             f"classes        {len(names)}: {shown}",
             *(f"concluded      {remark}" for remark in self.settings.remarks),
             f"trained with   {loss} (options of train, to go on as {self.source} did)",
@@ -73,17 +77,15 @@ class Conversion:
 
     def to_json(self) -> dict[str, Any]:
         """The same for a program, with every key and shape."""
-        state = self.detector.net.state_dict()
+        state = self.net.state_dict()
+        parts = ("architecture", "preprocess", "postprocess", "class_names")
         return {
             "source": self.source,
             "file": {"path": str(self.file.path), "sha256": self.file.sha256, "notes": list(self.file.notes)},
             "used": {ours: {"from": theirs, "shape": list(state[ours].shape)} for ours, theirs in self.used.items()},
             "left_out": dict(self.left_out),
             "filled": list(self.filled),
-            "architecture": asdict(self.detector.architecture),
-            "preprocess": asdict(self.detector.preprocess),
-            "postprocess": asdict(self.detector.postprocess),
-            "class_names": list(self.detector.class_names),
+            **{name: to_plain(getattr(self.spec, name)) for name in parts},
             "slots": None if self.settings.slots is None else list(self.settings.slots),
             "loss": dict(self.settings.loss),
             "remarks": list(self.settings.remarks),
@@ -97,7 +99,7 @@ def save_conversion(done: Conversion, folder: Path) -> None:
     Raises:
         UserError: the folder cannot be written.
     """
-    save_detector(folder, done.detector)
+    write_model(folder, done.spec, done.net.state_dict())
     write_atomically(folder / f"{REPORT}.txt", done.report() + "\n")
     write_atomically(folder / f"{REPORT}.json", json.dumps(done.to_json(), indent=1) + "\n")
 

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from retinanet.data.files import read_text
-from retinanet.detector import CONFIG, Detector, load_detector
 from retinanet.errors import UserError
 from retinanet.files import write_tensors
 from retinanet.interop import detectron2, mmdetection, odtk, torchvision, yhenon
@@ -22,8 +21,10 @@ from retinanet.interop.files import WeightsFile, read_weights
 from retinanet.interop.hub import torchvision_file
 from retinanet.interop.parity import compare
 from retinanet.interop.source import Source, anchor_order, check_anchors, reordered, shape_facts, slot_count
-from retinanet.model.changes import changed
 from retinanet.model.presets import Architecture
+from retinanet.model_folder import read_model
+from retinanet.plain import with_changes
+from retinanet.spec import CONFIG, ModelSpec
 
 SOURCES = (torchvision.SOURCE, yhenon.SOURCE, detectron2.SOURCE, mmdetection.SOURCE, odtk.SOURCE)
 
@@ -107,7 +108,7 @@ def converted(
     facts = shape_facts(tensors)
     settings = origin.settings(file, tensors, tuple(class_names))
     plan = Architecture(norm="frozen", anchors=settings.lattice, coder=settings.coder, **facts, **settings.architecture)
-    plan = changed(plan, changes.get("architecture", {}), "architecture")
+    plan = with_changes(plan, changes.get("architecture", {}), "architecture")
     order = anchor_order(plan.anchors, scale_major=settings.scale_major, ratio_order=settings.ratio_order)
     check_anchors(tensors, plan.anchors, order, settings.templates)
     slots = slot_count(tensors)
@@ -117,15 +118,15 @@ def converted(
     settings = replace(settings, remarks=settings.remarks + assumed)
     net = plan.build(len(names))
     filled = _load(net, tensors, used, file, origin)
-    theirs = Detector(net.eval(), plan, settings.preprocess, settings.postprocess, names)
+    theirs = ModelSpec(names, settings.preprocess, settings.postprocess, plan)
     ours = replace(
         theirs,
-        preprocess=changed(settings.preprocess, changes.get("preprocess", {}), "preprocess"),
-        postprocess=changed(settings.postprocess, changes.get("postprocess", {}), "postprocess"),
+        preprocess=with_changes(settings.preprocess, changes.get("preprocess", {}), "preprocess"),
+        postprocess=with_changes(settings.postprocess, changes.get("postprocess", {}), "postprocess"),
     )
     # Compared as the source runs it: what the user changed has no counterpart there.
-    parity = compare(theirs, file, settings.slots) if origin.measured else None
-    return Conversion(ours, origin.name, file, used, left_out, filled, settings, parity)
+    parity = compare(theirs, net.eval(), file, settings.slots) if origin.measured else None
+    return Conversion(ours, net.eval(), origin.name, file, used, left_out, filled, settings, parity)
 
 
 def recognise(file: WeightsFile, name: str | None = None) -> Source:
@@ -218,18 +219,18 @@ def to_torchvision_file(weights: str, target: Path, to: str, *, overwrite: bool)
     if target.is_dir() or (target.exists() and not overwrite):
         raise UserError(f"{target} exists already. Name a new file, such as model.pth, or pass --overwrite")
     check_writable(target)
-    detector = load_detector(weights)
-    state = torchvision.to_torchvision(detector)
+    spec, net = read_model(weights)
+    state = torchvision.to_torchvision(spec, net)
     # Counted again as torchvision's loader will see it; its path is only for messages.
-    parity = compare(detector, WeightsFile(target, state, {}, "", ()), torchvision.slots_of(detector.class_names))
+    parity = compare(spec, net, WeightsFile(target, state, {}, "", ()), torchvision.slots_of(spec.class_names))
     write_tensors(target, state)
     return "\n".join(
         [
             f"tensors        {len(state)} written to {target}",
-            f"classes        {torchvision.numbering(detector.class_names)}",
+            f"classes        {torchvision.numbering(spec.class_names)}",
             f"parity         {parity.summary()}",
             "load it with",
-            *(f"    {line}" for line in torchvision.how_to_build(detector, str(target)).splitlines()),
+            *(f"    {line}" for line in torchvision.how_to_build(spec, str(target)).splitlines()),
         ]
     )
 

@@ -10,8 +10,8 @@ from urllib.error import URLError
 
 import torch
 
-from retinanet.detector import CONFIG, TENSORS
 from retinanet.errors import UserError
+from retinanet.spec import CONFIG, TENSORS
 
 
 def torchvision_file(name: str) -> Path | None:

@@ -11,7 +11,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 from torch.nn import functional
-from torchvision.models.detection import RetinaNet
+from torchvision.models.detection import RetinaNet as TorchvisionRetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.image_list import ImageList
@@ -19,8 +19,9 @@ from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from retinanet.data.loader import Collate, resized
-from retinanet.detector import Detector
 from retinanet.interop.files import WeightsFile
+from retinanet.model.retinanet import RetinaNet
+from retinanet.spec import ModelSpec
 from retinanet.types import Batch, Detections, RawOutput, Sample, Target
 
 SIDES = ((180, 250), (231, 160))  # of the images; resized to SHORT and LONG, which keeps a conversion quick
@@ -71,36 +72,40 @@ class Parity:
 
 
 @torch.no_grad()
-def compare(detector: Detector, file: WeightsFile, slots: Sequence[int] | None) -> Parity:
+def compare(spec: ModelSpec, net: RetinaNet, file: WeightsFile, slots: Sequence[int] | None) -> Parity:
     """Run both on the same two images.
 
     Args:
-        detector: made of the file, on the CPU.
+        spec: of the model made of the file.
+        net: its network, on the CPU.
         file: under torchvision's names.
         slots: which of torchvision's class slots are the detector's classes; None for all.
 
     Returns:
         The differences. Slots that are no classes are silenced in torchvision before detections are compared.
     """
-    peer = build_peer(detector, file.tensors)
-    preprocess = replace(detector.preprocess, short=SHORT, long=LONG)
+    peer = build_peer(spec, net, file.tensors)
+    preprocess = replace(spec.preprocess, short=SHORT, long=LONG)
     images = [_picture(sides, seed) for seed, sides in enumerate(SIDES)]
-    batch = _batch(detector, images)
+    batch = _batch(spec, images)
     pixels = preprocess.normalise(batch.images, batch.sizes)
     floats = [image / 255 for image in images]
     theirs: ImageList = peer.transform(floats)[0]
-    raw = detector.net(theirs.tensors)
+    raw = net(theirs.tensors)
     features = list(peer.backbone(theirs.tensors).values())
     heads = peer.head(features)
     keep = list(range(_slot_count(peer)) if slots is None else slots)
     anchors = peer.anchor_generator(theirs, features)[0]
     lattice = raw.lattice
-    threshold = _threshold(raw, detector.postprocess.score)
+    threshold = _threshold(raw, spec.postprocess.score)
     _silence(peer, keep)
-    peer.score_thresh, peer.nms_thresh = threshold, detector.postprocess.nms
-    peer.topk_candidates, peer.detections_per_img = detector.postprocess.topk, detector.postprocess.max_detections
-    shown = replace(detector, preprocess=preprocess, postprocess=replace(detector.postprocess, score=threshold))
-    ours = shown.detections(shown.raw(batch), batch)
+    peer.score_thresh, peer.nms_thresh = threshold, spec.postprocess.nms
+    peer.topk_candidates, peer.detections_per_img = (
+        spec.postprocess.topk,
+        spec.postprocess.max_detections,
+    )
+    shown = replace(spec, preprocess=preprocess, postprocess=replace(spec.postprocess, score=threshold))
+    ours = shown.detections(net(shown.prepare(batch)), batch)
     found = peer(floats)
     others = [_ordered_as(one, other, keep) for one, other in zip(ours, found, strict=True)]
     same = all(other is not None for other in others)
@@ -108,7 +113,7 @@ def compare(detector: Detector, file: WeightsFile, slots: Sequence[int] | None) 
     return Parity(
         peer=f"torchvision {torchvision.__version__}",
         pixels=_gap([pixels], [theirs.tensors]),
-        features=_gap(detector.net.fpn(detector.net.backbone(theirs.tensors)), features),
+        features=_gap(net.fpn(net.backbone(theirs.tensors)), features),
         logits=_gap([_rows(raw.logits, raw.num_classes)], [heads["cls_logits"][..., keep]]),
         deltas=_gap([_rows(raw.deltas, 4)], [heads["bbox_regression"]]),
         anchors=_gap([lattice.boxes(torch.arange(lattice.count(raw.grids)), raw.grids)], [anchors]),
@@ -119,12 +124,12 @@ def compare(detector: Detector, file: WeightsFile, slots: Sequence[int] | None) 
     )
 
 
-def build_peer(detector: Detector, state: dict[str, Tensor]) -> RetinaNet:
+def build_peer(spec: ModelSpec, net: RetinaNet, state: dict[str, Tensor]) -> TorchvisionRetinaNet:
     """The same network of torchvision, these weights loaded by its own loader with ``strict=True``."""
-    architecture, rule = detector.architecture, detector.preprocess
+    architecture, rule = spec.architecture, spec.preprocess
     lattice, channels = architecture.anchors, architecture.channels
     sizes = tuple(tuple(int(size * scale) for scale in lattice.scales) for size in lattice.sizes)
-    c5 = detector.net.backbone.channels[-1]
+    c5 = net.backbone.channels[-1]
     backbone = resnet_fpn_backbone(
         backbone_name=architecture.backbone,
         weights=None,
@@ -134,7 +139,7 @@ def build_peer(detector: Detector, state: dict[str, Tensor]) -> RetinaNet:
     )
     slots = state["head.classification_head.cls_logits.bias"].shape[0] // lattice.num_anchors
     norm = partial(nn.GroupNorm, 32) if architecture.head_norm == "group" else None
-    peer = RetinaNet(
+    peer = TorchvisionRetinaNet(
         backbone,
         slots,
         min_size=SHORT,
@@ -160,8 +165,8 @@ def _picture(sides: tuple[int, int], seed: int) -> Tensor:
     return ((soft + 0.1 * torch.randn(3, *sides, generator=noise)).clamp(0, 1) * 255).round().to(torch.uint8)
 
 
-def _batch(detector: Detector, images: Sequence[Tensor]) -> Batch:
-    preprocess = replace(detector.preprocess, short=SHORT, long=LONG)
+def _batch(spec: ModelSpec, images: Sequence[Tensor]) -> Batch:
+    preprocess = replace(spec.preprocess, short=SHORT, long=LONG)
     samples = [
         Sample(Path(), number, (image.shape[1], image.shape[2]), Target.empty(), torch.zeros(0), image)
         for number, image in enumerate(images)
@@ -179,12 +184,12 @@ def _threshold(raw: RawOutput, score: float) -> float:
     return min(score, passing)
 
 
-def _slot_count(peer: RetinaNet) -> int:
+def _slot_count(peer: TorchvisionRetinaNet) -> int:
     count: int = peer.head.classification_head.num_classes
     return count
 
 
-def _silence(peer: RetinaNet, keep: Sequence[int]) -> None:
+def _silence(peer: TorchvisionRetinaNet, keep: Sequence[int]) -> None:
     """Slots without a class never fire."""
     layer, count = peer.head.classification_head.cls_logits, _slot_count(peer)
     silent = torch.ones(count, dtype=torch.bool)

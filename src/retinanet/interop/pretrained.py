@@ -10,13 +10,13 @@ import tempfile
 from pathlib import Path
 
 from retinanet import __version__
-from retinanet.detector import CONFIG, Detector, load_detector
 from retinanet.errors import UserError
 from retinanet.interop.conversion import save_conversion
 from retinanet.interop.convert import converted
 from retinanet.interop.files import read_weights
 from retinanet.interop.hub import cache_folder, repository, torchvision_file
 from retinanet.model.presets import PRESETS
+from retinanet.spec import CONFIG
 
 
 def model_folder(name: str | Path) -> Path | None:
@@ -43,15 +43,6 @@ def model_folder(name: str | Path) -> Path | None:
     if re.fullmatch(r"[\w.-]+/[\w.-]+", text) and not path.parent.exists():
         return repository(text)
     return None
-
-
-def load_pretrained(name: str | Path) -> Detector:
-    """The model of that name (see :func:`model_folder`), in evaluation mode on the CPU.
-
-    Raises:
-        UserError: there is none, or it is damaged or of a newer version.
-    """
-    return load_detector(model_folder(name) or name)
 
 
 def _converted_once(file: Path) -> Path:

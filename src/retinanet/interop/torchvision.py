@@ -15,13 +15,14 @@ from torch import Tensor
 
 from retinanet.anchors.coding import BoxCoder
 from retinanet.anchors.lattice import AnchorLattice, LatticeCompat
-from retinanet.detector import Detector
 from retinanet.errors import UserError
 from retinanet.images.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess, PreprocessCompat
 from retinanet.interop.classes import coco_slots
 from retinanet.interop.files import WeightsFile
 from retinanet.interop.source import Settings, Source, Tensors, by_prefix, shape_facts, slot_count
 from retinanet.model.postprocess import Postprocess, PostprocessCompat
+from retinanet.model.retinanet import RetinaNet
+from retinanet.spec import ModelSpec
 
 LATTICE = AnchorLattice(offset=0.0, compat=LatticeCompat(rounding="corners", floor_strides=True))
 NAMES = {
@@ -141,7 +142,7 @@ SOURCE = Source(
 )
 
 
-def to_torchvision(detector: Detector) -> dict[str, Tensor]:
+def to_torchvision(spec: ModelSpec, net: RetinaNet) -> dict[str, Tensor]:
     """The weights of a detector under torchvision's names, for its ``load_state_dict(strict=True)``.
 
     COCO's 80 classes go to their 91 slots, others to slots 1 to K, as torchvision's users number them. The slots
@@ -150,12 +151,12 @@ def to_torchvision(detector: Detector) -> dict[str, Tensor]:
     Raises:
         UserError: torchvision has no such network.
     """
-    _refuse_foreign(detector)
-    state = {key: value.detach().cpu() for key, value in detector.net.state_dict().items()}
+    _refuse_foreign(spec)
+    state = {key: value.detach().cpu() for key, value in net.state_dict().items()}
     theirs = {ours: name for name, ours in NAMES.items()}
-    slots = slots_of(detector.class_names)
+    slots = slots_of(spec.class_names)
     total = SLOTS if len(slots) == len(coco_slots()) and slots[-1] == SLOTS - 1 else len(slots) + 1
-    prior = detector.architecture.prior
+    prior = spec.architecture.prior
     fill = {"weight": 0.0, "bias": float(torch.logit(torch.tensor(prior)))}
     converted = {}
     for key, value in state.items():
@@ -176,15 +177,15 @@ def slots_of(class_names: tuple[str, ...]) -> tuple[int, ...]:
     return tuple(coco) if class_names == tuple(coco.values()) else tuple(range(1, len(class_names) + 1))
 
 
-def how_to_build(detector: Detector, file: str) -> str:
+def how_to_build(spec: ModelSpec, file: str) -> str:
     """The lines of Python that build the same detector in torchvision, from the file of converted weights."""
-    name = "retinanet_resnet50_fpn_v2" if detector.architecture.head_norm == "group" else "retinanet_resnet50_fpn"
+    name = "retinanet_resnet50_fpn_v2" if spec.architecture.head_norm == "group" else "retinanet_resnet50_fpn"
     arguments: dict[str, object] = {
         "weights": None,
         "weights_backbone": None,
-        "num_classes": slots_of(detector.class_names)[-1] + 1,
+        "num_classes": slots_of(spec.class_names)[-1] + 1,
     }
-    arguments |= {key: value for key, value in detector_arguments(detector).items() if value != DEFAULTS[key]}
+    arguments |= {key: value for key, value in detector_arguments(spec).items() if value != DEFAULTS[key]}
     given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
     lines = [
         "import torch",
@@ -192,17 +193,17 @@ def how_to_build(detector: Detector, file: str) -> str:
         f"model = {name}({given})",
         f"model.load_state_dict(torch.load({file!r}, weights_only=True))",
     ]
-    if detector.architecture.norm_eps is not None:
+    if spec.architecture.norm_eps is not None:
         lines += [
             "for module in model.modules():",
-            f"    if isinstance(module, torch.nn.BatchNorm2d): module.eps = {detector.architecture.norm_eps}",
+            f"    if isinstance(module, torch.nn.BatchNorm2d): module.eps = {spec.architecture.norm_eps}",
         ]
     return "\n".join(lines)
 
 
-def detector_arguments(detector: Detector) -> dict[str, object]:
+def detector_arguments(spec: ModelSpec) -> dict[str, object]:
     """What torchvision's RetinaNet takes beside the network."""
-    before, after = detector.preprocess, detector.postprocess
+    before, after = spec.preprocess, spec.postprocess
     return {
         "min_size": before.short,
         "max_size": before.long,
@@ -215,9 +216,9 @@ def detector_arguments(detector: Detector) -> dict[str, object]:
     }
 
 
-def _refuse_foreign(detector: Detector) -> None:
+def _refuse_foreign(spec: ModelSpec) -> None:
     """A detector that torchvision's two functions do not build."""
-    architecture, before, after = detector.architecture, detector.preprocess, detector.postprocess
+    architecture, before, after = spec.architecture, spec.preprocess, spec.postprocess
     wanted: Mapping[str, tuple[object, object]] = {
         "backbone": (architecture.backbone, "resnet50"),
         "norm": (architecture.norm == "group", False),

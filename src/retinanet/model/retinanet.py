@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from torch import Tensor, nn
 
 from retinanet.anchors.coding import BoxCoder
@@ -51,26 +49,6 @@ class RetinaNet(nn.Module):
             raise UserError(
                 f"{self.lattice.num_anchors} anchors per cell need 4 box outputs each, not {outputs} in all"
             )
-
-    @classmethod
-    def from_pretrained(cls, name: str | Path) -> RetinaNet:
-        """A trained network, in evaluation mode on the CPU.
-
-        It takes normalised images and gives raw outputs; :meth:`retinanet.Predictor.load` takes the same names, and
-        images, and gives detections.
-
-        Args:
-            name: a model folder; ``torchvision/retinanet_resnet50_fpn`` or ``torchvision/retinanet_resnet50_fpn_v2``,
-                trained on COCO; or ``owner/name``, a hub repository with a model folder of this package.
-
-        Raises:
-            UserError: there is no such model, or it cannot be downloaded.
-        """
-        from retinanet.interop.pretrained import (
-            load_pretrained,
-        )  # the one arrow that points up: a name stands for files
-
-        return load_pretrained(name).net
 
     def forward(self, images: Tensor) -> RawOutput:
         """(N, 3, H, W) normalised float images of any size -> :class:`RawOutput`."""

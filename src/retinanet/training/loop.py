@@ -22,7 +22,7 @@ from retinanet.data.dataset import DetectionDataset
 from retinanet.data.loader import StepSampler, training_batches
 from retinanet.data.transforms import Augment
 from retinanet.data.workers import WorkerLost
-from retinanet.detector import Detector, save_detector
+from retinanet.detector import Detector
 from retinanet.errors import Interrupted, UserError
 from retinanet.evaluation.coco import coco_metrics
 from retinanet.evaluation.evaluate import one_pass
@@ -99,7 +99,7 @@ def fit(training: Training, progress: Progress, log: RunLog) -> Progress:
     sampler, fabric = training.sampler, training.fabric
     batches = training_batches(
         training.train_set,
-        preprocess=training.detector.preprocess,
+        preprocess=training.detector.spec.preprocess,
         augment=training.augment,
         sampler=replace(sampler, start=progress.step),
         workers=training.run.workers,
@@ -213,7 +213,7 @@ def _part(training: Training, batch: Batch, assignment: Assignment, normaliser: 
     def loss(raw: RawOutput) -> Losses:
         return training.criterion(raw, batch.targets, assignment, normaliser=normaliser)
 
-    images = training.detector.preprocess.normalise(batch.images, batch.sizes)
+    images = training.detector.spec.preprocess.normalise(batch.images, batch.sizes)
     classification, box = training.net(images, loss)
     return Losses(classification, box, assignment.num_positives)
 
@@ -247,16 +247,17 @@ def finish_epoch(training: Training, progress: Progress, log: RunLog) -> None:
         row = {"step": progress.step, "epoch": epoch, "val_loss": report.loss["total"]}
         log.evaluation({**row, "AP": metrics.ap, "AP50": metrics.ap50, "AP75": metrics.ap75}, best=best)
         if fabric.is_global_zero:
-            training.detector.metrics = {
+            metrics_of_model = {
                 "AP": None if math.isnan(metrics.ap) else metrics.ap,
                 "AP50": None if math.isnan(metrics.ap50) else metrics.ap50,
                 "data": training.val_set.name,
                 "epoch": epoch,
             }
             tensors = training.best_net.state_dict()
-            save_detector(training.folder / "last", training.detector, tensors)
+            training.detector = training.detector.with_spec(metrics=metrics_of_model)
+            training.detector.save(training.folder / "last", tensors)
             if best:
-                save_detector(training.folder, training.detector, tensors)
+                training.detector.save(training.folder, tensors)
                 report.to_json(training.folder / "evaluation.json")
                 found = training.val_set
                 save_coco_results(training.folder / "predictions.json", found.samples, detections, found.category_ids)
@@ -285,9 +286,9 @@ def check_first_loss(training: Training, parts: Sequence[Batch], losses: Losses,
         height, width = batch.images.shape[-2:]
         grids = lattice.grids(height, width)
         assignment = training.criterion.assign(lattice.over(height, width), grids, batch.targets)
-        pairs = (lattice.count(grids) * len(batch) - len(assignment.ignored)) * len(training.detector.class_names)
+        pairs = (lattice.count(grids) * len(batch) - len(assignment.ignored)) * len(training.detector.spec.class_names)
         positives = assignment.num_positives
-        prior = training.detector.architecture.prior
+        prior = training.detector.spec.architecture.prior
         expected += expected_initial_loss(prior, pairs - positives, positives, alpha=focal.alpha, gamma=focal.gamma)
     here = torch.tensor([expected], device=training.fabric.device)
     expected = float(summed(training.fabric, here)) / max(losses.positives, 1)

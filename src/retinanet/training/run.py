@@ -183,11 +183,11 @@ def describe(training: Training, model: str, moved: Transfer | None, data: str) 
     detector, fabric = training.detector, training.fabric
     parameters = sum(p.numel() for p in detector.net.parameters() if p.requires_grad)
     lines = [
-        f"classes: {', '.join(detector.class_names)}",
+        f"classes: {', '.join(detector.spec.class_names)}",
         f"train: {training.train_set.summary()}",
         f"validation: {training.val_set.summary()}",
-        f"model: {detector.architecture.backbone}, {parameters / 1e6:.1f} M trained parameters, images of "
-        f"{detector.preprocess.short} to {detector.preprocess.long} pixels",
+        f"model: {detector.spec.architecture.backbone}, {parameters / 1e6:.1f} M trained parameters, images of "
+        f"{detector.spec.preprocess.short} to {detector.spec.preprocess.long} pixels",
         f"device: {fabric.world_size} x {fabric.device.type}, precision {fabric._precision.precision}",
         *anchor_lines(training, data),
     ]
@@ -202,9 +202,9 @@ def anchor_lines(training: Training, data: str) -> list[str]:
     every = -(-sum(len(sample.target) for sample in samples) // AUDITED) or 1
     audited = audit(
         samples[::every],
-        detector.class_names,
-        lattice=detector.architecture.anchors,
-        preprocess=detector.preprocess,
+        detector.spec.class_names,
+        lattice=detector.spec.architecture.anchors,
+        preprocess=detector.spec.preprocess,
         matcher=training.criterion.matcher,
     )
     lines = audited.summary().splitlines()

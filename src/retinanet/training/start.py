@@ -14,14 +14,16 @@ from rich.console import Console
 from rich.progress import track
 
 from retinanet.data.dataset import DetectionDataset, training_datasets
-from retinanet.detector import CONFIG, Detector, load_detector, read_config
+from retinanet.detector import Detector
 from retinanet.errors import UserError
 from retinanet.images.preprocess import Preprocess
 from retinanet.interop.pretrained import model_folder
-from retinanet.model.changes import changed, find_differences, flatten_fields
 from retinanet.model.postprocess import Postprocess
 from retinanet.model.presets import PRESETS, Architecture, preset
 from retinanet.model.retinanet import RetinaNet
+from retinanet.model_folder import read_spec
+from retinanet.plain import find_differences, flatten_fields, with_changes
+from retinanet.spec import CONFIG, ModelSpec
 from retinanet.training.config import ImageConfig, plain
 from retinanet.training.resume import STATE
 from retinanet.training.transfer import Transfer, named_as, transfer
@@ -40,7 +42,7 @@ def origin_of(model: str) -> Path | None:
     folder = model_folder(model)
     if folder is None and model not in PRESETS:
         if Path(model).exists():
-            read_config(model)  # which says what is wrong with it
+            read_spec(model)  # which says what is wrong with it
         preset(model)
     return folder
 
@@ -63,8 +65,8 @@ def load_sets(
     train_set, val_set = training_datasets(data, train_split=train_split, val_split=val_split, strict=strict)
     if origin is None:
         return train_set, val_set
-    known = [str(name) for name in read_config(origin)["class_names"]]
-    if sorted(known) != sorted(train_set.class_names) or tuple(known) == train_set.class_names:
+    known = read_spec(origin).class_names
+    if sorted(known) != sorted(train_set.class_names) or known == train_set.class_names:
         return train_set, val_set
     return training_datasets(data, train_split=train_split, val_split=val_split, strict=strict, class_names=known)
 
@@ -107,11 +109,11 @@ def build_detector(
     base = preset(model)
     if "norm" not in changes and weights == "none":
         base = replace(base, norm="batch")
-    architecture: Architecture = changed(base, changes, "architecture")
+    architecture: Architecture = with_changes(base, changes, "architecture")
     net = _build(architecture, len(dataset.class_names), weights)
-    preprocess = changed(Preprocess(mean=net.backbone.mean, std=net.backbone.std), _given(image), "image")
+    preprocess = with_changes(Preprocess(mean=net.backbone.mean, std=net.backbone.std), _given(image), "image")
     scale = magnification(dataset, preprocess)
-    return Detector(net, architecture, preprocess, postprocess, dataset.class_names, scale=scale)
+    return Detector(ModelSpec(dataset.class_names, preprocess, postprocess, architecture, scale=scale), net)
 
 
 def fine_tuned(
@@ -131,26 +133,22 @@ def fine_tuned(
     Raises:
         UserError: weights of a backbone are given too, another backbone is asked for, or an option is unknown.
     """
-    saved = load_detector(origin)
-    old = saved.architecture
-    new: Architecture = changed(old, changes, "architecture")
+    saved = Detector.load(origin)
+    old = saved.spec.architecture
+    new: Architecture = with_changes(old, changes, "architecture")
     _check_fits(origin, weights, old, new)
     net = _build(new, len(dataset.class_names), "none")
-    fresh = starts_anew(old, new, saved.class_names, dataset.class_names)
+    fresh = starts_anew(old, new, saved.spec.class_names, dataset.class_names)
     moved = transfer(named_as(saved.net, net), net, fresh=fresh)
-    preprocess = changed(saved.preprocess, _given(image), "image")
-    detector = replace(
-        saved,
-        net=net,
-        architecture=new,
-        preprocess=preprocess,
-        postprocess=changed(saved.postprocess, find_differences(postprocess), "postprocess"),
+    preprocess = with_changes(saved.spec.preprocess, _given(image), "image")
+    spec = ModelSpec(
         class_names=dataset.class_names,
-        metrics={},
-        thresholds={},
+        preprocess=preprocess,
+        postprocess=with_changes(saved.spec.postprocess, find_differences(postprocess), "postprocess"),
+        architecture=new,
         scale=magnification(dataset, preprocess),
     )
-    return detector, moved
+    return Detector(spec, net), moved
 
 
 def magnification(dataset: DetectionDataset, preprocess: Preprocess) -> float:

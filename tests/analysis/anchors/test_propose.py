@@ -17,7 +17,6 @@ from retinanet.analysis.anchors.search import Fit
 from retinanet.anchors.lattice import AnchorLattice, LatticeCompat
 from retinanet.anchors.matching import Matcher
 from retinanet.cli.main import main
-from retinanet.detector import load_detector
 from retinanet.errors import UserError
 from retinanet.images.preprocess import Preprocess
 from retinanet.types import Sample, Target
@@ -197,9 +196,9 @@ def test_the_file_is_what_train_takes(data, tiny_words, tmp_path, monkeypatch):
             words += [name, value]
     words += ["--epochs", "1", "--config", str(tmp_path / "anchors.yaml"), "--output", str(tmp_path / "run")]
     assert main(["train", str(data), *words]) == 0
-    detector = load_detector(tmp_path / "run")
-    assert detector.architecture.anchors == found.after.lattice and detector.architecture.channels == 32
-    size = detector.preprocess
+    detector = Detector.load(tmp_path / "run")
+    assert detector.spec.architecture.anchors == found.after.lattice and detector.spec.architecture.channels == 32
+    size = detector.spec.preprocess
     assert {"short": size.short, "long": size.long, "multiple": size.multiple} == found.image
 
 

@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import load_file
 
 from retinanet.analysis.errors.curves import best_thresholds, confusion, operating_points, write_thresholds
-from retinanet.detector import load_detector
 from retinanet.errors import UserError
 from retinanet.evaluation.coco import coco_metrics
 from retinanet.plotting.draw import match_detections
@@ -121,7 +120,7 @@ def test_thresholds_are_stored_in_the_model(trained, data, tmp_path, make_sample
     curves = operating_points(samples, found, names)
     assert write_thresholds(folder, curves) == {"square": 0.5}
     assert json.loads((folder / "config.json").read_text()) == {**before, "thresholds": {"square": 0.5}}
-    assert load_detector(folder).thresholds == {"square": 0.5}
+    assert Detector.load(folder).thresholds == {"square": 0.5}
     tensors, again = load_file(trained / "model.safetensors"), load_file(folder / "model.safetensors")
     assert all(torch.equal(tensors[key], again[key]) for key in tensors)
     with pytest.raises(UserError, match="threshold for 'b'"):

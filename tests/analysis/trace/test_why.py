@@ -13,9 +13,9 @@ from retinanet.analysis.trace.outcomes import FOUND, GATES, Rival
 from retinanet.analysis.trace.shares import GateShares, gate_shares, section, size_of
 from retinanet.analysis.trace.why import find_annotated, trace_sample, why
 from retinanet.data.dataset import load_dataset
+from retinanet.detector import Detector
 from retinanet.errors import UserError
 from retinanet.inference.predictor import Predictor
-from retinanet.interop.pretrained import load_pretrained
 from retinanet.plotting.html import write_html
 
 RULE = {"score": 0.0, "device": "cpu"}
@@ -110,11 +110,13 @@ def test_mistakes(trained, data, tmp_path):
 
 
 def test_shares_count_every_box_once(trained, data):
-    detector, cpu = load_pretrained(trained), torch.device("cpu")
-    dataset = load_dataset(data, "train", class_names=detector.class_names)
+    detector, cpu = Detector.load(trained), torch.device("cpu")
+    dataset = load_dataset(data, "train", class_names=detector.spec.class_names)
     shares = gate_shares(detector, dataset, device=cpu, score=0.01)
     traces = [
-        trace_sample(replace(detector, postprocess=replace(detector.postprocess, score=0.01)), dataset[index], cpu)[0]
+        trace_sample(
+            replace(detector, postprocess=replace(detector.spec.postprocess, score=0.01)), dataset[index], cpu
+        )[0]
         for index in range(len(dataset))
     ]
     known = [~sample.target.ignore for sample in dataset.samples]
@@ -134,12 +136,12 @@ def test_shares_count_every_box_once(trained, data):
 
 
 def test_the_words_on_shares(trained, data, tmp_path):
-    detector = load_pretrained(trained)
-    sample = load_dataset(data, "test", class_names=detector.class_names)[0]
+    detector = Detector.load(trained)
+    sample = load_dataset(data, "test", class_names=detector.spec.class_names)[0]
     one, _ = trace_sample(detector, sample, torch.device("cpu"))
     first, second = one.boxes[:2]
     rival = Rival(first.box, 0, 0.5, 0.6, 0, first.index)
-    shares = GateShares(detector.class_names, 0.25)
+    shares = GateShares(detector.spec.class_names, 0.25)
     for by in (rival, replace(rival, matched=None)):
         lost = replace(first, gate="suppressed by NMS", by=by)
         low = replace(second, gate="below threshold", best=replace(second.best, score=0.125))

@@ -17,13 +17,13 @@ from retinanet.analysis.data.fix import write_fixed_copy
 from retinanet.analysis.output import write_report
 from retinanet.anchors.lattice import AnchorLattice
 from retinanet.data.dataset import training_datasets
-from retinanet.detector import load_detector
 from retinanet.errors import UserError
 from retinanet.files import check_output_folder
 from retinanet.images.preprocess import Preprocess
 from retinanet.interop.pretrained import model_folder
-from retinanet.model.changes import changed
 from retinanet.model.presets import Architecture, preset
+from retinanet.model_folder import read_spec
+from retinanet.plain import with_changes
 
 RESULTS = ("report.html", "check.json")
 
@@ -153,9 +153,9 @@ def _planned(
     if home is None:
         architecture, preprocess = preset(model), Preprocess()
     else:
-        detector = load_detector(home)
-        architecture, preprocess = detector.architecture, detector.preprocess
-    return changed(architecture, changes, "architecture").anchors, changed(preprocess, given, "image")
+        spec = read_spec(home)
+        architecture, preprocess = spec.architecture, spec.preprocess
+    return with_changes(architecture, changes, "architecture").anchors, with_changes(preprocess, given, "image")
 
 
 def _write(path: Path, proposal: Proposal | None) -> str:

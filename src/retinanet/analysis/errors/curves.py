@@ -19,8 +19,8 @@ from retinanet.analysis.errors.overlaps import (
     average_precision,
     plain,
 )
-from retinanet.detector import save_thresholds
 from retinanet.errors import UserError
+from retinanet.model_folder import write_thresholds as save_thresholds
 from retinanet.types import DEFAULT_THRESHOLD, Detections, Sample
 
 

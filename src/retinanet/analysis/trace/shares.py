@@ -160,11 +160,11 @@ def gate_shares(
         matcher: of the training; the paper's rule by default.
         workers: processes that read images.
     """
-    rule = detector.postprocess if score is None else replace(detector.postprocess, score=score)
+    rule = detector.spec.postprocess if score is None else replace(detector.spec.postprocess, score=score)
     detector.net.eval()
     shares = GateShares(dataset.class_names, rule.score)
     batches = evaluation_batches(
-        dataset, preprocess=detector.preprocess, batch_size=1, indices=range(len(dataset)), workers=workers
+        dataset, preprocess=detector.spec.preprocess, batch_size=1, indices=range(len(dataset)), workers=workers
     )
     console = Console(stderr=True)
     quiet = not console.is_terminal

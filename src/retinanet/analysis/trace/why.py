@@ -21,7 +21,6 @@ from retinanet.data.loader import Collate, resized
 from retinanet.detector import Detector
 from retinanet.errors import UserError
 from retinanet.files import check_output_folder
-from retinanet.interop.pretrained import load_pretrained
 from retinanet.model.device import choose_device
 from retinanet.plotting.draw import draw_comparison, to_picture
 from retinanet.plotting.html import Section, Table
@@ -64,10 +63,10 @@ def why(
     if not os.path.isfile(image):
         what = "is a folder" if os.path.isdir(image) else "no such file"
         raise UserError(f"{image}: {what}; expected one annotated image")
-    detector = load_pretrained(model)
+    detector = Detector.load(model)
     if score is not None:
-        detector = replace(detector, postprocess=replace(detector.postprocess, score=score))
-    dataset, index = find_annotated(Path(image), None if data is None else Path(data), detector.class_names)
+        detector = detector.with_spec(postprocess=replace(detector.spec.postprocess, score=score))
+    dataset, index = find_annotated(Path(image), None if data is None else Path(data), detector.spec.class_names)
     sample = dataset[index]
     result, detections = trace_sample(detector, sample, choose_device(device))
     assert sample.image is not None
@@ -139,7 +138,7 @@ def trace_sample(detector: Detector, sample: Sample, device: torch.device) -> tu
     Returns:
         The trace and the detections, both in pixels of the original image.
     """
-    batch = Collate(detector.preprocess)([resized(sample, detector.preprocess)])
+    batch = Collate(detector.spec.preprocess)([resized(sample, detector.spec.preprocess)])
     assert isinstance(batch, Batch)
     detector.net.eval().to(device)
     batch = batch.to(device)
@@ -152,9 +151,9 @@ def trace_sample(detector: Detector, sample: Sample, device: torch.device) -> tu
             0,
             batch.targets[0],
             (height, width),
-            detector.postprocess,
+            detector.spec.postprocess,
             original=sample.size,
-            class_names=detector.class_names,
+            class_names=detector.spec.class_names,
         )
     return result, detections
 

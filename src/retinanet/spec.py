@@ -1,0 +1,206 @@
+"""What a model is apart from its weights: one record for the model folder, the card of an exported file, every backend.
+
+It is read without torch, because who predicts with an exported model need not have it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from retinanet import __version__
+from retinanet.errors import UserError
+from retinanet.images.preprocess import Preprocess
+from retinanet.model.postprocess import Postprocess
+from retinanet.plain import from_plain, to_plain
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from retinanet.model.presets import Architecture
+    from retinanet.types import Batch, Detections, RawOutput
+
+FORMAT = 3
+CONFIG, TENSORS = "config.json", "model.safetensors"  # the files of a model folder
+EXPORTED = ("model.xml", "model.onnx")  # OpenVINO, ONNX: they hold no code. A pt2 file can, so it has to be named
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Everything about a model except its weights.
+
+    Attributes:
+        class_names: K names.
+        preprocess: how images become its input.
+        postprocess: how its output becomes detections.
+        architecture: what the network is made of; None where it was read without torch, for an exported graph.
+        thresholds: the score from which on a detection of a class is shown, by class name, as measured on annotated
+            images; a class may be missing, and evaluation does not use them.
+        scale: how large the training images were shown to the network, relative to their own pixels (the median);
+            tiles of a larger image are shown likewise. None where it is not known.
+        metrics: what it was last evaluated to, e.g. ``{"AP": 0.58}``.
+    """
+
+    class_names: tuple[str, ...]
+    preprocess: Preprocess = field(default_factory=Preprocess)
+    postprocess: Postprocess = field(default_factory=Postprocess)
+    architecture: Architecture = None  # type: ignore[assignment]
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    scale: float | None = None
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        names = self.class_names
+        if not isinstance(names, tuple) or not names or not all(isinstance(name, str) and name for name in names):
+            raise UserError("class_names is not a list of names")
+        object.__setattr__(self, "thresholds", check_thresholds(self.thresholds, names))
+        scale = self.scale
+        number = isinstance(scale, float | int) and not isinstance(scale, bool)
+        if scale is not None and not (number and 0 < scale < math.inf):
+            raise UserError(f"scale is {scale!r}, expected a number above 0")
+        if not isinstance(self.metrics, Mapping):
+            raise UserError(f"metrics is {self.metrics!r}, expected names with values")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values that JSON can hold; :meth:`from_dict` reads them."""
+        values = {"format": FORMAT, "library_version": __version__, **to_plain(vars(self))}
+        optional = ("thresholds", "scale")
+        return {key: value for key, value in values.items() if value or key not in optional}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], *, network: bool = True) -> ModelSpec:
+        """The record that :meth:`to_dict` made, of this or an earlier format.
+
+        Args:
+            values: as read from JSON; entries that are not of the record are left alone.
+            network: read the architecture, which needs torch.
+
+        Raises:
+            UserError: an entry is missing or not what it should be; the caller says in which file.
+        """
+        wanted = ("class_names", "preprocess", "postprocess", *(("architecture",) if network else ()))
+        if missing := [name for name in wanted if values.get(name) is None]:
+            raise UserError(f"it has no {', '.join(missing)}")
+        names = values["class_names"]
+        architecture: Any = None
+        if network:
+            from retinanet.model.presets import Architecture
+
+            architecture = from_plain(Architecture, _nest_anchors(values["architecture"]), "architecture")
+        return cls(
+            tuple(names) if isinstance(names, list) else names,
+            from_plain(Preprocess, nest_compat(values["preprocess"], Preprocess()), "preprocess"),
+            from_plain(Postprocess, nest_compat(values["postprocess"], Postprocess()), "postprocess"),
+            architecture,
+            **{name: values[name] for name in ("thresholds", "scale", "metrics") if name in values},
+        )
+
+    def prepare(self, batch: Batch) -> Tensor:
+        """The network's input: (N, 3, H, W) float32 of a batch, on its device; padding is 0."""
+        return self.preprocess.normalise(batch.images, batch.sizes)
+
+    def detections(self, raw: RawOutput, batch: Batch) -> list[Detections]:
+        """Detections of each image from the network's output, in pixels of the original images, on the CPU."""
+        from retinanet.types import Detections
+
+        sizes = [(int(height), int(width)) for height, width in batch.sizes.tolist()]
+        in_batch = self.postprocess(raw, batch.sizes, self.class_names)
+        return [
+            Detections(
+                self.preprocess.boxes_back(detections.boxes, size, sample.size),
+                detections.scores,
+                detections.labels,
+                detections.class_names,
+            )
+            for detections, size, sample in zip(in_batch, sizes, batch.samples, strict=True)
+        ]
+
+
+def exported_file(path: str | Path) -> Path | None:
+    """The file of an exported model, or None where a path is something else, as far as names tell.
+
+    Args:
+        path: the file, ending in .xml, .onnx or .pt2; or a folder that has model.xml or model.onnx. Of the two,
+            OpenVINO's comes first, and a folder with a ``config.json`` is a model folder.
+
+    Raises:
+        UserError: a folder has nothing but a pt2 file, which is never found by looking, because loading it can run
+            code.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path if path.suffix in (".xml", ".onnx", ".pt2") else None
+    if (path / CONFIG).is_file():
+        return None
+    for name in EXPORTED:
+        if (path / name).is_file():
+            return path / name
+    if archives := sorted(path.glob("*.pt2")):
+        raise UserError(
+            f"{path} holds {archives[0].name}, and loading a pt2 file can run code, so it has to be named. If you "
+            f"trust whoever made it, give {archives[0]} as the model, with --trust (trust=True in Python)"
+        )
+    return None
+
+
+def check_version(values: Any, source: object) -> Mapping[str, Any]:
+    """Plain values that hold a record in a format that this version reads.
+
+    Args:
+        values: as read from JSON.
+        source: the file, for messages.
+
+    Raises:
+        UserError: they are no record of ours, or of a newer version.
+    """
+    version = values.get("format") if isinstance(values, Mapping) else None
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise UserError(f"{source} is not a model's configuration: it has no format version")
+    if version > FORMAT:
+        raise UserError(
+            f"{source} was written by retinanet {values.get('library_version')} in format {version}; this is "
+            f"{__version__}, which reads up to format {FORMAT}. Upgrade the package: pip install -U retinanet"
+        )
+    result: Mapping[str, Any] = values
+    return result
+
+
+def check_thresholds(values: Any, class_names: tuple[str, ...]) -> dict[str, float]:
+    """A score from 0 to 1 for some of the classes.
+
+    Raises:
+        UserError: there is no such class, or a score is none.
+    """
+    if not isinstance(values, Mapping):
+        raise UserError(f"thresholds is {values!r}, expected a score per class name")
+    for name, value in values.items():
+        if name not in class_names:
+            raise UserError(f"there is a threshold for {name!r}; the classes of the model are {', '.join(class_names)}")
+        if isinstance(value, bool) or not isinstance(value, float | int) or not 0 <= value <= 1:
+            raise UserError(f"the threshold of {name!r} is {value!r}, expected a number from 0 to 1")
+    return {name: float(value) for name, value in values.items()}
+
+
+def nest_compat(values: Any, record: Any) -> Any:
+    """Values in which the switches of ``record.compat`` stand under ``compat``; up to format 2 they stood beside it."""
+    if not isinstance(values, Mapping) or "compat" in values:
+        return values
+    switches = [name for name in vars(record.compat) if name in values]
+    others = {name: value for name, value in values.items() if name not in switches}
+    return {**others, "compat": {name: values[name] for name in switches}} if switches else others
+
+
+def _nest_anchors(values: Any) -> Any:
+    """The architecture of any format; format 1 knew one kind of rounding, and ``spacing`` was never an option."""
+    from retinanet.anchors.lattice import AnchorLattice
+
+    anchors = values.get("anchors") if isinstance(values, Mapping) else None
+    if not isinstance(anchors, Mapping):
+        return values
+    anchors = {name: value for name, value in anchors.items() if name != "spacing"}
+    if "rounded" in anchors:
+        anchors["rounding"] = "corners" if anchors.pop("rounded") else "none"
+    return {**values, "anchors": nest_compat(anchors, AnchorLattice())}
