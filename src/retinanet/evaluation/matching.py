@@ -1,0 +1,400 @@
+"""Which detection counts for which object: COCO's matching, TIDE's kinds of false detections, average precision.
+
+This is the only matching of detections to objects. Error analysis, the trace of single boxes and the pictures read its
+results. They equal those of pycocotools (and of ``retinanet.evaluation.coco``); here they can be looked into.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from retinanet.errors import UserError
+from retinanet.types import Detections, Sample, Target
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+Flags = NDArray[np.bool_]
+
+LIMIT = 100  # detections per image and class, as in coco_metrics
+RECALLS = np.linspace(0, 1, 101)
+# What a detection is, by code: it has found an object, is one of TIDE's errors, or lies in an ignore region.
+HIT, IGNORED = "hit", "ignored"
+KINDS = (HIT, "classification", "localisation", "both", "duplicate", "background", IGNORED)
+
+
+@dataclass(frozen=True)
+class Overlaps:
+    """The detections and the objects of one or more images as flat arrays, and the pairs of them that overlap.
+
+    Detections are in one order, best score first; equal scores are ranked by image, then in the order given. Areas and
+    overlaps are float64.
+
+    Attributes:
+        class_names: K names.
+        images: number of images.
+        image: (D,) index of each detection's image.
+        row: (D,) its row in that image's ``Detections``.
+        label: (D,) its class.
+        score: (D,) its score.
+        area: (D,) its area in square pixels.
+        truth_image: (T,) index of each object's image.
+        truth_row: (T,) its row in that image's ``Target``.
+        truth_label: (T,) its class.
+        truth_box: (T, 4) its box, xyxy.
+        truth_area: (T,) its annotated area in square pixels.
+        ignore: (T,) whether it is an ignore region.
+        pair_detection: (P,) the first of two boxes that overlap.
+        pair_truth: (P,) the second.
+        pair_iou: (P,) their IoU, above 0; for an ignore region the share of the detection that lies in it.
+    """
+
+    class_names: tuple[str, ...]
+    images: int
+    image: Integers
+    row: Integers
+    label: Integers
+    score: Floats
+    area: Floats
+    truth_image: Integers
+    truth_row: Integers
+    truth_label: Integers
+    truth_box: Floats
+    truth_area: Floats
+    ignore: Flags
+    pair_detection: Integers
+    pair_truth: Integers
+    pair_iou: Floats
+
+    @property
+    def counts(self) -> Integers:
+        """(K,) objects of each class, ignore regions left out."""
+        return np.bincount(self.truth_label[~self.ignore], minlength=len(self.class_names))
+
+    def select(self, keep: Flags) -> Overlaps:
+        """The same objects with the detections of the mask (D,) only."""
+        columns = {name: getattr(self, name)[keep] for name in ("image", "row", "label", "score", "area")}
+        pairs = keep[self.pair_detection]
+        number = np.cumsum(keep) - 1
+        return replace(
+            self,
+            **columns,
+            pair_detection=number[self.pair_detection[pairs]],
+            pair_truth=self.pair_truth[pairs],
+            pair_iou=self.pair_iou[pairs],
+        )
+
+    def match(self, threshold: float, ignored: Flags | None = None) -> Integers:
+        """COCO's matching: best score first, a detection takes the free object of its class that it overlaps most.
+
+        An object to be ignored is taken only where no other is left; an ignore region can be taken many times.
+
+        Args:
+            threshold: least IoU.
+            ignored: (T,) objects that count neither way, the ignore regions among them; only those by default.
+
+        Returns:
+            (D,) the object of each detection, -1 for none.
+        """
+        ignored = self.ignore if ignored is None else ignored
+        detection, truth, iou = self._wishes
+        near = iou >= min(threshold, 1 - 1e-10)
+        detection, truth = detection[near], truth[near]
+        order = np.argsort(2 * detection + ignored[truth], kind="stable")
+        return assign(detection[order], truth[order], len(self.label), self.ignore)
+
+    @cached_property
+    def _wishes(self) -> tuple[Integers, Integers, Floats]:
+        """The pairs of one class by detection, its highest IoU first; of equal ones the last, as in pycocotools."""
+        same = self._same_class
+        detection, truth, iou = self.pair_detection[same], self.pair_truth[same], self.pair_iou[same]
+        order = np.lexsort((-truth, -iou, detection))
+        return detection[order], truth[order], iou[order]
+
+    @property
+    def _same_class(self) -> Flags:
+        """(P,) pairs of one class."""
+        return self.label[self.pair_detection] == self.truth_label[self.pair_truth]
+
+    def judge(self, matched: Integers) -> tuple[Flags, Flags]:
+        """(D,) detections that found an object, and (D,) those that count at all, from the objects matched (D,)."""
+        counted = ~np.append(self.ignore, False)[matched]  # index -1 is the entry appended
+        return (matched >= 0) & counted, counted
+
+    def kinds(self, matched: Integers, foreground: float = 0.5, background: float = 0.1) -> tuple[Integers, Integers]:
+        """What each detection is, in the words of TIDE (Bolya et al., ECCV 2020).
+
+        ==============  ==========================================================  ===============
+        kind            the detection ...                                           its partner
+        ==============  ==========================================================  ===============
+        hit             has found an object                                         that object
+        ignored         lies in an ignore region of its class                       that region
+        localisation    overlaps an object of its class by ``background`` or more   the nearest one
+                        and all of them by less than ``foreground``
+        classification  overlaps one of another class by ``foreground`` or more     the nearest one
+        duplicate       overlaps one of its class, found by a better detection      the nearest one
+        background      overlaps every object by less than ``background``           none
+        both            is near an object of another class only                     the nearest one
+        ==============  ==========================================================  ===============
+
+        The first of these rules that holds decides.
+
+        Args:
+            matched: (D,) what :meth:`match` gives at ``foreground``.
+            foreground: IoU from which a detection has found an object.
+            background: IoU below which a detection has nothing to do with an object.
+
+        Returns:
+            (D,) indices into ``KINDS`` and (D,) the object that each kind refers to, -1 for none.
+        """
+        objects = ~self.ignore[self.pair_truth]
+        own, own_iou = self.nearest(objects & self._same_class)
+        other, other_iou = self.nearest(objects & ~self._same_class)
+        hits, counted = self.judge(matched)
+        rules: dict[str, tuple[Flags, Integers]] = {
+            IGNORED: (~counted, matched),
+            HIT: (hits, matched),
+            "localisation": ((own_iou >= background) & (own_iou < foreground), own),
+            "classification": (other_iou >= foreground, other),
+            "duplicate": (own_iou >= foreground, own),
+            "background": (other_iou < background, np.full_like(matched, -1)),
+            "both": (np.ones_like(hits), other),
+        }
+        conditions = [condition for condition, _ in rules.values()]
+        codes = [np.full_like(matched, KINDS.index(kind)) for kind in rules]
+        return np.select(conditions, codes), np.select(conditions, [partner for _, partner in rules.values()])
+
+    def nearest(self, pairs: Flags) -> tuple[Integers, Floats]:
+        """Of the chosen pairs (P,), each detection's object of highest IoU (D,), -1 for none, and the IoU (D,)."""
+        order = np.lexsort((-self.pair_truth[pairs], self.pair_iou[pairs], self.pair_detection[pairs]))
+        detection = self.pair_detection[pairs][order]
+        truth, iou = np.full(len(self.label), -1), np.zeros(len(self.label))
+        truth[detection] = self.pair_truth[pairs][order]  # the last of each detection stays
+        iou[detection] = self.pair_iou[pairs][order]
+        return truth, iou
+
+    def iou_with(self, truth: Integers) -> Floats:
+        """(D,) IoU of each detection with the object that ``truth`` (D,) names for it; 0 for -1."""
+        return self.nearest(self.pair_truth == truth[self.pair_detection])[1]
+
+
+def find_overlaps(samples: Sequence[Sample], detections: Sequence[Detections], class_names: Sequence[str]) -> Overlaps:
+    """The overlaps of a data set, as COCO counts them: the 100 best detections of every image and class.
+
+    Args:
+        samples: N annotated images, boxes in pixels of the original image; equal scores are ranked by image id.
+        detections: N, what was found in each of them, in the same pixels.
+        class_names: K names.
+
+    Raises:
+        UserError: the two differ in length, or a label is no index of the class names.
+    """
+    if len(samples) != len(detections):
+        raise UserError(f"{len(samples)} samples but {len(detections)} detections: give one Detections per sample")
+    check_labels(samples, detections, len(class_names))
+    targets, areas = [sample.target for sample in samples], [sample.areas for sample in samples]
+    return overlap_boxes(detections, targets, class_names, areas=areas, rank=rank_by_id(samples), limit=LIMIT)
+
+
+def overlap_boxes(
+    detections: Sequence[Detections],
+    targets: Sequence[Target],
+    class_names: Sequence[str],
+    *,
+    areas: Sequence[ArrayLike] | None = None,
+    rank: Integers | None = None,
+    limit: int | None = None,
+) -> Overlaps:
+    """The overlaps of images from their boxes alone, whatever pixels they are in.
+
+    Args:
+        detections: N, arrays or tensors.
+        targets: N, arrays or tensors, boxes in the pixels of the detections.
+        class_names: K names.
+        areas: N times (M,) annotated areas; those of the boxes by default.
+        rank: (N,) which image comes first among equal scores; in the order given by default.
+        limit: detections of an image and class that count, the best; all by default.
+    """
+    lengths, sizes = [len(found) for found in detections], [len(target) for target in targets]
+    image, row = _number(lengths)
+    truth_image, truth_row = _number(sizes)
+    label = _join([found.labels for found in detections], np.int64)
+    score = _join([found.scores for found in detections], np.float64)
+    boxes = _join([found.boxes for found in detections], np.float64).reshape(-1, 4)
+    truth_box = _join([target.boxes for target in targets], np.float64).reshape(-1, 4)
+    ignore = _join([target.ignore for target in targets], np.bool_)
+    xywh, truth_xywh = _to_xywh(boxes), _to_xywh(truth_box)
+
+    order = np.lexsort((row, image if rank is None else rank[image], -score))
+    if limit is not None:
+        order = order[_place_in_group(image[order] * len(class_names) + label[order]) < limit]
+    place = np.full(len(row), -1)
+    place[order] = np.arange(len(order))
+
+    pairs: list[tuple[Integers, Integers, Floats]] = []
+    first, first_truth = 0, 0
+    for length, size in zip(lengths, sizes, strict=True):
+        ours, theirs = slice(first, first + length), slice(first_truth, first_truth + size)
+        iou = _iou(xywh[ours], truth_xywh[theirs], ignore[theirs])
+        d, t = np.nonzero((iou > 0) & (place[ours, None] >= 0))
+        pairs.append((place[d + first], t + first_truth, iou[d, t]))
+        first, first_truth = ours.stop, theirs.stop
+    detection, truth, overlap = zip(*pairs, strict=True) if pairs else ((), (), ())
+
+    return Overlaps(
+        class_names=tuple(class_names),
+        images=len(lengths),
+        image=image[order],
+        row=row[order],
+        label=label[order],
+        score=score[order],
+        area=xywh[order, 2:].prod(axis=1),
+        truth_image=truth_image,
+        truth_row=truth_row,
+        truth_label=_join([target.labels for target in targets], np.int64),
+        truth_box=truth_box,
+        truth_area=truth_xywh[:, 2:].prod(axis=1) if areas is None else _join(areas, np.float64),
+        ignore=ignore,
+        pair_detection=_join(detection, np.int64),
+        pair_truth=_join(truth, np.int64),
+        pair_iou=_join(overlap, np.float64),
+    )
+
+
+def match_image(detections: Detections, target: Target, threshold: float = 0.5) -> tuple[Integers, Integers, Integers]:
+    """Rows of the detections that are hits, of those that are false, and of the objects that are missed.
+
+    A detection in an ignore region of its class is neither hit nor false.
+
+    Args:
+        detections: of one image, arrays or tensors.
+        target: its objects, in the same pixels.
+        threshold: IoU from which a detection is a hit.
+    """
+    overlaps = overlap_boxes([detections], [target], detections.class_names)
+    matched = overlaps.match(threshold)
+    hits, counted = overlaps.judge(matched)
+    missed = np.setdiff1d(np.flatnonzero(~overlaps.ignore), matched[hits])
+    return overlaps.row[hits], overlaps.row[counted & ~hits], missed
+
+
+def average_precision(labels: Integers, hits: Flags, counts: Integers) -> Floats:
+    """COCO's average precision at one IoU: precision, made to fall only, at the recalls 0.00, 0.01 .. 1.00.
+
+    Args:
+        labels: (n,) classes of the detections that count, best score first.
+        hits: (n,) whether each has found an object.
+        counts: (K,) objects of each class.
+
+    Returns:
+        (K,) in [0, 1], NaN where a class has no object.
+    """
+    order = np.argsort(labels, kind="stable")
+    bounds = np.searchsorted(labels[order], np.arange(len(counts) + 1))
+    result = np.full(len(counts), np.nan)
+    for label in np.flatnonzero(counts):
+        found = np.cumsum(hits[order[bounds[label] : bounds[label + 1]]])
+        precision = found / np.arange(1, len(found) + 1)
+        falling = np.maximum.accumulate(precision[::-1])[::-1]
+        reached = np.searchsorted(found / counts[label], RECALLS)
+        result[label] = falling[reached[reached < len(found)]].sum() / len(RECALLS)
+    return result
+
+
+def mean(values: Floats) -> float:
+    """Mean of the classes that have a value, NaN where none has."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if known.size else float("nan")
+
+
+def assign(detection: Integers, truth: Integers, detections: int, shared: Flags) -> Integers:
+    """Each detection, best first, takes its first wish that is free, computed in rounds over all of them.
+
+    All ask for their first wish; an object keeps the best that ever asked, and the others ask for their next wish. As
+    every object prefers the better detection, the end is the same as one detection after the other.
+
+    Args:
+        detection: (n,) ascending; lower is better.
+        truth: (n,) wishes, each detection's in its order.
+        detections: D.
+        shared: (T,) objects that take all who ask.
+
+    Returns:
+        (D,) the object of each detection, -1 for none.
+    """
+    matched = np.full(detections, -1)
+    asking, begin = np.unique(detection, return_index=True)
+    wish, end = np.zeros(detections, np.int64), np.zeros(detections, np.int64)
+    wish[asking], end[asking] = begin, np.append(begin[1:], len(detection))
+    holder = np.full(len(shared), detections)
+    while len(asking):
+        wanted = truth[wish[asking]]
+        many = shared[wanted]
+        matched[asking[many]] = wanted[many]
+        asking, wanted = asking[~many], wanted[~many]
+        before = holder[np.unique(wanted)]
+        np.minimum.at(holder, wanted, asking)
+        displaced = before[before != holder[np.unique(wanted)]]
+        asking = np.concatenate([asking[holder[wanted] != asking], displaced[displaced < detections]])
+        wish[asking] += 1
+        asking = asking[wish[asking] < end[asking]]
+    taken = np.flatnonzero(holder < detections)
+    matched[holder[taken]] = taken
+    return matched
+
+
+def check_labels(samples: Sequence[Sample], detections: Sequence[Detections], classes: int) -> None:
+    """Raises a UserError that names the image where a label is not in [0, ``classes``)."""
+    for sample, found in zip(samples, detections, strict=True):
+        for what, labels in (("annotated", sample.target.labels), ("detected", found.labels)):
+            outside = labels[(labels < 0) | (labels >= classes)]
+            if len(outside):
+                raise UserError(
+                    f"image {sample.image_id!r}: {what} label {int(outside[0])} is not in [0, {classes}), the range of "
+                    f"the {classes} class names; give the class names of the model"
+                )
+
+
+def rank_by_id(samples: Sequence[Sample]) -> Integers:
+    """(N,) place of each image by its id, integers before strings: the order of equal scores in COCO."""
+    ids = [(isinstance(sample.image_id, str), sample.image_id) for sample in samples]
+    rank = np.empty(len(samples), np.int64)
+    rank[sorted(range(len(samples)), key=ids.__getitem__)] = np.arange(len(samples))
+    return rank
+
+
+def _number(lengths: Sequence[int]) -> tuple[Integers, Integers]:
+    """The image and the row of every entry of images that have so many."""
+    images = np.repeat(np.arange(len(lengths)), lengths)
+    return images, _join([np.arange(length) for length in lengths], np.int64)
+
+
+def _place_in_group(groups: Integers) -> Integers:
+    """(n,) how many earlier entries are of the same group as each entry."""
+    order = np.argsort(groups, kind="stable")
+    place = np.empty(len(groups), np.int64)
+    place[order] = np.arange(len(groups)) - np.searchsorted(groups[order], groups[order])
+    return place
+
+
+def _iou(ours: Floats, theirs: Floats, ignore: Flags) -> Floats:
+    """(D, 4) and (M, 4) xywh -> (D, M), with the operations of pycocotools in their order; 0 for 0 / 0."""
+    a, b = ours[:, None], theirs[None]
+    sides = np.minimum(a[..., :2] + a[..., 2:], b[..., :2] + b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
+    common = np.where((sides > 0).all(-1), sides.prod(-1), 0.0)
+    area = a[..., 2] * a[..., 3]
+    union = np.where(ignore, area, area + b[..., 2] * b[..., 3] - common)
+    return np.divide(common, union, out=np.zeros_like(common), where=union > 0)
+
+
+def _to_xywh(boxes: Floats) -> Floats:
+    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+
+
+def _join(parts: Sequence[ArrayLike], kind: type) -> NDArray:
+    """One array of a type from many along their first axis, none included."""
+    return np.concatenate([np.asarray(part, kind) for part in parts]) if len(parts) else np.zeros(0, kind)
