@@ -6,8 +6,8 @@ import torch
 
 from retinanet.anchors.geometry import iou
 from retinanet.errors import UserError
-from retinanet.evaluation.coco import coco_metrics
-from retinanet.evaluation.matching import average_precision, find_overlaps, mean
+from retinanet.evaluation.coco import average_precision, coco_metrics, mean
+from retinanet.evaluation.matching import find_overlaps
 
 NAMES = ("a", "b", "c")
 

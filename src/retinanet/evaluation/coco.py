@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
-from torch import Tensor
+from numpy.typing import NDArray
 
 from retinanet.errors import UserError
 from retinanet.types import Detections, Sample
 
+RECALLS = np.linspace(0, 1, 101)
 # Annotated areas in square pixels; both ends belong to the range, so a box of exactly 32 x 32 counts twice, as in COCO.
 AREA_RANGES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 10**10)}
 
@@ -124,17 +125,17 @@ def coco_metrics(
     sizes = {
         name: SizeMetrics(
             boxes=int(((areas >= low) & (areas <= high)).sum()),
-            ap=_mean(precision[..., index, -1]),
-            ar=_mean(recall[..., index, -1]),
+            ap=mean(precision[..., index, -1]),
+            ar=mean(recall[..., index, -1]),
         )
         for index, (name, (low, high)) in enumerate(AREA_RANGES.items(), start=1)
     }
     everything = precision[:, :, :, 0, -1]  # (T, R, K): all areas, the largest limit; T = 0.50, 0.55, .. 0.95
     return CocoMetrics(
-        ap=_mean(everything),
-        ap50=_mean(everything[0]),
-        ap75=_mean(everything[5]),
-        ar={limit: _mean(recall[:, :, 0, index]) for index, limit in enumerate(limits)},
+        ap=mean(everything),
+        ap50=mean(everything[0]),
+        ap75=mean(everything[5]),
+        ar={limit: mean(recall[:, :, 0, index]) for index, limit in enumerate(limits)},
         **sizes,
         classes=_classes(samples, detections, class_names, ids, everything),
         images=len(samples),
@@ -151,8 +152,7 @@ def _check(
     ids: tuple[int, ...],
     limits: list[int],
 ) -> None:
-    if len(samples) != len(detections):
-        raise UserError(f"{len(samples)} samples but {len(detections)} detections: give one Detections per sample")
+    check_samples(samples, detections, len(names))
     if len(ids) != len(names):
         raise UserError(f"{len(names)} class names but {len(ids)} category ids: give one id per class")
     if not limits or limits[0] < 1:
@@ -167,13 +167,6 @@ def _check(
                     f"image {sample.image_id!r}: class {label} is {ours!r} for the detections and {theirs!r} for the "
                     "data set; evaluate on a data set with the same classes in the same order"
                 )
-        for what, labels in (("annotated", sample.target.labels), ("detected", found.labels)):
-            outside = labels[(labels < 0) | (labels >= len(names))]
-            if len(outside):
-                raise UserError(
-                    f"image {sample.image_id!r}: {what} label {int(outside[0])} is not in [0, {len(names)}), "
-                    f"the range of the {len(names)} class names"
-                )
 
 
 def _datasets(
@@ -183,12 +176,12 @@ def _datasets(
 
     Annotation ids start at 1: the evaluator takes a match with id 0 for no match.
     """
-    order = sorted(range(len(samples)), key=lambda i: (isinstance(samples[i].image_id, str), samples[i].image_id))
     truths: list[dict[str, Any]] = []
     results: list[dict[str, Any]] = []
-    for number, index in enumerate(order, start=1):
+    for number, index in enumerate(np.argsort(rank_by_id(samples)).tolist(), start=1):
         sample, target = samples[index], samples[index].target
-        columns = (_xywh(target.boxes), target.labels.tolist(), sample.areas.tolist(), target.ignore.tolist())
+        boxes = to_xywh(target.boxes.double().numpy())
+        columns = (boxes.tolist(), target.labels.tolist(), sample.areas.tolist(), target.ignore.tolist())
         for box, label, area, ignore in zip(*columns, strict=True):
             row = {"image_id": number, "category_id": label + 1, "bbox": box, "area": area, "iscrowd": int(ignore)}
             truths.append({"id": len(truths) + 1, **row})
@@ -202,38 +195,83 @@ def _datasets(
     return {**frame, "annotations": truths}, {**frame, "annotations": results}
 
 
-def _xywh(boxes: Tensor) -> list[list[float]]:
-    """(M, 4) xyxy -> M lists [x, y, width, height]: subtracted in float64, which is exact for pixels."""
-    corners = boxes.double().numpy()
-    return np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1).tolist()
+def to_xywh(corners: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(M, 4) xyxy -> (M, 4) x, y, width, height: subtracted in float64, which is exact for pixels."""
+    return np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
 
 
 def _evaluate(truths: dict[str, Any], results: dict[str, Any], limits: list[int]) -> tuple[np.ndarray, np.ndarray]:
     """Runs the evaluator without a word -> precision (T=10, R=101, K, 4, limits), recall (T, K, 4, limits).
 
-    -1 marks what has no ground truth. The four areas are all, small, medium and large.
+    NaN marks what has no ground truth. The four areas are all, small, medium and large.
     """
+
+    def silent(*_: object) -> None:
+        """The evaluator reports progress to this."""
+
     evaluator = COCOeval_faster(
-        COCO(truths, print_function=_silent),
-        COCO(results, print_function=_silent),
+        COCO(truths, print_function=silent),
+        COCO(results, print_function=silent),
         iouType="bbox",
         ranges={name: list(ends) for name, ends in AREA_RANGES.items()},
-        print_function=_silent,
+        print_function=silent,
     )
     evaluator.params.maxDets = limits
     evaluator.evaluate()
     evaluator.accumulate()
-    return evaluator.eval["precision"], evaluator.eval["recall"]
+    precision, recall = evaluator.eval["precision"], evaluator.eval["recall"]
+    return np.where(precision > -1, precision, np.nan), np.where(recall > -1, recall, np.nan)
 
 
-def _silent(*_: object) -> None:
-    """The evaluator reports progress to this."""
+def average_precision(
+    labels: NDArray[np.int64], hits: NDArray[np.bool_], counts: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """COCO's average precision at one IoU: precision, made to fall only, at the recalls 0.00, 0.01 .. 1.00.
+
+    Args:
+        labels: (n,) classes of the detections that count, best score first.
+        hits: (n,) whether each has found an object.
+        counts: (K,) objects of each class.
+
+    Returns:
+        (K,) in [0, 1], NaN where a class has no object.
+    """
+    order = np.argsort(labels, kind="stable")
+    bounds = np.searchsorted(labels[order], np.arange(len(counts) + 1))
+    result = np.full(len(counts), np.nan)
+    for label in np.flatnonzero(counts):
+        found = np.cumsum(hits[order[bounds[label] : bounds[label + 1]]])
+        precision = found / np.arange(1, len(found) + 1)
+        falling = np.maximum.accumulate(precision[::-1])[::-1]
+        reached = np.searchsorted(found / counts[label], RECALLS)
+        result[label] = falling[reached[reached < len(found)]].sum() / len(RECALLS)
+    return result
 
 
-def _mean(values: np.ndarray) -> float:
-    """Mean of what has ground truth, NaN where nothing has."""
-    measured = values[values > -1]
-    return float(measured.mean()) if measured.size else float("nan")
+def mean(values: NDArray[np.float64]) -> float:
+    """Mean of the classes that have a value, NaN where none has."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if known.size else float("nan")
+
+
+def check_samples(samples: Sequence[Sample], detections: Sequence[Detections], classes: int) -> None:
+    """Raises a UserError unless there is one ``Detections`` per sample and every label is in [0, ``classes``)."""
+    if len(samples) != len(detections):
+        raise UserError(f"{len(samples)} samples but {len(detections)} detections: give one Detections per sample")
+    for sample, found in zip(samples, detections, strict=True):
+        for what, labels in (("annotated", sample.target.labels), ("detected", found.labels)):
+            outside = labels[(labels < 0) | (labels >= classes)]
+            if len(outside):
+                raise UserError(
+                    f"image {sample.image_id!r}: {what} label {int(outside[0])} is not in [0, {classes}), the range of "
+                    f"the {classes} class names; give the class names of the model"
+                )
+
+
+def rank_by_id(samples: Sequence[Sample]) -> NDArray[np.int64]:
+    """(N,) place of each image by its id, integers before strings: the order of equal scores in COCO."""
+    order = sorted(range(len(samples)), key=lambda i: (isinstance(samples[i].image_id, str), samples[i].image_id))
+    return np.argsort(order)
 
 
 def _classes(
@@ -244,9 +282,7 @@ def _classes(
     precision: np.ndarray,
 ) -> tuple[ClassMetrics, ...]:
     """One entry per class from precision (T, R, K)."""
-    boxes: Counter[int] = Counter()
-    images: Counter[int] = Counter()
-    found: Counter[int] = Counter()
+    boxes, images, found = Counter[int](), Counter[int](), Counter[int]()
     for sample, result in zip(samples, detections, strict=True):
         labels = sample.target.labels[~sample.target.ignore].tolist()
         boxes.update(labels)
@@ -259,8 +295,8 @@ def _classes(
             images=images[label],
             boxes=boxes[label],
             detections=found[label],
-            ap=_mean(precision[:, :, label]),
-            ap50=_mean(precision[0, :, label]),
+            ap=mean(precision[:, :, label]),
+            ap50=mean(precision[0, :, label]),
         )
         for label, name in enumerate(names)
     )

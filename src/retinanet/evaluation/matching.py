@@ -1,4 +1,4 @@
-"""Which detection counts for which object: COCO's matching, TIDE's kinds of false detections, average precision.
+"""Which detection counts for which object: COCO's matching and TIDE's kinds of false detections.
 
 This is the only matching of detections to objects. Error analysis, the trace of single boxes and the pictures read its
 results. They equal those of pycocotools (and of ``retinanet.evaluation.coco``); here they can be looked into.
@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from retinanet.errors import UserError
+from retinanet.evaluation.coco import check_samples, rank_by_id, to_xywh
 from retinanet.types import Detections, Sample, Target
 
 Floats = NDArray[np.float64]
@@ -21,7 +20,6 @@ Integers = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 
 LIMIT = 100  # detections per image and class, as in coco_metrics
-RECALLS = np.linspace(0, 1, 101)
 # What a detection is, by code: it has found an object, is one of TIDE's errors, or lies in an ignore region.
 HIT, IGNORED = "hit", "ignored"
 KINDS = (HIT, "classification", "localisation", "both", "duplicate", "background", IGNORED)
@@ -77,16 +75,11 @@ class Overlaps:
 
     def select(self, keep: Flags) -> Overlaps:
         """The same objects with the detections of the mask (D,) only."""
-        columns = {name: getattr(self, name)[keep] for name in ("image", "row", "label", "score", "area")}
         pairs = keep[self.pair_detection]
-        number = np.cumsum(keep) - 1
-        return replace(
-            self,
-            **columns,
-            pair_detection=number[self.pair_detection[pairs]],
-            pair_truth=self.pair_truth[pairs],
-            pair_iou=self.pair_iou[pairs],
-        )
+        kept = {name: getattr(self, name)[keep] for name in ("image", "row", "label", "score", "area")}
+        kept |= {name: getattr(self, name)[pairs] for name in ("pair_detection", "pair_truth", "pair_iou")}
+        kept["pair_detection"] = (np.cumsum(keep) - 1)[kept["pair_detection"]]
+        return replace(self, **kept)
 
     def match(self, threshold: float, ignored: Flags | None = None) -> Integers:
         """COCO's matching: best score first, a detection takes the free object of its class that it overlaps most.
@@ -100,20 +93,27 @@ class Overlaps:
         Returns:
             (D,) the object of each detection, -1 for none.
         """
-        ignored = self.ignore if ignored is None else ignored
-        detection, truth, iou = self._wishes
-        near = iou >= min(threshold, 1 - 1e-10)
-        detection, truth = detection[near], truth[near]
-        order = np.argsort(2 * detection + ignored[truth], kind="stable")
-        return assign(detection[order], truth[order], len(self.label), self.ignore)
+        near = self.pair_iou >= min(threshold, 1 - 1e-10)
+        return self.assign(self._same_class & near, self.ignore if ignored is None else ignored)
 
-    @cached_property
-    def _wishes(self) -> tuple[Integers, Integers, Floats]:
-        """The pairs of one class by detection, its highest IoU first; of equal ones the last, as in pycocotools."""
-        same = self._same_class
-        detection, truth, iou = self.pair_detection[same], self.pair_truth[same], self.pair_iou[same]
-        order = np.lexsort((-truth, -iou, detection))
-        return detection[order], truth[order], iou[order]
+    def assign(self, pairs: Flags, last: Flags) -> Integers:
+        """Best score first, each detection takes the free object that it overlaps most, of equal ones the last.
+
+        Args:
+            pairs: (P,) who may take whom.
+            last: (T,) objects that are taken only where no other is left. Ignore regions are always free.
+
+        Returns:
+            (D,) the object of each detection, -1 for none.
+        """
+        detection, truth = self.pair_detection[pairs], self.pair_truth[pairs]
+        order = np.lexsort((-truth, -self.pair_iou[pairs], last[truth], detection))
+        matched, shared = [-1] * len(self.label), self.ignore.tolist()
+        taken = [False] * len(shared)
+        for d, t in zip(detection[order].tolist(), truth[order].tolist(), strict=True):
+            if matched[d] < 0 and not taken[t]:
+                matched[d], taken[t] = t, not shared[t]
+        return np.array(matched, np.int64)
 
     @property
     def _same_class(self) -> Flags:
@@ -193,11 +193,16 @@ def find_overlaps(samples: Sequence[Sample], detections: Sequence[Detections], c
     Raises:
         UserError: the two differ in length, or a label is no index of the class names.
     """
-    if len(samples) != len(detections):
-        raise UserError(f"{len(samples)} samples but {len(detections)} detections: give one Detections per sample")
-    check_labels(samples, detections, len(class_names))
+    check_samples(samples, detections, len(class_names))
     targets, areas = [sample.target for sample in samples], [sample.areas for sample in samples]
-    return overlap_boxes(detections, targets, class_names, areas=areas, rank=rank_by_id(samples), limit=LIMIT)
+    overlaps = overlap_boxes(detections, targets, class_names, areas=areas, rank=rank_by_id(samples))
+
+    # how many better detections of its image and class each has
+    group = overlaps.image * len(class_names) + overlaps.label
+    order = np.argsort(group, kind="stable")
+    better = np.empty(len(group), np.int64)
+    better[order] = np.arange(len(group)) - np.searchsorted(group[order], group[order])
+    return overlaps.select(better < LIMIT)
 
 
 def overlap_boxes(
@@ -207,7 +212,6 @@ def overlap_boxes(
     *,
     areas: Sequence[ArrayLike] | None = None,
     rank: Integers | None = None,
-    limit: int | None = None,
 ) -> Overlaps:
     """The overlaps of images from their boxes alone, whatever pixels they are in.
 
@@ -217,37 +221,31 @@ def overlap_boxes(
         class_names: K names.
         areas: N times (M,) annotated areas; those of the boxes by default.
         rank: (N,) which image comes first among equal scores; in the order given by default.
-        limit: detections of an image and class that count, the best; all by default.
     """
-    lengths, sizes = [len(found) for found in detections], [len(target) for target in targets]
-    image, row = _number(lengths)
-    truth_image, truth_row = _number(sizes)
+    image, row = _number(detections)
+    truth_image, truth_row = _number(targets)
     label = _join([found.labels for found in detections], np.int64)
     score = _join([found.scores for found in detections], np.float64)
     boxes = _join([found.boxes for found in detections], np.float64).reshape(-1, 4)
     truth_box = _join([target.boxes for target in targets], np.float64).reshape(-1, 4)
     ignore = _join([target.ignore for target in targets], np.bool_)
-    xywh, truth_xywh = _to_xywh(boxes), _to_xywh(truth_box)
-
+    xywh, truth_xywh = to_xywh(boxes), to_xywh(truth_box)
     order = np.lexsort((row, image if rank is None else rank[image], -score))
-    if limit is not None:
-        order = order[_place_in_group(image[order] * len(class_names) + label[order]) < limit]
-    place = np.full(len(row), -1)
-    place[order] = np.arange(len(order))
+    place = np.argsort(order)
 
-    pairs: list[tuple[Integers, Integers, Floats]] = []
+    pairs = [np.zeros((3, 0))]  # detection, object, IoU
     first, first_truth = 0, 0
-    for length, size in zip(lengths, sizes, strict=True):
-        ours, theirs = slice(first, first + length), slice(first_truth, first_truth + size)
+    for found, target in zip(detections, targets, strict=True):
+        ours, theirs = slice(first, first + len(found)), slice(first_truth, first_truth + len(target))
         iou = _iou(xywh[ours], truth_xywh[theirs], ignore[theirs])
-        d, t = np.nonzero((iou > 0) & (place[ours, None] >= 0))
-        pairs.append((place[d + first], t + first_truth, iou[d, t]))
+        d, t = np.nonzero(iou > 0)
+        pairs.append(np.stack([place[ours][d], t + first_truth, iou[d, t]]))
         first, first_truth = ours.stop, theirs.stop
-    detection, truth, overlap = zip(*pairs, strict=True) if pairs else ((), (), ())
+    detection, truth, overlap = np.concatenate(pairs, axis=1)
 
     return Overlaps(
         class_names=tuple(class_names),
-        images=len(lengths),
+        images=len(targets),
         image=image[order],
         row=row[order],
         label=label[order],
@@ -259,9 +257,9 @@ def overlap_boxes(
         truth_box=truth_box,
         truth_area=truth_xywh[:, 2:].prod(axis=1) if areas is None else _join(areas, np.float64),
         ignore=ignore,
-        pair_detection=_join(detection, np.int64),
-        pair_truth=_join(truth, np.int64),
-        pair_iou=_join(overlap, np.float64),
+        pair_detection=detection.astype(np.int64),
+        pair_truth=truth.astype(np.int64),
+        pair_iou=overlap,
     )
 
 
@@ -282,103 +280,10 @@ def match_image(detections: Detections, target: Target, threshold: float = 0.5) 
     return overlaps.row[hits], overlaps.row[counted & ~hits], missed
 
 
-def average_precision(labels: Integers, hits: Flags, counts: Integers) -> Floats:
-    """COCO's average precision at one IoU: precision, made to fall only, at the recalls 0.00, 0.01 .. 1.00.
-
-    Args:
-        labels: (n,) classes of the detections that count, best score first.
-        hits: (n,) whether each has found an object.
-        counts: (K,) objects of each class.
-
-    Returns:
-        (K,) in [0, 1], NaN where a class has no object.
-    """
-    order = np.argsort(labels, kind="stable")
-    bounds = np.searchsorted(labels[order], np.arange(len(counts) + 1))
-    result = np.full(len(counts), np.nan)
-    for label in np.flatnonzero(counts):
-        found = np.cumsum(hits[order[bounds[label] : bounds[label + 1]]])
-        precision = found / np.arange(1, len(found) + 1)
-        falling = np.maximum.accumulate(precision[::-1])[::-1]
-        reached = np.searchsorted(found / counts[label], RECALLS)
-        result[label] = falling[reached[reached < len(found)]].sum() / len(RECALLS)
-    return result
-
-
-def mean(values: Floats) -> float:
-    """Mean of the classes that have a value, NaN where none has."""
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if known.size else float("nan")
-
-
-def assign(detection: Integers, truth: Integers, detections: int, shared: Flags) -> Integers:
-    """Each detection, best first, takes its first wish that is free, computed in rounds over all of them.
-
-    All ask for their first wish; an object keeps the best that ever asked, and the others ask for their next wish. As
-    every object prefers the better detection, the end is the same as one detection after the other.
-
-    Args:
-        detection: (n,) ascending; lower is better.
-        truth: (n,) wishes, each detection's in its order.
-        detections: D.
-        shared: (T,) objects that take all who ask.
-
-    Returns:
-        (D,) the object of each detection, -1 for none.
-    """
-    matched = np.full(detections, -1)
-    asking, begin = np.unique(detection, return_index=True)
-    wish, end = np.zeros(detections, np.int64), np.zeros(detections, np.int64)
-    wish[asking], end[asking] = begin, np.append(begin[1:], len(detection))
-    holder = np.full(len(shared), detections)
-    while len(asking):
-        wanted = truth[wish[asking]]
-        many = shared[wanted]
-        matched[asking[many]] = wanted[many]
-        asking, wanted = asking[~many], wanted[~many]
-        before = holder[np.unique(wanted)]
-        np.minimum.at(holder, wanted, asking)
-        displaced = before[before != holder[np.unique(wanted)]]
-        asking = np.concatenate([asking[holder[wanted] != asking], displaced[displaced < detections]])
-        wish[asking] += 1
-        asking = asking[wish[asking] < end[asking]]
-    taken = np.flatnonzero(holder < detections)
-    matched[holder[taken]] = taken
-    return matched
-
-
-def check_labels(samples: Sequence[Sample], detections: Sequence[Detections], classes: int) -> None:
-    """Raises a UserError that names the image where a label is not in [0, ``classes``)."""
-    for sample, found in zip(samples, detections, strict=True):
-        for what, labels in (("annotated", sample.target.labels), ("detected", found.labels)):
-            outside = labels[(labels < 0) | (labels >= classes)]
-            if len(outside):
-                raise UserError(
-                    f"image {sample.image_id!r}: {what} label {int(outside[0])} is not in [0, {classes}), the range of "
-                    f"the {classes} class names; give the class names of the model"
-                )
-
-
-def rank_by_id(samples: Sequence[Sample]) -> Integers:
-    """(N,) place of each image by its id, integers before strings: the order of equal scores in COCO."""
-    ids = [(isinstance(sample.image_id, str), sample.image_id) for sample in samples]
-    rank = np.empty(len(samples), np.int64)
-    rank[sorted(range(len(samples)), key=ids.__getitem__)] = np.arange(len(samples))
-    return rank
-
-
-def _number(lengths: Sequence[int]) -> tuple[Integers, Integers]:
-    """The image and the row of every entry of images that have so many."""
-    images = np.repeat(np.arange(len(lengths)), lengths)
-    return images, _join([np.arange(length) for length in lengths], np.int64)
-
-
-def _place_in_group(groups: Integers) -> Integers:
-    """(n,) how many earlier entries are of the same group as each entry."""
-    order = np.argsort(groups, kind="stable")
-    place = np.empty(len(groups), np.int64)
-    place[order] = np.arange(len(groups)) - np.searchsorted(groups[order], groups[order])
-    return place
+def _number(images: Sequence[Detections] | Sequence[Target]) -> tuple[Integers, Integers]:
+    """The image and the row in it of every entry."""
+    lengths = [len(entries) for entries in images]
+    return np.repeat(np.arange(len(lengths)), lengths), _join([np.arange(length) for length in lengths], np.int64)
 
 
 def _iou(ours: Floats, theirs: Floats, ignore: Flags) -> Floats:
@@ -389,10 +294,6 @@ def _iou(ours: Floats, theirs: Floats, ignore: Flags) -> Floats:
     area = a[..., 2] * a[..., 3]
     union = np.where(ignore, area, area + b[..., 2] * b[..., 3] - common)
     return np.divide(common, union, out=np.zeros_like(common), where=union > 0)
-
-
-def _to_xywh(boxes: Floats) -> Floats:
-    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
 
 
 def _join(parts: Sequence[ArrayLike], kind: type) -> NDArray:
