@@ -18,7 +18,8 @@ from pathlib import Path
 
 from retinanet import Predictor, evaluate, load_dataset, train
 from retinanet.data.transforms import Augment
-from retinanet.plotting.draw import contact_sheet, draw_comparison, match_detections
+from retinanet.evaluation.matching import match_image
+from retinanet.plotting.draw import contact_sheet, draw_comparison
 from retinanet.training.config import ImageConfig, OptimConfig, RunConfig
 
 
@@ -47,13 +48,13 @@ def draw(model: Path, data: str, folder: Path) -> None:
     for index in range(len(dataset)):
         sample = dataset[index]
         found = predictor(sample.image).above(0.3)
-        _, wrong, missed = match_detections(found, sample.target, 0.5)
-        ranked.append((len(wrong) + len(missed), index, sample, found))
+        judged = match_image(found, sample.target)
+        ranked.append((len(judged[1]) + len(judged[2]), index, sample, found, judged))
     ranked.sort(key=lambda row: row[:2])
     for name, rows in (("good", ranked[:6]), ("bad", ranked[-6:])):
-        pictures = [draw_comparison(sample.image, found, sample.target) for _, _, sample, found in rows]
+        pictures = [draw_comparison(s.image, found, s.target, *judged) for _, _, s, found, judged in rows]
         contact_sheet(pictures, columns=3, width=1600).save(folder / f"bccd-{name}.jpg", quality=85)
-        print(f"{name}: " + ", ".join(f"{sample.path.stem} ({mistakes})" for mistakes, _, sample, _ in rows))
+        print(f"{name}: " + ", ".join(f"{sample.path.stem} ({mistakes})" for mistakes, _, sample, *_ in rows))
 
 
 def main() -> None:

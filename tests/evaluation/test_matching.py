@@ -1,13 +1,19 @@
 """The flat matching and average precision against the evaluator and against one detection after the other."""
 
+import contextlib
+import io
+
 import numpy as np
 import pytest
 import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from retinanet.anchors.geometry import iou
 from retinanet.errors import UserError
 from retinanet.evaluation.coco import average_precision, coco_metrics, mean
-from retinanet.evaluation.matching import find_overlaps
+from retinanet.evaluation.matching import find_overlaps, match_image
+from retinanet.types import Detections, Target
 
 NAMES = ("a", "b", "c")
 
@@ -109,3 +115,77 @@ def test_what_does_not_fit_is_refused(make_sample, make_detections):
     wrong = type(found)(found.boxes, found.scores, torch.tensor([-1]), found.class_names)
     with pytest.raises(UserError, match="detected label -1"):
         find_overlaps([sample], [wrong], NAMES)
+
+
+# --- one image: hits, false detections, missed objects ---
+
+
+def detections(*rows):
+    boxes = torch.tensor([row[0] for row in rows]).reshape(-1, 4).float()
+    return Detections(
+        boxes, torch.tensor([row[1] for row in rows]), torch.tensor([row[2] for row in rows]).long(), NAMES
+    )
+
+
+def target(*rows):
+    boxes = torch.tensor([row[0] for row in rows]).reshape(-1, 4).float()
+    ignore = torch.tensor([len(row) > 2 for row in rows], dtype=torch.bool)
+    return Target(boxes, torch.tensor([row[1] for row in rows]).long(), ignore)
+
+
+def test_matching_follows_the_coco_rule():
+    known = target(
+        [[0, 0, 100, 100], 0], [[0, 0, 90, 90], 1], [[200, 0, 300, 100], 0], [[0, 200, 300, 300], 0, "crowd"]
+    )
+    found = detections(
+        [[0, 0, 100, 60], 0.5, 0],  # overlaps 0.6 of the first, but a better one comes before
+        [[0, 0, 100, 95], 0.9, 0],
+        [[200, 0, 300, 49], 0.8, 0],  # IoU below 0.5
+        [[0, 0, 90, 90], 0.7, 2],  # right place, wrong class
+        [[10, 210, 40, 240], 0.6, 0],  # in the crowd
+        [[10, 210, 40, 240], 0.6, 1],  # in the crowd of another class
+    )
+    hit, false, missed = match_image(found, known)
+    assert hit.tolist() == [1]
+    assert sorted(false.tolist()) == [0, 2, 3, 5]
+    assert missed.tolist() == [1, 2]
+
+
+def coco_verdict(known, found):
+    """Hits, false alarms and misses at IoU 0.5 by pycocotools, as index lists."""
+    coco = COCO()
+    coco.dataset = {"images": [{"id": 1}], "categories": [{"id": k} for k in range(1, 4)], "annotations": []}
+    for i, (x1, y1, x2, y2) in enumerate(known.boxes.tolist()):
+        row = {"id": i + 1, "image_id": 1, "category_id": int(known.labels[i]) + 1, "iscrowd": int(known.ignore[i])}
+        coco.dataset["annotations"].append(row | {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1)})
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco.createIndex()
+        evaluator = COCOeval(coco, coco.loadRes(found.to_coco(1)), "bbox")
+        evaluator.params.iouThrs = np.array([0.5])
+        evaluator.params.areaRng = evaluator.params.areaRng[:1]
+        evaluator.evaluate()
+    hit, false, missed = [], [], []
+    for result in filter(None, evaluator.evalImgs):
+        for d, matched, ignored in zip(result["dtIds"], result["dtMatches"][0], result["dtIgnore"][0], strict=True):
+            (hit if matched else false).extend([] if ignored else [d - 1])
+        matches = zip(result["gtIds"], result["gtMatches"][0], result["gtIgnore"], strict=True)
+        missed += [g - 1 for g, matched, ignored in matches if not matched and not ignored]
+    return sorted(hit), sorted(false), sorted(missed)
+
+
+def test_matching_equals_pycocotools_on_random_layouts():
+    generator = torch.Generator().manual_seed(1)
+
+    def boxes(count):
+        corner = torch.rand(count, 2, generator=generator) * 25
+        return torch.cat([corner, corner + 20 + torch.rand(count, 2, generator=generator) * 40], 1).round()
+
+    sizes = torch.zeros(3)
+    for _ in range(40):
+        labels = torch.randint(0, 3, (21,), generator=generator)
+        known = Target(boxes(9), labels[:9], torch.rand(9, generator=generator) < 0.2)
+        found = Detections(boxes(12), torch.rand(12, generator=generator), labels[9:], NAMES)
+        verdict = [sorted(part.tolist()) for part in match_image(found, known)]
+        assert verdict == list(coco_verdict(known, found))
+        sizes += torch.tensor([len(part) for part in verdict])
+    assert (sizes > 40).all()

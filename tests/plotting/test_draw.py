@@ -1,16 +1,12 @@
 """Drawing: what is changed, what is not, and which detection counts as what."""
 
-import contextlib
-import io
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from retinanet.errors import UserError
+from retinanet.evaluation.matching import match_image
 from retinanet.plotting.draw import (
     FALSE,
     HIT,
@@ -20,7 +16,6 @@ from retinanet.plotting.draw import (
     draw_comparison,
     draw_detections,
     draw_target,
-    match_detections,
     to_picture,
 )
 from retinanet.plotting.marks import class_colour
@@ -58,6 +53,11 @@ def has(picture, colour):
 FOUND = detections([[40, 60, 120, 150], 0.9, 1], [[200, 100, 260, 200], 0.4, 2], [[5, 5, 30, 30], 0.1, 0])
 
 
+def compare(image, found, known, score=0.3):
+    shown = found.above(score)
+    return draw_comparison(image, shown, known, *match_image(shown, known))
+
+
 def test_nothing_to_draw_returns_the_picture_unchanged(image):
     nothing = detections()
     for picture in (
@@ -67,7 +67,7 @@ def test_nothing_to_draw_returns_the_picture_unchanged(image):
         draw_target(image, Target.empty(), NAMES),
     ):
         assert torch.equal(as_tensor(picture), image)
-    compared = as_tensor(draw_comparison(image, nothing, Target.empty()))
+    compared = as_tensor(compare(image, nothing, Target.empty()))
     assert torch.equal(compared[:, :240], image)
     assert compared.shape[1] > 240  # the legend
 
@@ -80,7 +80,7 @@ def test_the_input_is_not_changed(image, kind):
     for picture in (
         draw_detections(given, FOUND),
         draw_target(given, everything, NAMES),
-        draw_comparison(given, FOUND, everything),
+        compare(given, FOUND, everything),
     ):
         assert picture.mode == "RGB"
         assert picture.width == 320
@@ -118,70 +118,12 @@ def test_zoom_draws_on_a_larger_picture(image):
     assert abs(rows.min() - 180) <= 4 and abs(rows.max() - 450) <= 4
 
 
-def test_matching_follows_the_coco_rule():
-    known = target(
-        [[0, 0, 100, 100], 0], [[0, 0, 90, 90], 1], [[200, 0, 300, 100], 0], [[0, 200, 300, 300], 0, "crowd"]
-    )
-    found = detections(
-        [[0, 0, 100, 60], 0.5, 0],  # overlaps 0.6 of the first, but a better one comes before
-        [[0, 0, 100, 95], 0.9, 0],
-        [[200, 0, 300, 49], 0.8, 0],  # IoU below 0.5
-        [[0, 0, 90, 90], 0.7, 2],  # right place, wrong class
-        [[10, 210, 40, 240], 0.6, 0],  # in the crowd
-        [[10, 210, 40, 240], 0.6, 1],  # in the crowd of another class
-    )
-    hit, false, missed = match_detections(found, known, 0.5)
-    assert hit.tolist() == [1]
-    assert sorted(false.tolist()) == [0, 2, 3, 5]
-    assert missed.tolist() == [1, 2]
-
-
-def coco_verdict(known, found):
-    """Hits, false alarms and misses at IoU 0.5 by pycocotools, as index lists."""
-    coco = COCO()
-    coco.dataset = {"images": [{"id": 1}], "categories": [{"id": k} for k in range(1, 4)], "annotations": []}
-    for i, (x1, y1, x2, y2) in enumerate(known.boxes.tolist()):
-        row = {"id": i + 1, "image_id": 1, "category_id": int(known.labels[i]) + 1, "iscrowd": int(known.ignore[i])}
-        coco.dataset["annotations"].append(row | {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1)})
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco.createIndex()
-        evaluator = COCOeval(coco, coco.loadRes(found.to_coco(1)), "bbox")
-        evaluator.params.iouThrs = np.array([0.5])
-        evaluator.params.areaRng = evaluator.params.areaRng[:1]
-        evaluator.evaluate()
-    hit, false, missed = [], [], []
-    for result in filter(None, evaluator.evalImgs):
-        for d, matched, ignored in zip(result["dtIds"], result["dtMatches"][0], result["dtIgnore"][0], strict=True):
-            (hit if matched else false).extend([] if ignored else [d - 1])
-        matches = zip(result["gtIds"], result["gtMatches"][0], result["gtIgnore"], strict=True)
-        missed += [g - 1 for g, matched, ignored in matches if not matched and not ignored]
-    return sorted(hit), sorted(false), sorted(missed)
-
-
-def test_matching_equals_pycocotools_on_random_layouts():
-    generator = torch.Generator().manual_seed(1)
-
-    def boxes(count):
-        corner = torch.rand(count, 2, generator=generator) * 25
-        return torch.cat([corner, corner + 20 + torch.rand(count, 2, generator=generator) * 40], 1).round()
-
-    sizes = torch.zeros(3)
-    for _ in range(40):
-        labels = torch.randint(0, 3, (21,), generator=generator)
-        known = Target(boxes(9), labels[:9], torch.rand(9, generator=generator) < 0.2)
-        found = Detections(boxes(12), torch.rand(12, generator=generator), labels[9:], NAMES)
-        verdict = [sorted(part.tolist()) for part in match_detections(found, known, 0.5)]
-        assert verdict == list(coco_verdict(known, found))
-        sizes += torch.tensor([len(part) for part in verdict])
-    assert (sizes > 40).all()
-
-
 def test_a_comparison_shows_what_there_is(image):
     known = target([[40, 60, 120, 150], 1], [[200, 20, 280, 80], 0])
     grey = torch.full((3, 240, 320), 128, dtype=torch.uint8)
 
     def shows(found, known):
-        body = draw_comparison(grey, found, known).crop((0, 0, 320, 240))
+        body = compare(grey, found, known).crop((0, 0, 320, 240))
         return [has(body, style[0]) for style in (HIT, FALSE, MISSED)]
 
     assert shows(FOUND, known) == [True, True, True]
@@ -189,7 +131,7 @@ def test_a_comparison_shows_what_there_is(image):
     assert shows(FOUND, Target.empty()) == [False, True, False]
     perfect = detections([[40, 60, 120, 150], 0.9, 1], [[200, 20, 280, 80], 0.8, 0])
     assert shows(perfect, known) == [True, False, False]
-    assert draw_comparison(grey[:, :20, :20], FOUND, known).size == (20, 20)  # no room for a legend
+    assert compare(grey[:, :20, :20], FOUND, known).size == (20, 20)  # no room for a legend
 
 
 def test_styles_are_told_apart_without_colour():
@@ -246,7 +188,7 @@ def test_arrays_are_drawn_as_tensors_are(image):
     array = image.permute(1, 2, 0).numpy()
     parts = (FOUND.boxes.numpy(), FOUND.scores.numpy(), FOUND.labels.numpy())
     found, annotated = Detections(*parts, NAMES), target([[40, 60, 120, 150], 1], [[9, 9, 90, 90], 0, "ignored"])
-    for draw in (draw_detections, lambda *what: draw_comparison(*what, annotated, score=0.0)):
+    for draw in (draw_detections, lambda *what: compare(*what, annotated, score=0.0)):
         wanted = draw(image, FOUND)
         for pixels in (image, array, array[::-1][::-1], to_picture(image)):
             assert draw(pixels, found).tobytes() == wanted.tobytes()

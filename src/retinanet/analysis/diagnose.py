@@ -15,8 +15,8 @@ from rich.progress import Progress
 from retinanet import __version__
 from retinanet.analysis.anchors import report as anchor_report
 from retinanet.analysis.anchors.audit import AnchorAudit, audit
-from retinanet.analysis.errors import curves
 from retinanet.analysis.errors import report as error_report
+from retinanet.analysis.errors.curves import best_thresholds
 from retinanet.analysis.errors.report import ErrorReport
 from retinanet.analysis.loss import report as focal_report
 from retinanet.analysis.loss.statistics import FocalDiagnosis, FocalStatistics
@@ -27,7 +27,7 @@ from retinanet.analysis.trace.shares import GateShares, Shares
 from retinanet.analysis.trace.trace import trace
 from retinanet.analysis.trace.why import trace_sample, traced_boxes
 from retinanet.data.dataset import DetectionDataset, load_dataset
-from retinanet.detector import Detector
+from retinanet.detector import Detector, save_thresholds
 from retinanet.errors import UserError
 from retinanet.evaluation.evaluate import one_pass
 from retinanet.files import check_output_folder
@@ -151,7 +151,9 @@ def diagnose(
     errors = error_report.error_report(dataset.samples, run.detections, dataset.class_names)
     lattice, preprocess = detector.spec.architecture.anchors, detector.spec.preprocess
     anchors = audit(dataset.samples, dataset.class_names, lattice=lattice, preprocess=preprocess)
-    thresholds = curves.write_thresholds(local or model, errors.curves) if write_thresholds else None
+    thresholds = best_thresholds(errors.curves) if write_thresholds else None
+    if thresholds is not None:
+        save_thresholds(local or model, thresholds)
     result = Diagnosis(watch.focal.result(), errors, watch.gates.result(), anchors, thresholds, folder)
 
     sections = [

@@ -12,12 +12,13 @@ from retinanet.data.synthetic import render_scenes
 from retinanet.data.transforms import Augment
 from retinanet.errors import UserError
 from retinanet.evaluation.evaluate import evaluate
+from retinanet.evaluation.matching import match_image
 from retinanet.inference.predict import predict
 from retinanet.inference.predictor import Predictor
 from retinanet.plotting.draw import contact_sheet, draw_comparison
 from retinanet.training.config import ImageConfig, OptimConfig, RunConfig
 from retinanet.training.run import train
-from retinanet.types import Sample
+from retinanet.types import DEFAULT_THRESHOLD, Sample
 
 # What learns from random weights in two minutes on two cores: small objects need small anchors, narrow towers need
 # group norm, because the paper's initialisation fades out in them.
@@ -90,7 +91,9 @@ def _compare(folder: Path, data: Path) -> None:
     pictures = []
     for sample in samples:
         assert sample.image is not None
-        pictures.append(draw_comparison(sample.image, predictor(sample.image), sample.target, zoom=2))
+        shown = predictor(sample.image).above(DEFAULT_THRESHOLD)
+        judged = match_image(shown, sample.target)
+        pictures.append(draw_comparison(sample.image, shown, sample.target, *judged, zoom=2))
     contact_sheet(pictures, columns=3, width=2000).save(folder / "comparison.png")
 
 

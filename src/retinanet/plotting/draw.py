@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +12,6 @@ from PIL import Image, ImageDraw
 from retinanet.errors import UserError
 from retinanet.plotting.marks import Colour, Mark, class_colour, draw_frame, draw_marks, font_for, line_width
 from retinanet.types import Detections, Target
-
-if TYPE_CHECKING:  # detections of an exported model are drawn without torch
-    from torch import Tensor
 
 Drawable = Image.Image | NDArray[np.uint8] | Any  # a picture, an array (H, W, 3) or a tensor (3, H, W)
 
@@ -75,70 +72,44 @@ def draw_comparison(
     image: Drawable,
     detections: Detections,
     target: Target,
+    hits: NDArray[np.int64],
+    false: NDArray[np.int64],
+    missed: NDArray[np.int64],
     *,
-    score: float = 0.3,
-    threshold: float = 0.5,
     zoom: int = 1,
 ) -> Image.Image:
     """Draw detections over annotations: hits solid, false alarms dashed, missed objects dotted, and a legend below.
 
-    Class by class and best score first, a detection takes the free object it overlaps most, as the COCO evaluator
-    does at one threshold. A detection of no object that lies in an ignore region is not drawn.
+    Which they are, ``retinanet.evaluation.matching`` says. Detections that are neither, those in ignore regions, are
+    not drawn.
 
     Args:
         image: as for :func:`draw_boxes`.
         detections: what was found.
         target: what is there.
-        score: detections below it are left out.
-        threshold: IoU from which a detection is a hit.
+        hits: rows of the detections that found an object.
+        false: rows of the detections that found none.
+        missed: rows of the objects that no detection found.
         zoom: see :func:`draw_boxes`.
 
     Returns:
         An RGB picture of zoom times the size; one wide enough for a legend has it as a strip below.
     """
-    shown = detections.above(score)
-    hit, false, missed = match_detections(shown, target, threshold)
-    names = detections.class_names
-    captions = [_captions(name, s) for name, s in zip(shown.names, shown.scores.tolist(), strict=True)]
+    boxes, found = np.asarray(target.boxes), np.asarray(detections.boxes)
+    labels, ignored = np.asarray(target.labels), boxes[np.asarray(target.ignore)]
+    captions = [_captions(name, s) for name, s in zip(detections.names, detections.scores.tolist(), strict=True)]
     picture = to_picture(image, zoom)
     marks = [
-        *_marks(shown.boxes[false.tolist()], zoom, FALSE, [captions[i] for i in false.tolist()]),
-        *_marks(target.boxes[missed], zoom, MISSED, [(names[n],) for n in target.labels[missed].tolist()]),
-        *_marks(shown.boxes[hit.tolist()], zoom, HIT, [captions[i] for i in hit.tolist()]),
-        *_marks(target.boxes[target.ignore], zoom, IGNORED),
+        *_marks(found[false], zoom, FALSE, [captions[i] for i in false]),
+        *_marks(boxes[missed], zoom, MISSED, [(detections.class_names[label],) for label in labels[missed]]),
+        *_marks(found[hits], zoom, HIT, [captions[i] for i in hits]),
+        *_marks(ignored, zoom, IGNORED),
     ]
     draw_marks(picture, marks)
-    entries = [("found", len(hit), HIT), ("false", len(false), FALSE), ("missed", len(missed), MISSED)]
-    if target.ignore.any():
-        entries.append(("ignored", int(target.ignore.sum()), IGNORED))
+    entries = [("found", len(hits), HIT), ("false", len(false), FALSE), ("missed", len(missed), MISSED)]
+    if len(ignored):
+        entries.append(("ignored", len(ignored), IGNORED))
     return _with_legend(picture, entries)
-
-
-def match_detections(detections: Detections, target: Target, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Which detections are hits, which are false alarms, and which objects are missed: three int64 index tensors."""
-    import torch
-
-    from retinanet.anchors.geometry import area, iou
-
-    boxes, scores, labels = (torch.as_tensor(part) for part in (detections.boxes, detections.scores, detections.labels))
-    overlaps = iou(boxes, target.boxes)  # (D, M)
-    same = labels[:, None] == target.labels
-    free = ~target.ignore
-    hit: list[int] = []
-    rest: list[int] = []
-    for d in torch.argsort(scores, descending=True, stable=True).tolist():
-        candidates = torch.where(same[d] & free, overlaps[d], -1.0)
-        best = int(candidates.argmax()) if len(target) else -1
-        if best >= 0 and candidates[best] >= threshold:
-            free[best] = False
-            hit.append(d)
-        else:
-            rest.append(d)
-    # intersection / area of the detection, from the IoU
-    inside = overlaps * (area(boxes)[:, None] + area(target.boxes)) / (1 + overlaps)
-    ignored = (same & target.ignore & (inside >= threshold * area(boxes)[:, None])).any(1)
-    false = [d for d in rest if not ignored[d]]
-    return torch.tensor(hit, dtype=torch.int64), torch.tensor(false, dtype=torch.int64), free.nonzero()[:, 0]
 
 
 def contact_sheet(images: Sequence[Image.Image], columns: int = 3, *, width: int = 1600, gap: int = 8) -> Image.Image:

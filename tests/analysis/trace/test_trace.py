@@ -16,6 +16,7 @@ from retinanet.anchors.lattice import AnchorLattice
 from retinanet.anchors.matching import Matcher
 from retinanet.model.postprocess import Postprocess, PostprocessCompat
 from retinanet.plotting.draw import match_detections
+from retinanet.evaluation.matching import match_image
 from retinanet.types import Detections, RawOutput, Target
 
 PLAIN = AnchorLattice(strides=(8, 16), sizes=(20, 40), ratios=(1.0,), scales=(1.0,))
@@ -354,7 +355,7 @@ def account(raw, image, target, size, rule):
     boxes = torch.stack([e[2].clamp(min=0).minimum(limit) for e in final]) if final else torch.zeros(0, 4)
     found = Detections(boxes, torch.tensor([e[1] for e in final]).sigmoid(), torch.tensor([e[0] for e in final]), NAMES)
     target = Target(target.boxes.float(), target.labels, target.ignore)
-    _, false, missed = match_detections(found, target, 0.5)
+    _, false, missed = match_image(found, target)
     gates = {}
     match = Matcher()(LATTICE, raw.grids, target.boxes, target.ignore)
     anchors = LATTICE.boxes(match.positive, raw.grids)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from retinanet.analysis.errors.overlaps import Flags, Floats, Integers, Overlaps, plain
+from retinanet.analysis.errors.tide import plain
 from retinanet.errors import UserError
-from retinanet.types import Detections, Sample
+from retinanet.evaluation.matching import Flags, Floats, Integers, Overlaps
 
 
 @dataclass(frozen=True)
@@ -76,51 +75,37 @@ class Calibration:
         )
 
 
-def calibration(
-    samples: Sequence[Sample],
-    detections: Sequence[Detections],
-    class_names: Sequence[str],
-    *,
-    bins: int = 15,
-    overlaps: Overlaps | None = None,
-) -> Calibration:
+def calibration(overlaps: Overlaps, *, bins: int = 15) -> Calibration:
     """Reliability diagram and expected calibration error, of all detections and of each class.
 
     A detection is right if COCO's matching gives it an object at IoU 0.5; one in an ignore region of its class is left
     out. Only detections that the model gives out are judged, so nothing is said about scores below its threshold.
 
     Args:
-        samples: N annotated images, boxes in pixels of the original image.
-        detections: N, what was found in each of them, in the same pixels.
-        class_names: K names.
+        overlaps: of the detections and the objects.
         bins: B.
-        overlaps: of the same data, if they have been computed already.
 
     Raises:
-        UserError: there is no bin, or the data do not fit together.
+        UserError: there is no bin.
     """
     if bins < 1:
         raise UserError(f"bins is at least 1, got {bins}")
-    overlaps = overlaps or Overlaps.of(samples, detections, class_names)
-    matched = overlaps.match(0.5)
-    counted = ~np.append(overlaps.ignore, False)[matched]  # index -1 is the entry appended
-    hits = matched >= 0
-    classes = [
-        _reliability(name, overlaps.score[rows], hits[rows], bins)
-        for label, name in enumerate(overlaps.class_names)
-        for rows in [counted & (overlaps.label == label)]
-    ]
-    return Calibration(_reliability("all", overlaps.score[counted], hits[counted], bins), tuple(classes))
+    hits, counted = overlaps.judge(overlaps.match(0.5))
+    overall = _reliability("all", overlaps.score[counted], hits[counted], bins)
+    rows = [counted & (overlaps.label == label) for label in range(len(overlaps.class_names))]
+    named = zip(overlaps.class_names, rows, strict=True)
+    return Calibration(overall, tuple(_reliability(name, overlaps.score[r], hits[r], bins) for name, r in named))
 
 
 def _reliability(name: str, scores: Floats, hits: Flags, bins: int) -> Reliability:
+    """That of some detections from their scores and whether each is right."""
     edges = np.arange(bins + 1) / bins
     place = np.clip(np.searchsorted(edges, scores, side="right") - 1, 0, bins - 1)
     counts = np.bincount(place, minlength=bins)
-    known = np.maximum(counts, 1)
-    confidence = np.where(counts > 0, np.bincount(place, scores, bins) / known, np.nan)
-    accuracy = np.where(counts > 0, np.bincount(place, hits, bins) / known, np.nan)
-    nothing = float("nan")
-    error = np.nansum(counts * np.abs(accuracy - confidence)) / len(scores) if len(scores) else nothing
-    bias = float(scores.mean() - hits.mean()) if len(scores) else nothing
-    return Reliability(name, edges, counts, confidence, accuracy, float(error), bias)
+    known = np.where(counts, counts, np.nan)
+    confidence, accuracy = np.bincount(place, scores, bins) / known, np.bincount(place, hits, bins) / known
+    error = bias = float("nan")
+    if len(scores):
+        error = float(np.nansum(counts * np.abs(accuracy - confidence)) / len(scores))
+        bias = float(scores.mean() - hits.mean())
+    return Reliability(name, edges, counts, confidence, accuracy, error, bias)

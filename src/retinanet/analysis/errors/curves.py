@@ -4,24 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from retinanet.analysis.errors.overlaps import (
-    RECALLS,
-    Flags,
-    Floats,
-    Integers,
-    Overlaps,
-    assign,
-    average_precision,
-    plain,
-)
+from retinanet.analysis.errors.tide import plain
 from retinanet.errors import UserError
-from retinanet.model_folder import write_thresholds as save_thresholds
-from retinanet.types import DEFAULT_THRESHOLD, Detections, Sample
+from retinanet.evaluation.coco import RECALLS, average_precision
+from retinanet.evaluation.matching import Flags, Floats, Integers, Overlaps
+from retinanet.types import DEFAULT_THRESHOLD
 
 
 @dataclass(frozen=True)
@@ -32,44 +24,67 @@ class ClassCurve:
         name: of the class.
         objects: annotated objects, ignore regions left out.
         scores: (n,) the different scores of its detections, falling. Point i is "all detections of at least scores[i]".
-        precision: (n,) hits / detections; detections in ignore regions do not count.
-        recall: (n,) hits / objects; NaN where there are no objects.
+        hits: (n,) those that found an object.
+        detections: (n,) how many these are; detections in ignore regions do not count.
         ap50: average precision at IoU 0.5, NaN without objects.
-        best: the point of the highest F1 = 2 * hits / (detections + objects), of several the one with the highest
-            score; None where no detection is a hit.
-        threshold: the score that separates the detections of the best point from the others, halfway between its score
-            and the next; its score where there is no other. None without a best point.
     """
 
     name: str
     objects: int
     scores: Floats
-    precision: Floats
-    recall: Floats
+    hits: Integers
+    detections: Integers
     ap50: float
-    best: int | None
-    threshold: float | None
+
+    @property
+    def precision(self) -> Floats:
+        """(n,) hits / detections."""
+        return self.hits / self.detections
+
+    @property
+    def recall(self) -> Floats:
+        """(n,) hits / objects; NaN where there are no objects."""
+        return self.hits / self.objects if self.objects else np.full(len(self.hits), np.nan)
+
+    @cached_property
+    def best(self) -> int | None:
+        """The point of the highest F1 = 2 * hits / (detections + objects), the first of several; None without a hit."""
+        return int(np.argmax(2 * self.hits / (self.detections + self.objects))) if self.hits.any() else None
+
+    @property
+    def threshold(self) -> float | None:
+        """Halfway between the score of the best point and the next lower one, or its score where there is no other.
+
+        So it separates the detections of the best point from the others. None without a best point.
+        """
+        return None if self.best is None else float(self.scores[self.best : self.best + 2].mean())
 
     @property
     def f1(self) -> float:
         """The highest F1; 0 where no detection is a hit, NaN where there are no objects."""
         if self.best is None:
             return 0.0 if self.objects else float("nan")
-        precision, recall = float(self.precision[self.best]), float(self.recall[self.best])
-        return 2 * precision * recall / (precision + recall)
+        return float(2 * self.hits[self.best] / (self.detections[self.best] + self.objects))
+
+    def at_best(self) -> tuple[float, float, float]:
+        """Threshold, precision and recall of the best point; NaN without one."""
+        if self.best is None or self.threshold is None:
+            return float("nan"), float("nan"), float("nan")
+        return self.threshold, float(self.precision[self.best]), float(self.recall[self.best])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; the curve as the best precision at the recalls 0.00, 0.01 .. 1.00."""
         falling = np.append(np.maximum.accumulate(self.precision[::-1])[::-1], 0.0)
         curve = falling[np.searchsorted(self.recall, RECALLS)].tolist() if self.objects else None
+        _, precision, recall = self.at_best()
         return {
             "name": self.name,
             "objects": self.objects,
             "ap50": plain(self.ap50),
             "best_f1": plain(self.f1),
             "threshold": self.threshold,
-            "precision": None if self.best is None else plain(float(self.precision[self.best])),
-            "recall": None if self.best is None else plain(float(self.recall[self.best])),
+            "precision": plain(precision),
+            "recall": plain(recall),
             "precision_at_recall": curve and [round(value, 6) for value in curve],
         }
 
@@ -77,10 +92,9 @@ class ClassCurve:
         """The best F1 in a line."""
         if self.best is None:
             return f"{self.name}: no detection is right, {self.objects} objects"
-        return (
-            f"{self.name}: best F1 {self.f1:.3f} at score {self.threshold:.3f} "
-            f"(precision {self.precision[self.best]:.3f}, recall {self.recall[self.best]:.3f})"
-        )
+        threshold, precision, recall = self.at_best()
+        at = f"at score {threshold:.3f} (precision {precision:.3f}, recall {recall:.3f})"
+        return f"{self.name}: best F1 {self.f1:.3f} {at}"
 
 
 @dataclass(frozen=True)
@@ -123,42 +137,43 @@ class ConfusionMatrix:
         return "\n".join(lines)
 
 
-def operating_points(
-    samples: Sequence[Sample],
-    detections: Sequence[Detections],
-    class_names: Sequence[str],
-    *,
-    overlaps: Overlaps | None = None,
-) -> list[ClassCurve]:
-    """Precision, recall and the threshold of the best F1 of each class, in the order of the labels.
-
-    Args:
-        samples: N annotated images, boxes in pixels of the original image.
-        detections: N, what was found in each of them, in the same pixels.
-        class_names: K names.
-        overlaps: of the same data, if they have been computed already.
-
-    Raises:
-        UserError: the data do not fit together.
-    """
-    overlaps = overlaps or Overlaps.of(samples, detections, class_names)
-    hits, counted = _hits(overlaps, overlaps.match(0.5))
+def operating_points(overlaps: Overlaps) -> list[ClassCurve]:
+    """Precision, recall and the threshold of the best F1 of each class, in the order of the labels."""
+    hits, counted = overlaps.judge(overlaps.match(0.5))
     ap50 = average_precision(overlaps.label[counted], hits[counted], overlaps.counts)
     curves = []
     for label, name in enumerate(overlaps.class_names):
         rows = np.flatnonzero(counted & (overlaps.label == label))
-        curves.append(_curve(name, overlaps.score[rows], hits[rows], int(overlaps.counts[label]), float(ap50[label])))
+        scores = overlaps.score[rows]
+        last = np.flatnonzero(np.diff(scores, append=-np.inf))  # of equal scores: a threshold takes all or none
+        found = np.cumsum(hits[rows], dtype=np.int64)[last]
+        curves.append(ClassCurve(name, int(overlaps.counts[label]), scores[last], found, last + 1, float(ap50[label])))
     return curves
 
 
-def confusion(
-    samples: Sequence[Sample],
-    detections: Sequence[Detections],
-    class_names: Sequence[str],
-    *,
-    score: float | Mapping[str, float],
-    overlaps: Overlaps | None = None,
-) -> ConfusionMatrix:
+def best_thresholds(curves: Sequence[ClassCurve]) -> dict[str, float]:
+    """The threshold of each class that has one; one of which no detection is right has none."""
+    return {curve.name: curve.threshold for curve in curves if curve.threshold is not None}
+
+
+def reach(overlaps: Overlaps, score: float | Mapping[str, float]) -> tuple[Flags, tuple[float, ...]]:
+    """(D,) detections that reach a score as ``predict`` compares them, in float32, and the K scores.
+
+    Args:
+        overlaps: of the detections.
+        score: one number, or one per class name; 0.3 for a class that is missing, as in ``predict``.
+
+    Raises:
+        UserError: there is a score for an unknown class.
+    """
+    names = overlaps.class_names
+    if isinstance(score, Mapping) and (unknown := score.keys() - set(names)):
+        raise UserError(f"there is a score for {min(unknown)!r}; the classes are {', '.join(names)}")
+    least = [float(score.get(name, DEFAULT_THRESHOLD) if isinstance(score, Mapping) else score) for name in names]
+    return overlaps.score >= np.array(least, np.float32)[overlaps.label], tuple(least)
+
+
+def confusion(overlaps: Overlaps, *, score: float | Mapping[str, float]) -> ConfusionMatrix:
     """Which class was taken for which, with the background as one more class.
 
     First every detection takes an object of its own class as COCO's matching at IoU 0.5 says; then, best score first,
@@ -167,87 +182,27 @@ def confusion(
     region of their class are left out.
 
     Args:
-        samples: N annotated images, boxes in pixels of the original image.
-        detections: N, what was found in each of them, in the same pixels.
-        class_names: K names.
-        score: detections below it are left out; one number, or one per class name (0.3 for a class that is missing, as
-            in ``predict``).
-        overlaps: of the same data, if they have been computed already.
+        overlaps: of the detections and the objects.
+        score: detections below it are left out, see :func:`reach`.
 
     Raises:
-        UserError: the data do not fit together, or there is a score for an unknown class.
+        UserError: there is a score for an unknown class.
     """
-    overlaps = overlaps or Overlaps.of(samples, detections, class_names)
-    names = overlaps.class_names
-    if isinstance(score, Mapping) and (unknown := score.keys() - set(names)):
-        raise UserError(f"there is a score for {min(unknown)!r}; the classes are {', '.join(names)}")
-    given = [score.get(name, DEFAULT_THRESHOLD) if isinstance(score, Mapping) else score for name in names]
+    reached, thresholds = reach(overlaps, score)
     matched = overlaps.match(0.5)
-    hits, counted = _hits(overlaps, matched)
-    shown = counted & (overlaps.score >= np.array(given)[overlaps.label])
-    truth = np.where(hits & shown, matched, -1)
-    truth = np.where(truth < 0, _others(overlaps, shown & ~hits, truth), truth)
-    background = len(names)
+    hits, counted = overlaps.judge(matched)
+    shown = counted & reached
+    own = np.where(hits & shown, matched, -1)
+
+    free = ~overlaps.ignore
+    free[own[own >= 0]] = False
+    left = (shown & ~hits)[overlaps.pair_detection] & free[overlaps.pair_truth] & (overlaps.pair_iou >= 0.5)
+    truth = np.where(own < 0, overlaps.assign(left, overlaps.ignore), own)
+
+    background = len(overlaps.class_names)
     matrix = np.zeros((background + 1, background + 1), np.int64)
     rows = np.append(overlaps.truth_label, background)[truth]  # index -1 is the entry appended
     np.add.at(matrix, (rows[shown], overlaps.label[shown]), 1)
-    overlooked = ~overlaps.ignore
-    overlooked[truth[truth >= 0]] = False
-    matrix[:background, background] = np.bincount(overlaps.truth_label[overlooked], minlength=background)
-    return ConfusionMatrix(names, matrix, tuple(float(value) for value in given))
-
-
-def write_thresholds(folder: str | Path, curves: Sequence[ClassCurve]) -> dict[str, float]:
-    """Store the threshold of the best F1 of each class in a model folder, where ``predict`` finds it.
-
-    A class of which no detection is right gets none and is predicted at 0.3. Earlier thresholds are replaced.
-
-    Args:
-        folder: the model folder.
-        curves: of :func:`operating_points`, measured on images that the model was not trained on.
-
-    Returns:
-        What was stored.
-
-    Raises:
-        UserError: there is no model in the folder, or it has other classes.
-    """
-    thresholds = best_thresholds(curves)
-    save_thresholds(folder, thresholds)
-    return thresholds
-
-
-def best_thresholds(curves: Sequence[ClassCurve]) -> dict[str, float]:
-    """The threshold of each class that has one."""
-    return {curve.name: curve.threshold for curve in curves if curve.threshold is not None}
-
-
-def _hits(overlaps: Overlaps, matched: Integers) -> tuple[Flags, Flags]:
-    """(D,) detections that have found an object, and (D,) those that count at all, from the objects matched (D,)."""
-    ignored = np.zeros(len(matched), bool)
-    ignored[matched >= 0] = overlaps.ignore[matched[matched >= 0]]
-    return (matched >= 0) & ~ignored, ~ignored
-
-
-def _others(overlaps: Overlaps, left: Flags, truth: Integers) -> Integers:
-    """(D,) objects of another class for the detections that are left (D,), where ``truth`` (D,) are taken; -1: none."""
-    free = ~overlaps.ignore
     free[truth[truth >= 0]] = False
-    pairs = left[overlaps.pair_detection] & free[overlaps.pair_truth] & (overlaps.pair_iou >= 0.5)
-    detection, other, iou = overlaps.pair_detection[pairs], overlaps.pair_truth[pairs], overlaps.pair_iou[pairs]
-    order = np.lexsort((-other, -iou, detection))
-    return assign(detection[order], other[order], len(truth), overlaps.ignore)
-
-
-def _curve(name: str, scores: Floats, hits: Flags, objects: int, ap50: float) -> ClassCurve:
-    """One class from its detections, best score first."""
-    last = np.flatnonzero(np.diff(scores, append=-np.inf))  # of equal scores: a threshold takes all or none
-    found, detections = np.cumsum(hits)[last], last + 1
-    levels = scores[last]
-    best, threshold = None, None
-    if hits.any():
-        best = int(np.argmax(2 * found / (detections + objects)))
-        lower = levels[best + 1] if best + 1 < len(levels) else levels[best]
-        threshold = float((levels[best] + lower) / 2)
-    recall = found / objects if objects else np.full(len(last), np.nan)
-    return ClassCurve(name, objects, levels, found / detections, recall, ap50, best, threshold)
+    matrix[:background, background] = np.bincount(overlaps.truth_label[free], minlength=background)
+    return ConfusionMatrix(overlaps.class_names, matrix, thresholds)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import torch
 
-from retinanet.analysis.errors.overlaps import IOUS, Flags, Integers, Overlaps, average_precision, mean, plain
+from retinanet.analysis.errors.tide import plain
 from retinanet.anchors.geometry import iou
-from retinanet.evaluation.coco import AREA_RANGES
-from retinanet.types import Detections, Sample
+from retinanet.evaluation.coco import AREA_RANGES, average_precision, mean
+from retinanet.evaluation.matching import Flags, Overlaps
 
+IOUS = np.linspace(0.5, 0.95, 10)
 NEIGHBOURS = ("none", "1", "2", "3 or more")
+# A name, the objects that belong to the group (T,), and the detections that count against it if they are false (D,).
+Group = tuple[str, Flags, Flags]
 
 
 @dataclass(frozen=True)
@@ -71,95 +76,74 @@ class GroupedAP:
         )
 
 
-def by_group(
-    samples: Sequence[Sample],
-    detections: Sequence[Detections],
-    class_names: Sequence[str],
-    *,
-    overlaps: Overlaps | None = None,
-) -> GroupedAP:
+def by_group(overlaps: Overlaps) -> GroupedAP:
     """Average precision by size, by overlapping neighbours and by the number of objects in the image.
 
     As COCO does for sizes: the objects outside a group are ignored, and so is a detection that finds one of them. A
     detection that finds nothing counts against the group that it belongs to itself: for sizes by its own area; for
     neighbours it is that of the object, of any class, that it overlaps most, and "none" if it overlaps none; for
     density that of its image, where an image without objects belongs to the emptiest group.
-
-    Args:
-        samples: N annotated images, boxes in pixels of the original image.
-        detections: N, what was found in each of them, in the same pixels.
-        class_names: K names.
-        overlaps: of the same data, if they have been computed already.
-
-    Raises:
-        UserError: the data do not fit together.
     """
-    overlaps = overlaps or Overlaps.of(samples, detections, class_names)
-    return GroupedAP(_sizes(overlaps), _octaves(overlaps), _by_neighbours(overlaps, samples), _by_density(overlaps))
+
+    def measure(groups: Iterator[Group]) -> tuple[GroupAP, ...]:
+        return tuple(_measure(overlaps, *group) for group in groups if (group[1] & ~overlaps.ignore).any())
+
+    return GroupedAP(
+        measure(_sizes(overlaps)),
+        measure(_octaves(overlaps)),
+        measure(_neighbours(overlaps)),
+        measure(_density(overlaps)),
+    )
 
 
-def _group(overlaps: Overlaps, name: str, inside: Flags, of_group: Flags) -> list[GroupAP]:
-    """The group of the objects ``inside`` (T,); false detections ``of_group`` (D,) count against it. [] if empty."""
+def _measure(overlaps: Overlaps, name: str, inside: Flags, of_group: Flags) -> GroupAP:
+    """The AP of a group."""
     ignored = overlaps.ignore | ~inside
     counts = np.bincount(overlaps.truth_label[~ignored], minlength=len(overlaps.class_names))
-    if not counts.any():
-        return []
     by_iou, found = [], []
     for threshold in IOUS:
         matched = overlaps.match(float(threshold), ignored)
         counted = np.where(matched >= 0, ~ignored[matched], of_group)
         by_iou.append(average_precision(overlaps.label[counted], (matched >= 0)[counted], counts))
         found.append(int((counted & (matched >= 0)).sum()))
-    objects = int(counts.sum())
-    ap, ap50 = mean(np.stack(by_iou)), mean(by_iou[0])
-    return [GroupAP(name, objects, int((counts > 0).sum()), ap, ap50, found[0] / objects)]
+    objects, classes = int(counts.sum()), int((counts > 0).sum())
+    return GroupAP(name, objects, classes, mean(np.stack(by_iou)), mean(by_iou[0]), found[0] / objects)
 
 
-def _sizes(overlaps: Overlaps) -> tuple[GroupAP, ...]:
-    groups = []
+def _sizes(overlaps: Overlaps) -> Iterator[Group]:
+    truth, found = overlaps.truth_area, overlaps.area
     for name, (low, high) in AREA_RANGES.items():  # both ends belong to a range, as in COCO
-        truth, found = overlaps.truth_area, overlaps.area
-        groups += _group(overlaps, name, (truth >= low) & (truth <= high), (found >= low) & (found <= high))
-    return tuple(groups)
+        yield name, (truth >= low) & (truth <= high), (found >= low) & (found <= high)
 
 
-def _octaves(overlaps: Overlaps) -> tuple[GroupAP, ...]:
-    truth, found = (np.log2(np.sqrt(np.maximum(area, 1))) for area in (overlaps.truth_area, overlaps.area))
-    truth, found = np.floor(truth), np.floor(found)
-    groups = []
+def _octaves(overlaps: Overlaps) -> Iterator[Group]:
+    areas = (overlaps.truth_area, overlaps.area)
+    truth, found = (np.floor(np.log2(np.sqrt(np.maximum(area, 1)))) for area in areas)
     for octave in np.unique(truth[~overlaps.ignore]):
-        name = f"{2**octave:.0f} to {2 ** (octave + 1):.0f} px"
-        groups += _group(overlaps, name, truth == octave, found == octave)
-    return tuple(groups)
+        yield f"{2**octave:.0f} to {2 ** (octave + 1):.0f} px", truth == octave, found == octave
 
 
-def _by_neighbours(overlaps: Overlaps, samples: Sequence[Sample]) -> tuple[GroupAP, ...]:
-    last = len(NEIGHBOURS) - 1
-    crowd = np.minimum(np.concatenate([np.zeros(0, np.int64), *map(_neighbours, samples)]), last)
+def _neighbours(overlaps: Overlaps) -> Iterator[Group]:
+    crowd = np.zeros(len(overlaps.ignore), np.int64)  # how many other objects overlap each; ignore regions are none
+    ends = np.searchsorted(overlaps.truth_image, np.arange(overlaps.images + 1)).tolist()
+    for first, end in pairwise(ends):
+        boxes = torch.from_numpy(overlaps.truth_box[first:end])
+        overlap = iou(boxes, boxes).numpy() > 0
+        np.fill_diagonal(overlap, False)
+        crowd[first:end] = np.minimum(overlap[:, ~overlaps.ignore[first:end]].sum(axis=1), len(NEIGHBOURS) - 1)
     nearest, _ = overlaps.nearest(~overlaps.ignore[overlaps.pair_truth])
     of_detection = np.append(crowd, 0)[nearest]  # index -1 is the entry appended
-    groups = []
     for number, name in enumerate(NEIGHBOURS):
-        groups += _group(overlaps, name, crowd == number, of_detection == number)
-    return tuple(groups)
+        yield name, crowd == number, of_detection == number
 
 
-def _neighbours(sample: Sample) -> Integers:
-    """(M,) how many other objects overlap each; ignore regions are no objects."""
-    overlap = iou(sample.target.boxes, sample.target.boxes).numpy() > 0
-    np.fill_diagonal(overlap, False)
-    return overlap[:, ~sample.target.ignore.numpy()].sum(axis=1)
-
-
-def _by_density(overlaps: Overlaps) -> tuple[GroupAP, ...]:
+def _density(overlaps: Overlaps) -> Iterator[Group]:
     objects = np.bincount(overlaps.truth_image[~overlaps.ignore], minlength=overlaps.images)
     if not objects.any():
-        return ()
+        return
     ends = np.unique(np.floor(np.quantile(objects[objects > 0], [0.25, 0.5, 0.75, 1.0])).astype(np.int64))
     place = np.searchsorted(ends, objects)
-    groups = []
     for number, end in enumerate(ends.tolist()):
         low = ends[number - 1] + 1 if number else 1
         name = f"{low} to {end}" if low < end else f"{end}"
-        groups += _group(overlaps, name, place[overlaps.truth_image] == number, place[overlaps.image] == number)
-    return tuple(groups)
+        yield name, place[overlaps.truth_image] == number, place[overlaps.image] == number

@@ -6,22 +6,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from retinanet.analysis.errors import figures
 from retinanet.analysis.errors.calibration import Calibration, calibration
-from retinanet.analysis.errors.curves import ClassCurve, ConfusionMatrix, best_thresholds, confusion, operating_points
-from retinanet.analysis.errors.figures import (
-    Bar,
-    Curve,
-    confusion_map,
-    error_bars,
-    group_bars,
-    precision_recall,
-    reliability_diagram,
+from retinanet.analysis.errors.curves import (
+    ClassCurve,
+    ConfusionMatrix,
+    best_thresholds,
+    confusion,
+    operating_points,
+    reach,
 )
 from retinanet.analysis.errors.groups import GroupedAP, by_group
-from retinanet.analysis.errors.overlaps import Overlaps
 from retinanet.analysis.errors.tide import SPECIAL, TYPES, ErrorAnalysis, analyse_errors
+from retinanet.evaluation.matching import find_overlaps
 from retinanet.images.io import read_image
-from retinanet.inference.predict import above
 from retinanet.plotting.draw import draw_comparison
 from retinanet.plotting.html import Section, Table
 from retinanet.types import Detections, Sample
@@ -99,16 +99,16 @@ def error_report(
     Raises:
         UserError: the data do not fit together.
     """
-    overlaps = Overlaps.of(samples, detections, class_names)
-    curves = operating_points(samples, detections, class_names, overlaps=overlaps)
+    overlaps = find_overlaps(samples, detections, class_names)
+    curves = operating_points(overlaps)
     thresholds = best_thresholds(curves)
     return ErrorReport(
-        errors=analyse_errors(samples, detections, class_names, overlaps=overlaps),
-        shown=analyse_errors(samples, [above(one, thresholds) for one in detections], class_names),
+        errors=analyse_errors(overlaps),
+        shown=analyse_errors(overlaps.select(reach(overlaps, thresholds)[0])),
         curves=tuple(curves),
-        confusion=confusion(samples, detections, class_names, score=thresholds, overlaps=overlaps),
-        calibration=calibration(samples, detections, class_names, bins=bins, overlaps=overlaps),
-        groups=by_group(samples, detections, class_names, overlaps=overlaps),
+        confusion=confusion(overlaps, score=thresholds),
+        calibration=calibration(overlaps, bins=bins),
+        groups=by_group(overlaps),
     )
 
 
@@ -136,117 +136,83 @@ def section(
 
 def worst_images(shown: ErrorAnalysis, most: int) -> list[tuple[int, int]]:
     """Index and number of errors of the images with the most false detections and overlooked objects, worst first."""
-    errors = [
-        (sum(kind in TYPES for kind in image.kinds) + len(image.unmatched), index)
-        for index, image in enumerate(shown.images)
-    ]
-    ranked = sorted(errors, key=lambda entry: (-entry[0], entry[1]))
-    return [(index, number) for number, index in ranked[:most] if number]
+    overlaps = shown.overlaps
+    images = [*overlaps.image[shown.false], *overlaps.truth_image[shown.unmatched]]
+    errors = np.bincount(np.array(images, np.int64), minlength=overlaps.images)
+    ranked = np.argsort(-errors, kind="stable")[:most]
+    return [(int(image), int(errors[image])) for image in ranked if errors[image]]
 
 
 def _costs(report: ErrorReport, samples: Sequence[Sample], detections: Sequence[Detections], worst: int) -> Section:
-    errors, shown = report.errors, report.shown
+    errors, shown, gains = report.errors, report.shown, report.errors.dap
     counts = {kind: int(errors.counts[kind].sum()) for kind in TYPES}
     rows: list[tuple[object, ...]] = [
-        (kind, counts[kind], int(shown.counts[kind].sum()), errors.dap[kind], REMEDIES[kind])
-        for kind in sorted(TYPES, key=lambda kind: -errors.dap[kind])
+        (kind, counts[kind], int(shown.counts[kind].sum()), gains[kind], REMEDIES[kind])
+        for kind in sorted(TYPES, key=lambda kind: -gains[kind])
     ]
-    rows += [(f"all {kind} removed", "", "", errors.dap[kind], "") for kind in SPECIAL]
-    heads = ("error", "at all scores", "at the thresholds", "gain in AP50", "what to do")
-    by_class = [
-        (
-            name,
-            int(errors.objects[k]),
-            float(errors.ap50_by_class[k]),
-            *(float(errors.dap_by_class[t][k]) for t in TYPES),
-        )
-        for k, name in enumerate(errors.class_names)
-    ]
-    thresholds = best_thresholds(report.curves)
+    special = {f"all {kind}": gains[kind] for kind in SPECIAL}
+    rows += [(f"{name} removed", "", "", gain, "") for name, gain in special.items()]
+    by_type = [errors.dap_by_class[kind].tolist() for kind in TYPES]
+    columns = (errors.overlaps.class_names, errors.objects.tolist(), errors.ap50_by_class.tolist(), *by_type)
     pictures = []
     for index, number in worst_images(shown, worst):
-        sample, found = samples[index], above(detections[index], thresholds)
-        zoom = max(1, LEGIBLE // min(sample.size))
-        picture = draw_comparison(read_image(sample.path), found, sample.target, score=0.0, zoom=zoom)
+        sample, zoom = samples[index], max(1, LEGIBLE // min(samples[index].size))
+        pixels, judged = read_image(sample.path), shown.judge_image(index)
+        picture = draw_comparison(pixels, detections[index], sample.target, *judged, zoom=zoom)
         pictures.append((f"{sample.path.name}: {number} errors", picture))
     text = (
         f"AP50 is {errors.ap50:.3f}. The table says how much it would be if all errors of one type were fixed and no "
         "other (Bolya et al. 2020), costliest first; the gains do not add up. Errors of low score are many and cost "
         "little: read the gains, not the counts. The counts at the thresholds of the best F1 are what a user sees."
     )
-    names = {f"all {kind}": errors.dap[kind] for kind in SPECIAL}
-    figure = error_bars({kind: errors.dap[kind] for kind in TYPES}, names, counts)
-    return Section(
-        "Errors and what they cost",
-        text,
-        [Table(heads, rows), Table(("class", "objects", "AP50", *TYPES), by_class, "Gain in AP50 of each class.")],
-        [("Left: AP50 gained by fixing all errors of a type. Right: errors at all scores.", figure)],
-        pictures,
+    heads = ("error", "at all scores", "at the thresholds", "gain in AP50", "what to do")
+    classes = Table(
+        ("class", "objects", "AP50", *TYPES), list(zip(*columns, strict=True)), "Gain in AP50 of each class."
     )
+    figure = figures.error_bars({kind: gains[kind] for kind in TYPES}, special, counts)
+    caption = "Left: AP50 gained by fixing all errors of a type. Right: errors at all scores."
+    return Section("Errors and what they cost", text, [Table(heads, rows), classes], [(caption, figure)], pictures)
 
 
 def _operating(report: ErrorReport) -> Section:
-    rows: list[tuple[object, ...]] = [
-        (
-            curve.name,
-            curve.objects,
-            curve.ap50,
-            curve.f1,
-            float("nan") if curve.threshold is None else curve.threshold,
-            float("nan") if curve.best is None else float(curve.precision[curve.best]),
-            float("nan") if curve.best is None else float(curve.recall[curve.best]),
-        )
-        for curve in report.curves
-    ]
-    lines = [Curve(curve.name, curve.recall, curve.precision, curve.best, curve.threshold) for curve in report.curves]
+    rows = [(curve.name, curve.objects, curve.ap50, curve.f1, *curve.at_best()) for curve in report.curves]
     text = (
         "A threshold on the score trades overlooked objects for false detections. The marked point of each curve has "
         "the highest F1; --write-thresholds stores these scores in the model folder, where predict finds them. They "
         "are chosen on the images of this report, so F1 on other images can be lower; choose them on validation images."
+        f"\n\nAt these scores, of {report.confusion.summary()}"
     )
     heads = ("class", "objects", "AP50", "best F1", "at score", "precision", "recall")
-    return Section(
-        "Operating points",
-        f"{text}\n\nAt these scores, of {report.confusion.summary()}",
-        [Table(heads, rows)],
-        [
-            ("Precision and recall of each class at IoU 0.5.", precision_recall(lines)),
-            (
-                "Confusions at these scores: number, and share of the row.",
-                confusion_map(report.confusion.matrix, report.confusion.class_names),
-            ),
-        ],
-    )
+    drawn = [
+        ("Precision and recall of each class at IoU 0.5.", figures.precision_recall(report.curves)),
+        ("Confusions at these scores: number, and share of the row.", figures.confusion_map(report.confusion)),
+    ]
+    return Section("Operating points", text, [Table(heads, rows)], drawn)
 
 
 def _calibrated(result: Calibration) -> Section:
-    one = result.overall
-    rows = [(c.name, int(c.counts.sum()), c.ece, c.bias) for c in (one, *result.classes)]
+    rows = [(one.name, int(one.counts.sum()), one.ece, one.bias) for one in (result.overall, *result.classes)]
     text = (
         f"{result.summary().capitalize()}. If the bars follow the diagonal, a score can be read as the probability "
         "that a detection is right at IoU 0.5. Scores of the focal loss need not be probabilities: rank by them, "
         "choose thresholds by F1, and calibrate them before they enter a calculation of risk."
     )
     table = Table(("class", "detections", "calibration error", "mean score minus share right"), rows)
-    figure = reliability_diagram(one.edges, one.confidence, one.accuracy, one.counts, one.ece)
+    figure = figures.reliability_diagram(result.overall)
     return Section("Calibration", text, [table], [("Share of detections that are right, by score.", figure)])
 
 
 def _grouped(groups: GroupedAP) -> Section:
-    rows: list[tuple[object, ...]] = [
-        (GROUPS[kind], group.name, group.objects, group.classes, group.ap, group.ap50, group.recall)
-        for kind, found in vars(groups).items()
+    panels = {GROUPS[kind]: found for kind, found in vars(groups).items()}
+    rows = [
+        (title, group.name, group.objects, group.classes, group.ap, group.ap50, group.recall)
+        for title, found in panels.items()
         for group in found
     ]
-    bars = {
-        GROUPS[kind]: [Bar(group.name, group.objects, group.ap, group.ap50) for group in found]
-        for kind, found in vars(groups).items()
-    }
     text = (
         "Average precision where only one group of objects counts; a false detection counts against the group it "
         "belongs to. Groups of few objects say little, and groups that hold other classes cannot be compared."
     )
-    heads = ("by", "group", "objects", "classes", "AP", "AP50", "found at any score")
-    return Section(
-        "By size and crowding", text, [Table(heads, rows)], [("AP and AP50 of each group.", group_bars(bars))]
-    )
+    table = Table(("by", "group", "objects", "classes", "AP", "AP50", "found at any score"), rows)
+    figure = ("AP and AP50 of each group.", figures.group_bars(panels))
+    return Section("By size and crowding", text, [table], [figure])

@@ -20,6 +20,7 @@ from retinanet.data.dataset import DetectionDataset, load_dataset, splits
 from retinanet.data.loader import Collate, resized
 from retinanet.detector import Detector
 from retinanet.errors import UserError
+from retinanet.evaluation.matching import match_image
 from retinanet.files import check_output_folder
 from retinanet.model.device import choose_device
 from retinanet.plotting.draw import draw_comparison, to_picture
@@ -73,7 +74,8 @@ def why(
     about = {"model": model, "image": image, "data": dataset.name, "score": result.score, "version": __version__}
     pixels = to_picture(sample.image)
     picture = draw_trace(pixels, traced_boxes(result), zoom=-(-LEGIBLE // min(pixels.size)))
-    compared = draw_comparison(pixels, detections, sample.target, score=max(result.score, DEFAULT_THRESHOLD), zoom=2)
+    shown = detections.above(max(result.score, DEFAULT_THRESHOLD))
+    compared = draw_comparison(pixels, shown, sample.target, *match_image(shown, sample.target), zoom=2)
     parts = sections(result, pixels, picture, compared)
     write_report(folder, RESULTS, f"Why: {Path(image).name}", parts, about, result.to_dict())
     picture.save(folder / RESULTS[2])
