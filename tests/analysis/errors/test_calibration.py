@@ -9,19 +9,17 @@ import pytest
 from retinanet.analysis.errors.calibration import calibration
 from retinanet.analysis.errors.tide import analyse_errors
 from retinanet.errors import UserError
+from retinanet.evaluation.matching import KINDS, find_overlaps
 
 NAMES = ("a", "b", "c")
 
 
 def by_loop(samples, detections, bins, label=None):
     """Counts, mean scores, shares of hits and ECE, one detection after the other."""
-    images = analyse_errors(samples, detections, NAMES).images
-    rows = [
-        (float(found.scores[row]), kind == "hit")
-        for found, image in zip(detections, images, strict=True)
-        for row, kind in enumerate(image.kinds)
-        if kind != "ignored" and label in (None, int(found.labels[row]))
-    ]
+    overlaps = find_overlaps(samples, detections, NAMES)
+    columns = zip(overlaps.score.tolist(), overlaps.label.tolist(), analyse_errors(overlaps).kind, strict=True)
+    kinds = [(score, KINDS[kind]) for score, given, kind in columns if label in (None, given)]
+    rows = [(score, kind == "hit") for score, kind in kinds if kind != "ignored"]
     parts = [[(score, hit) for score, hit in rows if min(int(score * bins), bins - 1) == b] for b in range(bins)]
     error = 0.0
     for part in filter(None, parts):
@@ -34,7 +32,7 @@ def by_loop(samples, detections, bins, label=None):
 @pytest.mark.parametrize("bins", [1, 7, 15])
 def test_equals_a_loop(make_scene, bins):
     samples, detections = make_scene(1, images=20)
-    result = calibration(samples, detections, NAMES, bins=bins)
+    result = calibration(find_overlaps(samples, detections, NAMES), bins=bins)
     for label, one in [(None, result.overall), *enumerate(result.classes)]:
         counts, confidence, accuracy, error = by_loop(samples, detections, bins, label)
         assert one.counts.tolist() == counts and len(one.edges) == bins + 1
@@ -48,7 +46,9 @@ def test_equals_a_loop(make_scene, bins):
 @pytest.mark.parametrize(("score", "bias"), [(0.75, 0.0), (1.0, 0.25), (0.25, -0.5)])
 def test_three_of_four_are_right(make_sample, make_detections, score, bias):
     boxes = [[i * 20, 0, i * 20 + 10, 10] for i in range(4)]
-    result = calibration([make_sample(boxes[:3], [0] * 3)], [make_detections(boxes, [score] * 4, [0] * 4)], NAMES)
+    result = calibration(
+        find_overlaps([make_sample(boxes[:3], [0] * 3)], [make_detections(boxes, [score] * 4, [0] * 4)], NAMES)
+    )
     assert result.overall.ece == pytest.approx(abs(bias)) and result.overall.bias == pytest.approx(bias)
     assert result.classes[0].ece == result.overall.ece and math.isnan(result.classes[1].ece)
     assert f"{abs(bias):.3f} too {'high' if bias > 0 else 'low'}" in result.summary()
@@ -56,12 +56,17 @@ def test_three_of_four_are_right(make_sample, make_detections, score, bias):
 
 def test_a_score_on_the_end_of_a_bin(make_sample, make_detections):
     found = make_detections([[0, 0, 10, 10]] * 4, [0.0, 0.25, 0.5, 1.0], [0] * 4)
-    assert calibration([make_sample([], [])], [found], NAMES, bins=4).overall.counts.tolist() == [1, 1, 1, 1]
+    assert calibration(find_overlaps([make_sample([], [])], [found], NAMES), bins=4).overall.counts.tolist() == [
+        1,
+        1,
+        1,
+        1,
+    ]
 
 
 def test_nothing_found(make_sample, make_detections):
-    result = calibration([make_sample([[0, 0, 5, 5]], [0])], [make_detections([], [], [])], NAMES)
+    result = calibration(find_overlaps([make_sample([[0, 0, 5, 5]], [0])], [make_detections([], [], [])], NAMES))
     assert math.isnan(result.overall.ece) and "cannot be measured" in result.summary()
     assert json.loads(json.dumps(result.to_dict(), allow_nan=False))["overall"]["ece"] is None
     with pytest.raises(UserError, match="bins is at least 1, got 0"):
-        calibration([], [], NAMES, bins=0)
+        calibration(find_overlaps([], [], NAMES), bins=0)

@@ -8,10 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from retinanet.analysis.errors.curves import best_thresholds, confusion, operating_points, write_thresholds
+from retinanet.analysis.errors.curves import best_thresholds, confusion, operating_points
+from retinanet.detector import save_thresholds
 from retinanet.errors import UserError
 from retinanet.evaluation.coco import coco_metrics
-from retinanet.plotting.draw import match_detections
+from retinanet.evaluation.matching import find_overlaps, match_image
 from retinanet.types import Detections
 
 NAMES = ("a", "b", "c")
@@ -23,16 +24,14 @@ def counted(samples, detections, label, least):
     for sample, found in zip(samples, detections, strict=True):
         keep = (found.scores >= least) & (found.labels == label)
         shown = Detections(found.boxes[keep], found.scores[keep], found.labels[keep], NAMES)
-        totals += [
-            len(part) for part in match_detections(shown, sample.target.select(sample.target.labels == label), 0.5)
-        ]
+        totals += [len(part) for part in match_image(shown, sample.target.select(sample.target.labels == label))]
     return totals.tolist()
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_the_best_f1_of_all_thresholds(make_scene, seed):
     samples, detections = make_scene(seed)
-    curves = operating_points(samples, detections, NAMES)
+    curves = operating_points(find_overlaps(samples, detections, NAMES))
     metrics = coco_metrics(samples, detections, NAMES)
     for label, curve in enumerate(curves):
         assert curve.ap50 == pytest.approx(metrics.classes[label].ap50, abs=1e-9)
@@ -53,7 +52,7 @@ def test_equal_scores_are_shown_together(make_sample, make_detections):
     """Alone, the hit of 0.5 would give F1 1; at 0.5 the false one is shown as well: 2 / 3."""
     samples = [make_sample([[0, 0, 10, 10]], [0])]
     found = [make_detections([[0, 0, 10, 10], [50, 0, 60, 10]], [0.5, 0.5], [0, 0])]
-    curve = operating_points(samples, found, NAMES)[0]
+    curve = operating_points(find_overlaps(samples, found, NAMES))[0]
     assert curve.scores.tolist() == [0.5] and curve.f1 == pytest.approx(2 / 3)
     assert curve.threshold == 0.5  # nothing lower to keep away from
 
@@ -61,7 +60,7 @@ def test_equal_scores_are_shown_together(make_sample, make_detections):
 def test_classes_without_a_threshold(make_sample, make_detections):
     samples = [make_sample([[0, 0, 10, 10], [20, 0, 30, 10]], [0, 1])]
     found = [make_detections([[0, 0, 10, 10], [50, 0, 60, 10], [50, 0, 60, 10]], [0.75, 0.5, 0.5], [0, 1, 2])]
-    a, b, c = operating_points(samples, found, NAMES)
+    a, b, c = operating_points(find_overlaps(samples, found, NAMES))
     assert (a.f1, a.threshold, b.f1, b.threshold, c.threshold) == (1, 0.75, 0, None, None) and np.isnan(c.f1)
     assert best_thresholds([a, b, c]) == {"a": 0.75}
     rows = json.loads(json.dumps([curve.to_dict() for curve in (a, b, c)], allow_nan=False))
@@ -81,9 +80,9 @@ def test_confusions_worked_out_by_hand(make_sample, make_detections):
     )
     # the a of 0.80 finds object 0, although the b of 0.95 lies on it too: that one is left with nothing, and so is
     # the c of 0.70, as the a of 0.85 has taken object 2 before; the a of 0.55 lies in the crowd
-    matrix = confusion([sample], [found], NAMES, score=0.3)
+    matrix = confusion(find_overlaps([sample], [found], NAMES), score=0.3)
     assert matrix.matrix.tolist() == [[1, 1, 0, 0], [1, 0, 0, 1], [0, 0, 0, 0], [0, 1, 2, 0]]
-    lower = confusion([sample], [found], NAMES, score={"b": 0.1, "c": 0.65})  # 0.3 for a
+    lower = confusion(find_overlaps([sample], [found], NAMES), score={"b": 0.1, "c": 0.65})  # 0.3 for a
     assert lower.thresholds == (0.3, 0.1, 0.65)
     assert lower.matrix.tolist() == [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0], [0, 1, 1, 0]]
     assert matrix.summary().splitlines()[0] == (
@@ -91,18 +90,18 @@ def test_confusions_worked_out_by_hand(make_sample, make_detections):
     )
     assert matrix.summary().splitlines()[1:] == ["  a taken for b: 1", "  b taken for a: 1"]
     with pytest.raises(UserError, match="a score for 'd'; the classes are a, b, c"):
-        confusion([sample], [found], NAMES, score={"d": 0.5})
+        confusion(find_overlaps([sample], [found], NAMES), score={"d": 0.5})
 
 
 @pytest.mark.parametrize("score", [0.0, 0.3, 0.8])
 @pytest.mark.parametrize("ties", [False, True])
 def test_rows_are_objects_and_columns_detections(make_scene, score, ties):
     samples, detections = make_scene(7, images=20, ties=ties)
-    matrix = confusion(samples, detections, NAMES, score=score).matrix
+    matrix = confusion(find_overlaps(samples, detections, NAMES), score=score).matrix
     shown = [found.above(score) for found in detections]
     metrics = coco_metrics(samples, shown, NAMES)
     assert matrix[:3].sum(axis=1).tolist() == [row.boxes for row in metrics.classes] and matrix[3, 3] == 0
-    parts = [match_detections(found, sample.target, 0.5) for sample, found in zip(samples, shown, strict=True)]
+    parts = [match_image(found, sample.target) for sample, found in zip(samples, shown, strict=True)]
     hits = torch.cat([found.labels[hit] for found, (hit, _, _) in zip(shown, parts, strict=True)])
     false = torch.cat([found.labels[wrong] for found, (_, wrong, _) in zip(shown, parts, strict=True)])
     assert matrix[:, :3].sum(axis=0).tolist() == torch.bincount(torch.cat([hits, false]), minlength=3).tolist()
@@ -117,11 +116,13 @@ def test_thresholds_are_stored_in_the_model(trained, data, tmp_path, make_sample
     names = ("disc", "square")
     samples = [make_sample([[0, 0, 10, 10]], [1])]
     found = [make_detections([[0, 0, 10, 10], [30, 0, 40, 10]], [0.75, 0.25], [1, 1], names)]
-    curves = operating_points(samples, found, names)
-    assert write_thresholds(folder, curves) == {"square": 0.5}
+    curves = operating_points(find_overlaps(samples, found, names))
+    save_thresholds(folder, best_thresholds(curves))
     assert json.loads((folder / "config.json").read_text()) == {**before, "thresholds": {"square": 0.5}}
     assert Detector.load(folder).thresholds == {"square": 0.5}
     tensors, again = load_file(trained / "model.safetensors"), load_file(folder / "model.safetensors")
     assert all(torch.equal(tensors[key], again[key]) for key in tensors)
+    found = [make_detections([[0, 0, 10, 10]], [0.5], [1])]
+    others = best_thresholds(operating_points(find_overlaps(samples, found, NAMES)))
     with pytest.raises(UserError, match="threshold for 'b'"):
-        write_thresholds(folder, operating_points(samples, [make_detections([[0, 0, 10, 10]], [0.5], [1])], NAMES))
+        save_thresholds(folder, others)

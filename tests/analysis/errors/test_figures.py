@@ -6,16 +6,17 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
+from retinanet.analysis.errors.calibration import Reliability
+from retinanet.analysis.errors.curves import ClassCurve, ConfusionMatrix
 from retinanet.analysis.errors.figures import (
     LINES,
-    Bar,
-    Curve,
     confusion_map,
     error_bars,
     group_bars,
     precision_recall,
     reliability_diagram,
 )
+from retinanet.analysis.errors.groups import GroupAP
 from retinanet.plotting.figures import save_figure
 
 GAINS = {"localisation": 0.04, "background": 0.125, "missed": -0.001}
@@ -27,8 +28,9 @@ def texts(axes):
     return [text.get_text() for text in axes.texts]
 
 
-def curve(name, best=1):
-    return Curve(name, np.array([0.2, 0.6, 0.6]), np.array([1.0, 0.75, 0.5]), best, None if best is None else 0.4)
+def curve(name, hits=(1, 3, 3), detections=(1, 4, 6), objects=5, scores=(0.9, 0.5, 0.3)):
+    """Recall 0.2, 0.6, 0.6 and precision 1, 0.75, 0.5, the second point the best, at 0.4."""
+    return ClassCurve(name, objects, np.array(scores[: len(hits)]), np.array(hits), np.array(detections), 0.5)
 
 
 def test_bars_of_gains_and_counts(tmp_path):
@@ -48,7 +50,7 @@ def test_bars_of_gains_and_counts(tmp_path):
 
 def test_confusions_are_numbers_and_shares():
     matrix = [[8, 1, 1], [0, 0, 0], [5, 15, 0]]
-    axes = confusion_map(matrix, ["cat", "dog"]).axes[0]
+    axes = confusion_map(ConfusionMatrix(("cat", "dog"), np.array(matrix), (0.5, 0.5))).axes[0]
     shown = axes.images[0].get_array()
     np.testing.assert_allclose(shown, [[0.8, 0.1, 0.1], [0, 0, 0], [0.25, 0.75, 0]])
     assert texts(axes) == ["8\n80%", "1\n10%", "1\n10%", "0", "0", "0", "5\n25%", "15\n75%", "–"]
@@ -57,12 +59,12 @@ def test_confusions_are_numbers_and_shares():
     colours = [sum(to_rgb(text.get_color())) for text in axes.texts]
     assert colours[0] == 3 and colours[1] < 1  # white on dark, dark on light
     assert axes.get_xlabel().startswith("class given") and axes.get_ylabel().startswith("class of the object")
-    names = [f"class {i}" for i in range(40)]
-    assert texts(confusion_map(np.eye(41), names).axes[0]) == []
+    names = tuple(f"class {i}" for i in range(40))
+    assert texts(confusion_map(ConfusionMatrix(names, np.eye(41), (0.5,) * 40)).axes[0]) == []
 
 
 def test_curves_and_their_best_points():
-    figure = precision_recall([curve("cat"), curve("$dog", best=None), Curve("none", [math.nan], [0.0], None, None)])
+    figure = precision_recall([curve("cat"), curve("$dog", (0, 0, 0)), curve("none", (0,), (1,), objects=0)])
     (axes,) = figure.axes
     drawn = {line.get_label(): line for line in axes.get_lines() if not line.get_label().startswith("_")}
     assert list(drawn) == ["cat: F1 0.67 at score 0.40", r"\$dog"]
@@ -80,7 +82,8 @@ def test_curves_and_their_best_points():
 
 def test_of_many_classes_the_worst_are_named():
     assert len({(style, marker) for _, style, marker in LINES}) == len(LINES)
-    curves = [Curve(f"class {i}", np.array([0.5]), np.array([(i * 7 % 12 + 1) / 12]), 0, 0.5) for i in range(12)]
+    # recall 0.5, precision 1/12 .. 12/12
+    curves = [curve(f"class {i}", (i * 7 % 12 + 1,), (12,), 2 * (i * 7 % 12 + 1)) for i in range(12)]
     lines = precision_recall(curves).axes[0].get_lines()
     named = {line.get_label().split(":")[0] for line in lines if line.get_label().startswith("class")}
     assert named == {one.name for one in curves if one.precision[0] <= 8 / 12} and len(named) == len(LINES)
@@ -88,7 +91,8 @@ def test_of_many_classes_the_worst_are_named():
 
 
 def test_reliability_shows_shares_scores_and_counts():
-    figure = reliability_diagram([0, 0.5, 0.75, 1], [0.4, math.nan, 0.9], [0.1, math.nan, 0.95], [30, 0, 4], 0.27)
+    columns = ([0, 0.5, 0.75, 1], [30, 0, 4], [0.4, math.nan, 0.9], [0.1, math.nan, 0.95])
+    figure = reliability_diagram(Reliability("all", *map(np.array, columns), ece=0.27, bias=0.2))
     above, below = figure.axes
     share, distance = (bars.patches for bars in above.containers)
     assert [(bar.get_x(), bar.get_width(), bar.get_height()) for bar in share] == [(0, 0.5, 0.1), (0.75, 0.25, 0.95)]
@@ -101,14 +105,16 @@ def test_reliability_shows_shares_scores_and_counts():
     assert [bar.get_height() for bar in below.patches] == [30, 4]
     assert above.get_title(loc="left") == "Reliability: expected calibration error 0.270"
     assert below.get_xlabel() == "score" and below.get_ylabel() == "detections"
-    empty = reliability_diagram([0, 1], [math.nan], [math.nan], [0], math.nan, "cat")
+    empty = reliability_diagram(
+        Reliability("cat", *map(np.array, ([0, 1], [0], [math.nan], [math.nan])), ece=math.nan, bias=math.nan)
+    )
     assert empty.axes[0].get_title(loc="left") == "cat: no detections"
     empty.draw_without_rendering()
 
 
 @pytest.mark.parametrize("panels", [1, 3])
 def test_groups_have_two_bars_and_their_number(panels):
-    bars = [Bar("small", 1200, 0.25, 0.5), Bar("large", 3, math.nan, 1.0)]
+    bars = [GroupAP("small", 1200, 1, 0.25, 0.5, 0.5), GroupAP("large", 3, 1, math.nan, 1.0, 1.0)]
     figure = group_bars({**{f"by {i}": bars for i in range(panels)}, "nothing": []})
     figure.draw_without_rendering()
     shown = [axes for axes in figure.axes if axes.get_visible()]

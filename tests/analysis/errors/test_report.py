@@ -11,6 +11,8 @@ from PIL import Image
 from retinanet.analysis.errors.curves import best_thresholds
 from retinanet.analysis.errors.report import error_report, section, worst_images
 from retinanet.analysis.errors.tide import TYPES
+from retinanet.evaluation.matching import match_image
+from retinanet.inference.predict import above
 from retinanet.plotting.html import write_html
 
 NAMES = ("a", "b", "c")
@@ -51,9 +53,9 @@ def test_the_worst_images_come_first(scene):
     report = error_report(samples, detections, NAMES)
     ranked = worst_images(report.shown, 3)
     expected = []
-    for index, image in enumerate(report.shown.images):
-        wrong = [kind for kind in image.kinds if kind not in ("hit", "ignored", "left out")]
-        expected.append((len(wrong) + len(image.unmatched), -index))
+    for index, (sample, found) in enumerate(zip(samples, detections, strict=True)):
+        _, false, missed = match_image(above(found, best_thresholds(report.curves)), sample.target)
+        expected.append((len(false) + len(missed), -index))
     expected.sort(reverse=True)
     assert [(number, -index) for index, number in ranked] == expected[:3]
     assert worst_images(report.shown, 0) == []

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,10 +11,26 @@ import torch
 from retinanet.analysis.errors.tide import SPECIAL, TYPES, analyse_errors
 from retinanet.errors import UserError
 from retinanet.evaluation.coco import coco_metrics
+from retinanet.evaluation.matching import KINDS, find_overlaps
 from retinanet.types import Target
 
 NAMES = ("a", "b", "c")
 A, B = 0, 1
+
+
+def by_image(result, detections):
+    """What became of each image, its detections and objects by their rows; "left out" is beyond the limit."""
+    overlaps = result.overlaps
+    images = []
+    for index, found in enumerate(detections):
+        kinds, partners = ["left out"] * len(found), [-1] * len(found)
+        for d in np.flatnonzero(overlaps.image == index):
+            kinds[overlaps.row[d]] = KINDS[result.kind[d]]
+            partners[overlaps.row[d]] = int(np.append(overlaps.truth_row, -1)[result.partner[d]])
+        there = overlaps.truth_image == index
+        missed, unmatched = (tuple(overlaps.truth_row[there & part]) for part in (result.missed, result.unmatched))
+        images.append(SimpleNamespace(kinds=tuple(kinds), partners=tuple(partners), missed=missed, unmatched=unmatched))
+    return images
 
 
 def at(x, width=100):
@@ -44,8 +61,8 @@ def by_hand(make_sample, make_detections):
 
 def test_types_and_partners_worked_out_by_hand(by_hand):
     samples, detections, kinds, partners = by_hand
-    result = analyse_errors(samples, detections, NAMES[:2])
-    (image,) = result.images
+    result = analyse_errors(find_overlaps(samples, detections, NAMES[:2]))
+    (image,) = by_image(result, detections)
     assert image.kinds == kinds and image.partners == partners
     # object 1 and 3 have a localisation and a classification error; a "both" error fixes nothing, so 2 is missed
     assert image.unmatched == (1, 2, 3, 4) and image.missed == (2, 4)
@@ -62,7 +79,7 @@ def test_types_and_partners_worked_out_by_hand(by_hand):
 
 def test_costs_worked_out_by_hand(by_hand):
     """Class a: hit, false, false, false, false of 4 objects; recall 1/4 at precision 1: 26 of 101 points; b: 0."""
-    result = analyse_errors(*by_hand[:2], NAMES[:2])
+    result = analyse_errors(find_overlaps(*by_hand[:2], NAMES[:2]))
     assert result.ap50 == pytest.approx(26 / 101 / 2, abs=1e-12)
     expected = {
         "classification": (0, 1),  # the one of 0.85 leads class b: hit, false, false, false of 1 object
@@ -85,8 +102,8 @@ def test_removing_a_false_detection_between_two_hits(make_sample, make_detection
     """Precision 2/3 at the upper 50 recalls becomes 1."""
     samples = [make_sample([at(0), at(1000), at(3000)], [A, A, B])]
     found = [make_detections([at(0), box, at(1000)], [0.9, 0.8, 0.7], [A] * 3)]
-    result = analyse_errors(samples, found, NAMES)
-    assert result.images[0].kinds == ("hit", kind, "hit")
+    result = analyse_errors(find_overlaps(samples, found, NAMES))
+    assert by_image(result, found)[0].kinds == ("hit", kind, "hit")
     assert result.dap_by_class[kind][A] == pytest.approx(50 / 3 / 101, abs=1e-12)
     assert result.dap[kind] == pytest.approx(
         50 / 3 / 101 / 2, abs=1e-12
@@ -101,16 +118,16 @@ def test_the_first_of_several_types(make_sample, make_detections):
     """Objects of a and b at one place: a second a is taken for a wrong class; near its own class it is a bad box."""
     samples = [make_sample([at(0), at(10)], [A, B])]
     found = [make_detections([at(0), at(20), at(60), at(10)], [0.9, 0.8, 0.7, 0.6], [A, A, A, B])]
-    result = analyse_errors(samples, found, NAMES)
-    assert result.images[0].kinds == ("hit", "classification", "localisation", "hit")
+    result = analyse_errors(find_overlaps(samples, found, NAMES))
+    assert by_image(result, found)[0].kinds == ("hit", "classification", "localisation", "hit")
     # both objects have been found, so the two can only be removed, which changes nothing
-    assert result.images[0].missed == () and result.ap50 == 1 and set(result.dap.values()) == {0.0}
+    assert by_image(result, found)[0].missed == () and result.ap50 == 1 and set(result.dap.values()) == {0.0}
 
 
 def write_fixed_copy(samples, detections, result, types):
     """The data as the oracles leave them, with real boxes, labels and objects."""
     fixed_samples, fixed_detections = [], []
-    for sample, found, image in zip(samples, detections, result.images, strict=True):
+    for sample, found, image in zip(samples, detections, by_image(result, detections), strict=True):
         best = {}
         for row in np.argsort(-found.scores.numpy(), kind="stable").tolist():
             if image.kinds[row] in ("classification", "localisation"):
@@ -132,7 +149,7 @@ def write_fixed_copy(samples, detections, result, types):
 @pytest.mark.parametrize("seed", range(3))
 def test_costs_equal_the_evaluator_on_fixed_data(make_scene, seed):
     samples, detections = make_scene(seed, images=20)
-    result = analyse_errors(samples, detections, NAMES)
+    result = analyse_errors(find_overlaps(samples, detections, NAMES))
     assert result.ap50 == pytest.approx(coco_metrics(samples, detections, NAMES).ap50, abs=1e-9)
     for kind in TYPES:
         assert result.counts[kind].sum() > 3
@@ -141,7 +158,7 @@ def test_costs_equal_the_evaluator_on_fixed_data(make_scene, seed):
         assert result.ap50 + result.dap[kind] == pytest.approx(expected, abs=1e-9), kind
     hits = [
         replace(d, boxes=d.boxes[k], scores=d.scores[k], labels=d.labels[k])
-        for d, image in zip(detections, result.images, strict=True)
+        for d, image in zip(detections, by_image(result, detections), strict=True)
         for k in [torch.tensor([kind == "hit" for kind in image.kinds])]
     ]
     removed = result.ap50 + result.dap["false positives"]
@@ -153,44 +170,46 @@ def test_costs_equal_the_evaluator_on_fixed_data(make_scene, seed):
 @pytest.mark.parametrize("seed", range(3))
 def test_every_detection_and_object_is_accounted_for(make_scene, seed):
     samples, detections = make_scene(seed, ties=True)
-    result = analyse_errors(samples, detections, NAMES)
-    kinds = [kind for image in result.images for kind in image.kinds]
+    result = analyse_errors(find_overlaps(samples, detections, NAMES))
+    images = by_image(result, detections)
+    kinds = [kind for image in images for kind in image.kinds]
     assert len(kinds) == sum(map(len, detections))
     for kind in TYPES[:-1]:
         assert kinds.count(kind) == result.counts[kind].sum()
     assert kinds.count("hit") == result.hits.sum()
-    assert result.hits.sum() + sum(len(image.unmatched) for image in result.images) == result.objects.sum()
-    assert result.counts["missed"].sum() == sum(len(image.missed) for image in result.images)
+    assert result.hits.sum() + sum(len(image.unmatched) for image in images) == result.objects.sum()
+    assert result.counts["missed"].sum() == sum(len(image.missed) for image in images)
 
 
 def test_other_thresholds_move_the_borders(make_sample, make_detections):
     samples, found = [make_sample([at(0)], [A])], [make_detections([at(50)], [0.9], [A])]  # IoU 1/3
-    assert analyse_errors(samples, found, NAMES, foreground=0.3).images[0].kinds == ("hit",)
-    assert analyse_errors(samples, found, NAMES, background=0.4).images[0].kinds == ("background",)
+    overlaps = find_overlaps(samples, found, NAMES)
+    assert by_image(analyse_errors(overlaps, foreground=0.3), found)[0].kinds == ("hit",)
+    assert by_image(analyse_errors(overlaps, background=0.4), found)[0].kinds == ("background",)
     for foreground, background in ((0.5, 0.5), (0.5, 0.0), (1.1, 0.1)):
         with pytest.raises(UserError, match="0 < background < foreground <= 1"):
-            analyse_errors(samples, found, NAMES, foreground=foreground, background=background)
+            analyse_errors(find_overlaps(samples, found, NAMES), foreground=foreground, background=background)
 
 
 def test_a_detection_beyond_the_limit_is_no_error(make_sample, make_detections):
     found = make_detections([at(0)] * 101, np.linspace(0.9, 0.1, 101), [A] * 101)
-    (image,) = analyse_errors([make_sample([at(0)], [A])], [found], NAMES).images
+    (image,) = by_image(analyse_errors(find_overlaps([make_sample([at(0)], [A])], [found], NAMES)), [found])
     assert image.kinds == ("hit", *["duplicate"] * 99, "left out")
 
 
 def test_without_objects_or_detections(make_sample, make_detections):
     found = [make_detections([at(0)], [0.9], [A])]
-    alone = analyse_errors([make_sample([], [])], found, NAMES)
-    assert alone.images[0].kinds == ("background",) and np.isnan(alone.ap50)
+    alone = analyse_errors(find_overlaps([make_sample([], [])], found, NAMES))
+    assert by_image(alone, found)[0].kinds == ("background",) and np.isnan(alone.ap50)
     assert alone.summary() == "AP50 cannot be measured: there are no objects"
-    blind = analyse_errors([make_sample([at(0)], [A])], [make_detections([], [], [])], NAMES)
+    blind = analyse_errors(find_overlaps([make_sample([at(0)], [A])], [make_detections([], [], [])], NAMES))
     assert (blind.ap50, blind.dap["missed"], blind.all_fixed) == (0, 1, 1)
     for result in (alone, blind):
         json.dumps(result.to_dict(), allow_nan=False)
 
 
 def test_dictionary_and_summary_say_the_same(by_hand):
-    result = analyse_errors(*by_hand[:2], NAMES[:2])
+    result = analyse_errors(find_overlaps(*by_hand[:2], NAMES[:2]))
     table = result.to_dict()
     assert table["errors"] == {kind: int(number.sum()) for kind, number in result.counts.items()}
     assert table["dap50"] == {kind: round(result.dap[kind], 6) for kind in (*TYPES, *SPECIAL)}

@@ -14,9 +14,8 @@ from retinanet.anchors.coding import BoxCoder
 from retinanet.anchors.geometry import iou
 from retinanet.anchors.lattice import AnchorLattice
 from retinanet.anchors.matching import Matcher
-from retinanet.model.postprocess import Postprocess, PostprocessCompat
-from retinanet.plotting.draw import match_detections
 from retinanet.evaluation.matching import match_image
+from retinanet.model.postprocess import Postprocess, PostprocessCompat
 from retinanet.types import Detections, RawOutput, Target
 
 PLAIN = AnchorLattice(strides=(8, 16), sizes=(20, 40), ratios=(1.0,), scales=(1.0,))
