@@ -151,7 +151,7 @@ def test_a_path_that_cannot_be_written_is_named(tmp_path, blocker):
     else:
         occupied.write_text("mine")
         path = occupied / "metrics.json"
-    with pytest.raises(UserError, match=r"occupied.* cannot be written \(.+\)\. Choose another place"):
+    with pytest.raises(UserError, match=r"occupied.* cannot be written \(.+\)\. Choose"):
         RESULT.to_json(path)
     assert [entry.name for entry in tmp_path.iterdir()] == ["occupied"]
     assert blocker == "folder" or occupied.read_text() == "mine"

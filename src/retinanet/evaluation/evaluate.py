@@ -17,6 +17,8 @@ from retinanet.detector import Detector
 from retinanet.errors import UserError
 from retinanet.evaluation.coco import coco_metrics
 from retinanet.evaluation.report import EvaluationResult, save_coco_results
+from retinanet.files import check_output_folder
+from retinanet.inference.files import exported_file
 from retinanet.inference.predictor import Predictor
 from retinanet.losses.detection import DetectionLoss
 from retinanet.model.device import choose_device
@@ -77,7 +79,7 @@ def evaluate(
     if batch_size < 1 or workers < 0:
         raise UserError(f"expected batch_size >= 1 and workers >= 0, got {batch_size} and {workers}")
     if output is not None:
-        check_output(Path(output), overwrite=overwrite)
+        check_output_folder(Path(output), RESULTS, overwrite=overwrite)
     if exported_file(model):
         predictor = Predictor.load(model, device=device, batch_size=batch_size, trust=trust, trust_code=trust_code)
         dataset = load_dataset(data, split, class_names=predictor.class_names, strict=strict)
@@ -157,18 +159,6 @@ def one_pass(
     loss["total"] = loss["classification"] + loss["box"]
     speed = len(dataset) * world / seconds if seconds else 0.0
     return Pass([found[index] for index in range(len(dataset))], loss, speed)
-
-
-def check_output(folder: Path, *, overwrite: bool) -> None:
-    """Earlier results are replaced only when asked for.
-
-    Raises:
-        UserError: there are some, or the folder is a file.
-    """
-    if folder.is_file():
-        raise UserError(f"--output {folder} is a file; expected the name of a folder")
-    if not overwrite and any((folder / name).exists() for name in RESULTS):
-        raise UserError(f"{folder} holds results already. Choose another --output or pass --overwrite")
 
 
 def _join(found: dict[int, Detections], sums: torch.Tensor) -> tuple[dict[int, Detections], torch.Tensor]:

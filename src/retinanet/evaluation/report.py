@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import json
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE
-from rich.console import Console, Group, RenderableType
-from rich.table import Table
+from rich.console import Group, RenderableType
 from rich.text import Text
 
 from retinanet.errors import UserError
 from retinanet.evaluation.coco import CocoMetrics
-from retinanet.files import write_atomically
+from retinanet.files import make_json_safe, write_atomically
+from retinanet.plotting.html import Table, format_number, render_text
 from retinanet.types import Detections, Sample
 
 
@@ -38,9 +35,7 @@ class EvaluationResult:
     about: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        text = io.StringIO()
-        Console(file=text, width=100, color_system=None).print(self.to_table())
-        return text.getvalue()
+        return render_text(self.to_table())
 
     def to_table(self) -> RenderableType:
         """Overall, by size and per class, with counts, for ``rich.print``; "-" is what could not be measured."""
@@ -53,20 +48,24 @@ class EvaluationResult:
         if self.images_per_second is not None:
             lines.append(f"{self.images_per_second:.1f} images/s")
         if self.loss:
-            lines.append("loss: " + ", ".join(f"{name} {_number(value, 4)}" for name, value in self.loss.items()))
-        # Text, because names and paths may hold brackets that rich would read as markup
-        return Group(Text("\n".join(lines)), self._overall(), self._by_size(), self._by_class())
+            lines.append("loss: " + ", ".join(f"{name} {format_number(value, 4)}" for name, value in self.loss.items()))
+        overall = {"AP": metrics.ap, "AP50": metrics.ap50, "AP75": metrics.ap75}
+        overall |= {f"AR@{limit}": value for limit, value in metrics.ar.items()}
+        sizes = {"small": metrics.small, "medium": metrics.medium, "large": metrics.large}
+        by_class = [(row.name, row.images, row.boxes, row.detections, row.ap, row.ap50) for row in metrics.classes]
+        return Group(
+            Text("\n".join(lines)),  # names and paths may hold brackets that rich would read as markup
+            Table(tuple(overall), [tuple(overall.values())]),
+            Table(
+                ("Size", "Boxes", "AP", "AR"), [(name, size.boxes, size.ap, size.ar) for name, size in sizes.items()]
+            ),
+            Table(("Class", "Images", "Boxes", "Detections", "AP", "AP50"), by_class),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that JSON can hold; NaN and infinity become None."""
-        return _plain(
-            {
-                "about": self.about,
-                **asdict(self.metrics),
-                "loss": self.loss,
-                "images_per_second": self.images_per_second,
-            }
-        )
+        numbers = {**asdict(self.metrics), "loss": self.loss, "images_per_second": self.images_per_second}
+        return make_json_safe({"about": self.about, **numbers})
 
     def to_json(self, path: str | Path) -> None:
         """Writes :meth:`to_dict` to ``path``, whole or not at all.
@@ -74,28 +73,7 @@ class EvaluationResult:
         Raises:
             UserError: the file cannot be written.
         """
-        _write(Path(path), [json.dumps(self.to_dict(), indent=2, allow_nan=False, ensure_ascii=False), "\n"])
-
-    def _overall(self) -> Table:
-        recall = {f"AR@{limit}": value for limit, value in self.metrics.ar.items()}
-        values = {"AP": self.metrics.ap, "AP50": self.metrics.ap50, "AP75": self.metrics.ap75, **recall}
-        table = _table(*values)
-        table.add_row(*(_number(value) for value in values.values()))
-        return table
-
-    def _by_size(self) -> Table:
-        table = _table("Size", "Boxes", "AP", "AR", text_columns=1)
-        for name in ("small", "medium", "large"):
-            size = getattr(self.metrics, name)
-            table.add_row(name, str(size.boxes), _number(size.ap), _number(size.ar))
-        return table
-
-    def _by_class(self) -> Table:
-        table = _table("Class", "Images", "Boxes", "Detections", "AP", "AP50", text_columns=1)
-        for row in self.metrics.classes:
-            counts = (str(row.images), str(row.boxes), str(row.detections))
-            table.add_row(Text(row.name), *counts, _number(row.ap), _number(row.ap50))
-        return table
+        write_atomically(path, json.dumps(self.to_dict(), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
 def save_coco_results(
@@ -117,12 +95,18 @@ def save_coco_results(
     """
     if len(samples) != len(detections):
         raise UserError(f"{len(samples)} samples but {len(detections)} detections: give one Detections per sample")
-    _write(Path(path), _result_lines(samples, detections, tuple(category_ids) if category_ids is not None else None))
+    ids = tuple(category_ids) if category_ids is not None else None
+
+    def write(draft: Path) -> None:
+        with draft.open("w", encoding="utf-8") as file:
+            file.writelines(_result_lines(samples, detections, ids))
+
+    write_atomically(path, write)
 
 
 def _result_lines(
     samples: Sequence[Sample], detections: Sequence[Detections], ids: tuple[int, ...] | None
-) -> Iterable[str]:
+) -> Iterator[str]:
     """The text of the list piece by piece, so that a large set is never held twice."""
     separator = "[\n"
     for sample, found in zip(samples, detections, strict=True):
@@ -136,32 +120,3 @@ def _result_lines(
                 ) from None
             separator = ",\n"
     yield "[]\n" if separator == "[\n" else "\n]\n"
-
-
-def _table(*headings: str, text_columns: int = 0) -> Table:
-    """A table whose first columns are text (folded, never cut) and whose other columns are numbers."""
-    table = Table(box=SIMPLE, pad_edge=False)
-    for index, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if index < text_columns else "right", overflow="fold")
-    return table
-
-
-def _number(value: float, digits: int = 3) -> str:
-    return "-" if math.isnan(value) else f"{value:.{digits}f}"
-
-
-def _plain(value: Any) -> Any:
-    """Nested dictionaries, lists and numbers with string keys and None for what is not finite."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _write(path: Path, pieces: Iterable[str]) -> None:
-    def write(draft: Path) -> None:
-        with draft.open("w", encoding="utf-8") as file:
-            file.writelines(pieces)
-
-    write_atomically(path, write)
