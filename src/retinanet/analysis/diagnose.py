@@ -27,7 +27,7 @@ from retinanet.analysis.trace.shares import GateShares, Shares
 from retinanet.analysis.trace.trace import trace
 from retinanet.analysis.trace.why import trace_sample, traced_boxes
 from retinanet.data.dataset import DetectionDataset, load_dataset
-from retinanet.detector import Detector, save_thresholds
+from retinanet.detector import Detector
 from retinanet.errors import UserError
 from retinanet.evaluation.evaluate import one_pass
 from retinanet.files import check_output_folder
@@ -35,6 +35,7 @@ from retinanet.interop.pretrained import model_folder
 from retinanet.losses.detection import DetectionLoss
 from retinanet.losses.focal import FocalLoss
 from retinanet.model.device import choose_device
+from retinanet.model_folder import write_thresholds as store_thresholds
 from retinanet.plotting.draw import to_picture
 from retinanet.types import Assignment, Batch, RawOutput
 from retinanet.yaml_files import read_mapping
@@ -153,7 +154,7 @@ def diagnose(
     anchors = audit(dataset.samples, dataset.class_names, lattice=lattice, preprocess=preprocess)
     thresholds = best_thresholds(errors.curves) if write_thresholds else None
     if thresholds is not None:
-        save_thresholds(local or model, thresholds)
+        store_thresholds(local or model, thresholds)
     result = Diagnosis(watch.focal.result(), errors, watch.gates.result(), anchors, thresholds, folder)
 
     sections = [

@@ -18,7 +18,6 @@ from retinanet.errors import UserError
 from retinanet.evaluation.coco import coco_metrics
 from retinanet.evaluation.report import EvaluationResult, save_coco_results
 from retinanet.files import check_output_folder
-from retinanet.inference.files import exported_file
 from retinanet.inference.predictor import Predictor
 from retinanet.losses.detection import DetectionLoss
 from retinanet.model.device import choose_device
