@@ -168,7 +168,10 @@ def test_recognition(source):
         (["{model}", "{model}", "--to", "torchvision"], "exists already. Name a new file"),
         (["{weights}", "{new}", "--class_names", "a,b,c"], "the weights have 2 classes, 3 different names given"),
         (["{weights}", "{new}", "--architecture.norm_epsilon", "0"], "did you mean 'norm_eps'?"),
-        (["{weights}", "{new}", "--preprocess.channels", "GBR"], "channels of images is RGB or BGR, got 'GBR'"),
+        (
+            ["{weights}", "{new}", "--preprocess.compat.channels", "GBR"],
+            "compat.channels of images is RGB or BGR, got 'GBR'",
+        ),
         (["--from"], "option --from needs a value"),
         (["--from", "torchvision:retinanet_resnet101_fpn", "{new}"], "there is no 'retinanet_resnet101_fpn'"),
     ],
@@ -233,7 +236,7 @@ def test_detectron2_tells_caffe_from_its_statistics():
     assert has_folded_statistics(tensors)
     settings = detectron2.settings(file_of({}), tensors, ())
     assert settings.architecture == {"stride_in_1x1": True}
-    assert settings.preprocess.channels == "BGR" and settings.preprocess.mean == (103.53, 116.28, 123.675)
+    assert settings.preprocess.compat.channels == "BGR" and settings.preprocess.mean == (103.53, 116.28, 123.675)
     tensors["backbone.body.layer1.0.bn1.running_mean"][3] = 0.1
     older = {
         "pixel_mean": torch.tensor([123.675, 116.28, 103.53]).view(3, 1, 1),
@@ -242,7 +245,7 @@ def test_detectron2_tells_caffe_from_its_statistics():
     }
     settings = detectron2.settings(file_of(older), tensors, ())
     assert settings.architecture == {"stride_in_1x1": False} and "STRIDE_IN_1X1" in settings.remarks[0]
-    assert settings.preprocess.channels == "RGB" and settings.preprocess.std == (58.395, 57.12, 57.375)
+    assert settings.preprocess.compat.channels == "RGB" and settings.preprocess.std == (58.395, 57.12, 57.375)
     assert len(settings.templates) == 5 and torch.equal(settings.templates[2], _scale_by_scale(128))
     heads = {f"heads.{name}.output.weight": torch.zeros(36, 1, 3, 3) for name in ("cls", "box")}
     order = anchor_order(settings.lattice, scale_major=True)
@@ -278,7 +281,7 @@ def test_mmdetection_reads_its_configuration(meta, statistics, caffe, names):
     mean = torch.full((64,), float(statistics))
     settings = mmdetection.settings(file_of({}, meta), {"backbone.body.layer1.0.bn1.running_mean": mean}, ())
     assert settings.architecture == {"relu_before_p7": False, "stride_in_1x1": caffe}
-    assert settings.preprocess.channels == ("BGR" if caffe else "RGB")
+    assert settings.preprocess.compat.channels == ("BGR" if caffe else "RGB")
     assert settings.class_names == names and settings.coder.clamp_below
 
 
@@ -320,7 +323,7 @@ def test_ratios_that_the_user_names_are_in_the_sources_order():
 def test_mmdetections_pixels(tensors, meta, mean, channels):
     statistics = {"backbone.body.layer1.0.bn1.running_mean": torch.ones(64)}
     settings = mmdetection.settings(file_of(tensors, meta), statistics, ())
-    assert settings.preprocess.mean == mean and settings.preprocess.channels == channels
+    assert settings.preprocess.mean == mean and settings.preprocess.compat.channels == channels
     assert str(tuple(map(float, mean))) in settings.remarks[1]
 
 

@@ -23,9 +23,9 @@ from retinanet.analysis.loss.statistics import FocalDiagnosis, FocalStatistics
 from retinanet.analysis.output import write_report
 from retinanet.analysis.trace import shares as gate_report
 from retinanet.analysis.trace.figures import draw_trace
-from retinanet.analysis.trace.shares import GateShares, Shares
+from retinanet.analysis.trace.shares import Shares
 from retinanet.analysis.trace.trace import trace
-from retinanet.analysis.trace.why import trace_sample, traced_boxes
+from retinanet.analysis.trace.why import trace_sample
 from retinanet.data.dataset import DetectionDataset, load_dataset
 from retinanet.detector import Detector
 from retinanet.errors import UserError
@@ -155,7 +155,7 @@ def diagnose(
     thresholds = best_thresholds(errors.curves) if write_thresholds else None
     if thresholds is not None:
         store_thresholds(local or model, thresholds)
-    result = Diagnosis(watch.focal.result(), errors, watch.gates.result(), anchors, thresholds, folder)
+    result = Diagnosis(watch.focal.result(), errors, watch.gates, anchors, thresholds, folder)
 
     sections = [
         *error_report.section(errors, dataset.samples, run.detections),
@@ -188,7 +188,7 @@ class _Watch:
         self.postprocess = detector.spec.postprocess
         names, levels = detector.spec.class_names, detector.spec.architecture.anchors.num_levels
         self.focal = FocalStatistics(num_classes=len(names), num_levels=levels, alpha=loss.alpha, gamma=loss.gamma)
-        self.gates = GateShares(names, detector.spec.postprocess.score)
+        self.gates = Shares(names, detector.spec.postprocess.score)
         self.missed: dict[int, int] = {}  # index of an image -> boxes
         console = Console(stderr=True)
         self.progress = Progress(console=console, transient=True, disable=not console.is_terminal)
@@ -219,6 +219,6 @@ def _draw_traces(detector: Detector, dataset: DetectionDataset, images: Sequence
         assert sample.image is not None
         result, _ = trace_sample(detector, sample, device)
         pixels = to_picture(sample.image)
-        picture = draw_trace(pixels, traced_boxes(result), zoom=-(-LEGIBLE // min(pixels.size)))
+        picture = draw_trace(pixels, result, zoom=-(-LEGIBLE // min(pixels.size)))
         pictures.append((f"{sample.path.name}: {result.summary()}", picture))
     return pictures

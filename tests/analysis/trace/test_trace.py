@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from retinanet.analysis.trace import entries
-from retinanet.analysis.trace.outcomes import GATES, REMEDIES
+from retinanet.analysis.trace import search
+from retinanet.analysis.trace.outcomes import FOUND, GATES
 from retinanet.analysis.trace.trace import trace
 from retinanet.anchors.coding import BoxCoder
 from retinanet.anchors.geometry import iou
@@ -69,7 +69,7 @@ def test_found():
     assert one.localising == 2 and one.best.logit == 2.0 and one.best.anchor.name == "P3"
     assert one.best.anchor.box == HERE and one.best_anchor_iou == 1.0
     kinds = [(d.kind, d.matched, d.anchor.name) for d in result.detections]
-    assert kinds == [("match", 0, "P3"), ("classification", None, "P4")]  # the ant of P4 went under the first
+    assert kinds == [("hit", 0, "P3"), ("classification", None, "P4")]  # the ant of P4 went under the first
 
 
 def test_no_anchor():
@@ -202,7 +202,7 @@ def test_false_positives_are_named_as_tide_does():
     )
     result = traced(raw, objects((HERE, ANT)), nms=0.99)
     kinds = [d.kind for d in result.detections]
-    assert kinds == ["match", "duplicate", "localisation", "both", "classification", "background"]
+    assert kinds == ["hit", "duplicate", "localisation", "both", "classification", "background"]
     assert "5 false positives" in result.summary()
 
 
@@ -237,7 +237,7 @@ def test_logits_that_are_no_numbers_are_below_every_threshold():
 
 
 def test_every_gate_has_words():
-    assert set(REMEDIES) == set(GATES)
+    assert [gate for gate in GATES if not GATES[gate].remedy] == [FOUND]
     result = traced(scene((0, 2, 2, HERE, {COW: 1.0})), objects((HERE, ANT), (FAR, BEE)))
     lines = result.summary().splitlines()
     assert lines[0] == "0 of 2 boxes found by 1 detections" and len(lines) == 4
@@ -392,7 +392,7 @@ def test_the_gates_are_those_of_a_dense_account():
 
 def test_the_search_is_that_of_a_dense_account(monkeypatch):
     """The best entry in place, and how many there are, also where the objects come in portions of one."""
-    monkeypatch.setattr(entries, "PAIRS", 1)
+    monkeypatch.setattr(search, "PAIRS", 1)
     raw, target = random_outputs(11), random_target(12, (64, 96))
     result = trace(raw, 0, target, (64, 96), Postprocess())
     index = torch.arange(LATTICE.count(raw.grids))

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from retinanet.analysis.trace.outcomes import FOUND, GATES, Rival
-from retinanet.analysis.trace.shares import GateShares, gate_shares, section, size_of
+from retinanet.analysis.trace.shares import Shares, section, size_of
 from retinanet.analysis.trace.why import find_annotated, trace_sample, why
 from retinanet.data.dataset import load_dataset
 from retinanet.detector import Detector
@@ -110,15 +110,13 @@ def test_mistakes(trained, data, tmp_path):
 
 
 def test_shares_count_every_box_once(trained, data):
-    detector, cpu = Detector.load(trained), torch.device("cpu")
-    dataset = load_dataset(data, "train", class_names=detector.spec.class_names)
-    shares = gate_shares(detector, dataset, device=cpu, score=0.01)
-    traces = [
-        trace_sample(
-            replace(detector, postprocess=replace(detector.spec.postprocess, score=0.01)), dataset[index], cpu
-        )[0]
-        for index in range(len(dataset))
-    ]
+    detector, cpu = load_pretrained(trained), torch.device("cpu")
+    dataset = load_dataset(data, "train", class_names=detector.class_names)
+    detector = replace(detector, postprocess=replace(detector.postprocess, score=0.01))
+    traces = [trace_sample(detector, dataset[index], cpu)[0] for index in range(len(dataset))]
+    shares = Shares(dataset.class_names, 0.01)
+    for one in traces:
+        shares.update(one)
     known = [~sample.target.ignore for sample in dataset.samples]
     assert shares.images == 6 and shares.score == 0.01
     assert shares.boxes == sum(int(mask.sum()) for mask in known) == sum(shares.gates().values())
@@ -126,7 +124,7 @@ def test_shares_count_every_box_once(trained, data):
     for label in range(2):
         count = sum(int((s.target.labels[mask] == label).sum()) for s, mask in zip(dataset.samples, known, strict=True))
         assert sum(shares.gates(label=label).values()) == count
-    assert sum(shares.gates(size="small").values()) == shares.boxes and shares.at(FOUND, size="large") == 0
+    assert sum(shares.gates(size="small").values()) == shares.boxes and shares.gates(size="large")[FOUND] == 0
     kinds = Counter(d.kind for t in traces for d in t.detections)
     assert dict(shares.detections) == dict(kinds)
     plain = json.loads(json.dumps(shares.to_dict(), allow_nan=False))
@@ -141,13 +139,12 @@ def test_the_words_on_shares(trained, data, tmp_path):
     one, _ = trace_sample(detector, sample, torch.device("cpu"))
     first, second = one.boxes[:2]
     rival = Rival(first.box, 0, 0.5, 0.6, 0, first.index)
-    shares = GateShares(detector.spec.class_names, 0.25)
+    result = Shares(detector.class_names, 0.25)
     for by in (rival, replace(rival, matched=None)):
         lost = replace(first, gate="suppressed by NMS", by=by)
         low = replace(second, gate="below threshold", best=replace(second.best, score=0.125))
-        shares.update(replace(one, boxes=(lost, low, replace(second, gate="found"))))
-    result = shares.result()
-    assert result.crowded == 1 and result.below == (0.125, 0.125)
+        result.update(replace(one, boxes=(lost, low, replace(second, gate="found"))))
+    assert result.crowded == 1 and result.below == [0.125, 0.125]
     lines = result.summary().splitlines()
     assert lines[0] == "2 of 6 boxes found in 2 images at score 0.25"
     assert any("2 suppressed by NMS (33.3%), 1 of them under another object's detection: " in line for line in lines)
@@ -159,7 +156,7 @@ def test_the_words_on_shares(trained, data, tmp_path):
 
 
 def test_no_box_at_all():
-    shares = GateShares(("disc",), 0.5).result()
+    shares = Shares(("disc",), 0.5)
     assert shares.summary() == "0 of 0 boxes found in 0 images at score 0.5"
     assert shares.to_dict()["gates"]["found"] == {"boxes": 0, "share": None} and not section(shares).figures
 

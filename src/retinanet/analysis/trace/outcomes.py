@@ -3,31 +3,81 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import isfinite, log2
-from typing import Any
+from typing import Any, NamedTuple
+
+from retinanet.evaluation.matching import HIT, IGNORED
 
 Box = tuple[float, float, float, float]
+
+
+class Gate(NamedTuple):
+    """What can happen to an annotated box, in words and on a picture.
+
+    Attributes:
+        remedy: what to do about it.
+        details: what to say of a box, filled in by :meth:`ImageTrace.explain`.
+        colour: of its line on a picture and of its bar.
+        dash: of the line; see :class:`~retinanet.plotting.marks.Mark`.
+        hatch: of the bar.
+    """
+
+    remedy: str
+    details: str
+    colour: tuple[int, int, int]
+    dash: tuple[float, float] | None
+    hatch: str
+
 
 FOUND, NO_ANCHOR, NEVER_LOCALISED = "found", "no anchor", "never localised"
 BELOW, WRONG_CLASS, CUT_BY_TOPK = "below threshold", "wrong class", "cut by top-k"
 SUPPRESSED, SHARED, CUT_BY_CAP = "suppressed by NMS", "shared detection", "cut by the cap"
-
-GATES = (FOUND, NO_ANCHOR, NEVER_LOCALISED, BELOW, WRONG_CLASS, CUT_BY_TOPK, SUPPRESSED, SHARED, CUT_BY_CAP)
-"""What can happen to an annotated box: exactly one of these (see :func:`retinanet.analysis.trace.trace.trace`)."""
-
-REMEDIES = {
-    FOUND: "",
-    NO_ANCHOR: "no anchor of this size and shape exists: change anchor sizes, ratios or scales, or enlarge the image",
-    NEVER_LOCALISED: "anchors were there, but no box came out in place: train longer, add such objects, check the box",
-    BELOW: "a box in place scored too low: lower the score threshold, add such objects, or train longer",
-    WRONG_CLASS: "the object was boxed under another name: check the labels of both classes, add examples that differ",
-    CUT_BY_TOPK: "too many better candidates on its level: raise topk",
-    SUPPRESSED: "a better box overlapped it: raise the NMS threshold, most of all where objects overlap",
-    SHARED: "one detection lies on two objects and counts for the other: check for boxes that are drawn twice",
-    CUT_BY_CAP: "max_detections other boxes of the image scored better: raise max_detections",
+# Network's fault in warm colours, post-processing's in cold ones; told apart without colour by their tags and lines.
+GATES = {
+    FOUND: Gate("", "{hit}", (86, 180, 233), None, ""),
+    NO_ANCHOR: Gate(
+        "no anchor of this size and shape exists: change anchor sizes, ratios or scales, or enlarge the image",
+        "{anchors}",
+        *((213, 94, 0), (1.5, 2), "xx"),
+    ),
+    NEVER_LOCALISED: Gate(
+        "anchors were there, but no box came out in place: train longer, add such objects, check the box",
+        "no decoded box reaches IoU 0.5; {anchors}",
+        *((213, 94, 0), (5, 2.5), "//"),
+    ),
+    BELOW: Gate(
+        "a box in place scored too low: lower the score threshold, add such objects, or train longer",
+        "{best}, is not above {score:g}; {anchors}",
+        *((240, 228, 66), (5, 2.5), ""),
+    ),
+    WRONG_CLASS: Gate(
+        "the object was boxed under another name: check the labels of both classes, add examples that differ",
+        "a detection is there as {rival}; {best}",
+        *((204, 121, 167), (3, 2), "\\\\"),
+    ),
+    CUT_BY_TOPK: Gate(
+        "too many better candidates on its level: raise topk",
+        "{best}, but its level had better candidates than topk",
+        *((0, 158, 115), (2.5, 4), "--"),
+    ),
+    SUPPRESSED: Gate(
+        "a better box overlapped it: raise the NMS threshold, most of all where objects overlap",
+        "its box of score {furthest} went under {rival}",
+        *((230, 159, 0), (8, 2.5), ".."),
+    ),
+    SHARED: Gate(
+        "one detection lies on two objects and counts for the other: check for boxes that are drawn twice",
+        "its only box is {rival}",
+        *((0, 158, 115), (12, 3), "++"),
+    ),
+    CUT_BY_CAP: Gate(
+        "max_detections other boxes of the image scored better: raise max_detections",
+        "its box of score {furthest} came after max_detections better ones",
+        *((0, 158, 115), (8, 2.5), "oo"),
+    ),
 }
+"""What can happen to an annotated box: exactly one of these (see :func:`retinanet.analysis.trace.trace.trace`)."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +104,11 @@ class Anchor:
     def name(self) -> str:
         """Its level as the paper names it, P3 to P7."""
         return f"P{log2(self.stride):.3g}"
+
+    @property
+    def words(self) -> str:
+        """Its level and cell."""
+        return f"{self.name} ({self.row}, {self.column})"
 
 
 @dataclass(frozen=True)
@@ -120,7 +175,7 @@ class BoxTrace:
         index: its row in the target.
         label: its class.
         box: as annotated.
-        gate: one of :data:`GATES`.
+        gate: a key of :data:`GATES`.
         anchors: those that answer for it in training.
         best_anchor_iou: the highest IoU of any anchor with it.
         localising: how many anchors' decoded boxes reach IoU 0.5 with it, whatever they score.
@@ -157,11 +212,8 @@ class DetectionTrace:
         score: its score.
         box: xyxy.
         anchor: where it came from.
-        kind: ``match``; ``ignored``, at least half of it lies in an ignore region of its class; or a false positive
-            with the name of TIDE: ``localisation``, IoU in [0.1, 0.5) with an object of its class; ``classification``,
-            IoU of at least 0.5 with an object of another class; ``duplicate``, IoU of at least 0.5 with an object of
-            its class that another detection counts for; ``both``, IoU in [0.1, 0.5) with an object of another class;
-            ``background``, less with every object. Several may be true: the first in this order is given.
+        kind: what it is, by :mod:`retinanet.evaluation.matching` at IoU 0.5 and 0.1: a hit, ignored, or a kind of
+            false positive.
         matched: row of the object that it counts for.
         iou: with the object that ``kind`` is about, 0 for ``ignored``; for ``background`` the highest of any object.
     """
@@ -174,6 +226,11 @@ class DetectionTrace:
     kind: str
     matched: int | None
     iou: float
+
+    @property
+    def false(self) -> bool:
+        """It is a false positive."""
+        return self.kind not in (HIT, IGNORED)
 
 
 @dataclass(frozen=True)
@@ -207,13 +264,11 @@ class ImageTrace:
 
     def summary(self) -> str:
         """One line for the image, one for every box that was not found, one for the false positives."""
-        kinds = Counter(one.kind for one in self.detections)
-        false = {kind: count for kind, count in kinds.items() if kind not in ("match", "ignored")}
-        said = ", ".join(f"{count} {kind}" for kind, count in false.items())
+        kinds = Counter(one.kind for one in self.detections if one.false)
+        said = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
         first = f"{self.counts.get(FOUND, 0)} of {len(self.boxes)} boxes found by {len(self.detections)} detections"
-        lines = [f"{self.name_of(one)}: {self.explain(one)}" for one in self.boxes if not one.found]
-        last = f"{sum(false.values())} false positives" + (f": {said}" if said else "")
-        return "\n".join([first, *(f"  {line}" for line in lines), last])
+        lines = [f"  {self.name_of(one)}: {self.explain(one)}" for one in self.boxes if not one.found]
+        return "\n".join([first, *lines, f"{kinds.total()} false positives" + (f": {said}" if said else "")])
 
     def name_of(self, one: BoxTrace) -> str:
         """A box in words: its number, class and place."""
@@ -224,40 +279,26 @@ class ImageTrace:
         """The gate of a box in words, with the numbers that belong to it."""
         forced = sum(anchor.forced for anchor in one.anchors)
         anchors = f"{len(one.anchors)} anchors ({forced} forced), best anchor IoU {one.best_anchor_iou:.2f}"
-        best = one.best and f"best score {one.best.score:.3f} of {one.localising} boxes in place, from {_at(one.best)}"
-        details = {
-            FOUND: f"score {one.by.score:.2f}, IoU {one.by.iou:.2f}" if one.by else "",
-            NO_ANCHOR: anchors,
-            NEVER_LOCALISED: f"no decoded box reaches IoU 0.5; {anchors}",
-            BELOW: f"{best}, is not above {self.score:g}; {anchors}",
-            WRONG_CLASS: f"a detection is there as {self._rival(one.by)}; {best or anchors}",
-            CUT_BY_TOPK: f"{best}, but its level had better candidates than topk",
-            SUPPRESSED: f"its box of score {self._furthest(one)} went under {self._rival(one.by)}",
-            SHARED: f"its only box is {self._rival(one.by)}",
-            CUT_BY_CAP: f"its box of score {self._furthest(one)} came after max_detections better ones",
-        }
-        return f"{one.gate}: {details[one.gate]}"
-
-    def _furthest(self, one: BoxTrace) -> str:
-        return f"{one.furthest.score:.3f} from {_at(one.furthest)}" if one.furthest else "?"
-
-    def _rival(self, by: Rival | None) -> str:
-        if by is None:
-            return "?"
-        if by.detection is None:
-            role = "no detection itself"
-        else:
-            role = "a false positive" if by.matched is None else f"matched to #{by.matched}"
-        return f"{self.class_names[by.label]} {by.score:.2f} (IoU {by.iou:.2f} with this box, {role})"
-
-
-def _at(entry: Entry) -> str:
-    return f"{entry.anchor.name} ({entry.anchor.row}, {entry.anchor.column})"
+        best, furthest, rival, hit = anchors, "", "", ""
+        if one.best:
+            best = f"best score {one.best.score:.3f} of {one.localising} boxes in place, from {one.best.anchor.words}"
+        if one.furthest:
+            furthest = f"{one.furthest.score:.3f} from {one.furthest.anchor.words}"
+        if one.by:
+            hit = f"score {one.by.score:.2f}, IoU {one.by.iou:.2f}"
+            role = "a false positive" if one.by.matched is None else f"matched to #{one.by.matched}"
+            role = role if one.by.detection is not None else "no detection itself"
+            name = self.class_names[one.by.label]
+            rival = f"{name} {one.by.score:.2f} (IoU {one.by.iou:.2f} with this box, {role})"
+        details = GATES[one.gate].details.format(
+            anchors=anchors, best=best, furthest=furthest, rival=rival, hit=hit, score=self.score
+        )
+        return f"{one.gate}: {details}"
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
+    if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return None if isinstance(value, float) and not isfinite(value) else value

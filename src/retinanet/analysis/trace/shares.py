@@ -4,69 +4,65 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-import torch
 from PIL import Image
-from rich.console import Console
-from rich.progress import track
 
 from retinanet.analysis.trace.figures import gate_bars
-from retinanet.analysis.trace.outcomes import BELOW, FOUND, GATES, REMEDIES, SUPPRESSED, Box, ImageTrace
-from retinanet.analysis.trace.trace import trace
-from retinanet.anchors.matching import Matcher
-from retinanet.data.dataset import DetectionDataset
-from retinanet.data.loader import evaluation_batches
-from retinanet.detector import Detector
+from retinanet.analysis.trace.outcomes import BELOW, FOUND, GATES, SUPPRESSED, Box, ImageTrace
 from retinanet.evaluation.coco import AREA_RANGES
+from retinanet.evaluation.matching import KINDS
 from retinanet.plotting.html import Section, Table
 
-KINDS = ("match", "ignored", "localisation", "classification", "duplicate", "both", "background")
 
-
-@dataclass(frozen=True)
+@dataclass
 class Shares:
     """How many annotated boxes of a data set ended at each gate; ignore regions are left out.
 
+    It counts traces, image by image, and holds no image and no trace.
+
     Attributes:
         class_names: K names.
+        score: the score threshold of the traces.
         images: number of images.
-        score: the score threshold.
-        counts: boxes by (gate, label, size); a gate is one of ``GATES`` of :mod:`.outcomes`, a size is
+        counts: boxes by (gate, label, size); a gate is a key of ``GATES`` of :mod:`.outcomes`, a size is
             small (area of the annotated box below 32 x 32 pixels of the original image), medium or large (96 x 96).
         detections: detections by what they are (see :class:`~retinanet.analysis.trace.outcomes.DetectionTrace`).
         crowded: boxes suppressed under a detection that is right for another object.
         below: for each box below the threshold its best score.
     """
 
-    class_names: tuple[str, ...]
-    images: int
+    class_names: Sequence[str]
     score: float
-    counts: Mapping[tuple[str, int, str], int]
-    detections: Mapping[str, int]
-    crowded: int
-    below: tuple[float, ...]
+    images: int = 0
+    counts: Counter[tuple[str, int, str]] = field(default_factory=Counter)
+    detections: Counter[str] = field(default_factory=Counter)
+    crowded: int = 0
+    below: list[float] = field(default_factory=list)
+
+    def update(self, one: ImageTrace) -> None:
+        """Add an image; its boxes are in pixels of the original image."""
+        self.images += 1
+        self.detections.update(detection.kind for detection in one.detections)
+        for box in one.boxes:
+            self.counts[box.gate, box.label, size_of(box.box)] += 1
+            self.crowded += box.gate == SUPPRESSED and box.by is not None and box.by.matched is not None
+            if box.gate == BELOW and box.best is not None:
+                self.below.append(box.best.score)
 
     @property
     def boxes(self) -> int:
         """All annotated boxes."""
-        return sum(self.counts.values())
-
-    def at(self, gate: str, *, label: int | None = None, size: str | None = None) -> int:
-        """Boxes that ended at a gate, of one class or size if one is given."""
-        wanted = {(gate, label, size), (gate, None, size), (gate, label, None), (gate, None, None)}
-        return sum(
-            count
-            for (where, kind, area), count in self.counts.items()
-            if (where, None if label is None else kind, None if size is None else area) in wanted
-        )
+        return self.counts.total()
 
     def gates(self, *, label: int | None = None, size: str | None = None) -> dict[str, int]:
         """Boxes of each gate, in order, of one class or size if one is given."""
-        return {gate: self.at(gate, label=label, size=size) for gate in GATES}
+        gates = dict.fromkeys(GATES, 0)
+        for (gate, its_label, its_size), count in self.counts.items():
+            gates[gate] += count if label in (None, its_label) and size in (None, its_size) else 0
+        return gates
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON."""
@@ -80,103 +76,24 @@ class Shares:
             "sizes": {size: self.gates(size=size) for size in AREA_RANGES},
             "suppressed_under_another_object": self.crowded,
             "median_score_below_threshold": median(self.below) if self.below else None,
-            "detections": {kind: self.detections.get(kind, 0) for kind in KINDS},
+            "detections": {kind: self.detections[kind] for kind in KINDS},
         }
 
     def summary(self) -> str:
         """A line for the data set and one for each gate at which boxes were lost, the worst first."""
-        lines = [f"{self.at(FOUND)} of {self.boxes} boxes found in {self.images} images at score {self.score:g}"]
+        lines = [f"{self.gates()[FOUND]} of {self.boxes} boxes found in {self.images} images at score {self.score:g}"]
         lost = sorted(((n, gate) for gate, n in self.gates().items() if n and gate != FOUND), reverse=True)
         for count, gate in lost:
-            lines.append(f"  {count:>6} {gate} ({count / self.boxes:.1%}){self._more(gate)}: {REMEDIES[gate]}")
+            more = f", half of them score {median(self.below):.3f} or less" if gate == BELOW else ""
+            more += f", {self.crowded} of them under another object's detection" if gate == SUPPRESSED else ""
+            lines.append(f"  {count:>6} {gate} ({count / self.boxes:.1%}){more}: {GATES[gate].remedy}")
         return "\n".join(lines)
-
-    def _more(self, gate: str) -> str:
-        if gate == BELOW:
-            return f", half of them score {median(self.below):.3f} or less"
-        return f", {self.crowded} of them under another object's detection" if gate == SUPPRESSED else ""
-
-
-class GateShares:
-    """Counts traces, image by image; holds no image and no trace.
-
-    Args:
-        class_names: K names.
-        score: the score threshold of the traces.
-    """
-
-    def __init__(self, class_names: Sequence[str], score: float) -> None:
-        self._empty = Shares(tuple(class_names), 0, score, {}, {}, 0, ())
-        self._images = self._crowded = 0
-        self._counts: Counter[tuple[str, int, str]] = Counter()
-        self._kinds: Counter[str] = Counter()
-        self._below: list[float] = []
-
-    def update(self, one: ImageTrace) -> None:
-        """Add an image; its boxes are in pixels of the original image."""
-        self._images += 1
-        self._kinds.update(detection.kind for detection in one.detections)
-        for box in one.boxes:
-            self._counts[box.gate, box.label, size_of(box.box)] += 1
-            if box.gate == SUPPRESSED and box.by is not None and box.by.matched is not None:
-                self._crowded += 1
-            if box.gate == BELOW and box.best is not None:
-                self._below.append(box.best.score)
-
-    def result(self) -> Shares:
-        """The shares so far."""
-        return replace(
-            self._empty,
-            images=self._images,
-            counts=dict(self._counts),
-            detections=dict(self._kinds),
-            crowded=self._crowded,
-            below=tuple(self._below),
-        )
 
 
 def size_of(box: Box) -> str:
     """Small, medium or large, as COCO cuts areas; each cut belongs to the larger side."""
     area = (box[2] - box[0]) * (box[3] - box[1])
     return next((name for name, (_, high) in AREA_RANGES.items() if area < high), "large")
-
-
-def gate_shares(
-    detector: Detector,
-    dataset: DetectionDataset,
-    *,
-    device: torch.device,
-    score: float | None = None,
-    matcher: Matcher | None = None,
-    workers: int = 0,
-) -> Shares:
-    """Trace every image of a data set.
-
-    Args:
-        detector: its network lies on ``device`` and is put into evaluation mode.
-        dataset: annotated images with the detector's classes.
-        device: of the batches.
-        score: the score threshold; the model's own by default.
-        matcher: of the training; the paper's rule by default.
-        workers: processes that read images.
-    """
-    rule = detector.spec.postprocess if score is None else replace(detector.spec.postprocess, score=score)
-    detector.net.eval()
-    shares = GateShares(dataset.class_names, rule.score)
-    batches = evaluation_batches(
-        dataset, preprocess=detector.spec.preprocess, batch_size=1, indices=range(len(dataset)), workers=workers
-    )
-    console = Console(stderr=True)
-    quiet = not console.is_terminal
-    with closing(batches):
-        for _, batch in track(batches, "why", total=len(dataset), console=console, transient=True, disable=quiet):
-            batch = batch.to(device)
-            with torch.inference_mode():
-                raw = detector.raw(batch)
-                height, width = batch.sizes[0].tolist()
-                sample = batch.samples[0]
-                shares.update(trace(raw, 0, batch.targets[0], (height, width), rule, matcher, original=sample.size))
-    return shares.result()
 
 
 def section(shares: Shares, pictures: Sequence[tuple[str, Image.Image]] = ()) -> Section:
@@ -186,12 +103,13 @@ def section(shares: Shares, pictures: Sequence[tuple[str, Image.Image]] = ()) ->
         shares: of the data set.
         pictures: (caption, picture) of images worth a look.
     """
-    gates = [gate for gate, count in shares.gates().items() if count or gate == FOUND]
     total = max(shares.boxes, 1)
-    rows = [(gate, shares.at(gate), shares.at(gate) / total, REMEDIES[gate]) for gate in gates]
+    counts = {gate: count for gate, count in shares.gates().items() if count or gate == FOUND}
+    rows = [(gate, count, count / total, GATES[gate].remedy) for gate, count in counts.items()]
+    gates = list(counts)
     classes = {name: shares.gates(label=label) for label, name in enumerate(shares.class_names)}
     sizes = {size: shares.gates(size=size) for size in AREA_RANGES}
-    kinds = [(kind, shares.detections.get(kind, 0)) for kind in KINDS]
+    kinds = [(kind, shares.detections[kind]) for kind in KINDS]
     groups = classes | {f"{size} boxes": row for size, row in sizes.items()}
     bars = {f"{name} ({sum(row.values())})": row for name, row in groups.items() if sum(row.values())}
     return Section(
@@ -209,7 +127,7 @@ def section(shares: Shares, pictures: Sequence[tuple[str, Image.Image]] = ()) ->
             _by("size", sizes, gates, "small: below 32 x 32 pixels of the original image; large: from 96 x 96 on."),
             Table(("detections", "number"), kinds, "What is neither a match nor ignored is a false positive."),
         ],
-        figures=[("Shares of the missed boxes by gate, for each class and size", gate_bars(bars, GATES[1:]))]
+        figures=[("Shares of the missed boxes by gate, for each class and size", gate_bars(bars, list(GATES)[1:]))]
         if len(gates) > 1
         else [],
         pictures=pictures,

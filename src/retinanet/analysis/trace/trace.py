@@ -30,21 +30,27 @@ another class. Boxes of which clipping leaves nothing are never in place, but ma
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from retinanet.analysis.trace import outcomes
-from retinanet.analysis.trace.entries import IN_PLACE, Report, assigned_anchors, factors, pair_iou, search
-from retinanet.analysis.trace.outcomes import BoxTrace, DetectionTrace, Entry, ImageTrace, Rival
-from retinanet.anchors.geometry import area, iou
+from retinanet.analysis.trace.outcomes import (
+    Anchor,
+    AssignedAnchor,
+    Box,
+    BoxTrace,
+    DetectionTrace,
+    Entry,
+    ImageTrace,
+    Rival,
+)
+from retinanet.analysis.trace.search import IN_PLACE, search
+from retinanet.anchors.geometry import iou, paired_iou
 from retinanet.anchors.matching import Matcher
-from retinanet.model import postprocess as fates
-from retinanet.model.postprocess import Candidates, Postprocess
-from retinanet.types import RawOutput, Target
-
-NEAR = 0.1  # IoU below which a box has nothing to do with an object, TIDE's
+from retinanet.evaluation.matching import HIT, IGNORED, KINDS, overlap_boxes
+from retinanet.model.postprocess import CAPPED, DETECTION, SUPPRESSED, Candidates, Postprocess
+from retinanet.types import Detections, RawOutput, Target
 
 
 def trace(
@@ -78,157 +84,174 @@ def trace(
     target = Target(target.boxes.cpu().float(), target.labels.cpu(), target.ignore.cpu())
     matcher = matcher or Matcher()
     candidates = postprocess.find_candidates(raw, image, size).cpu()
-    report = Report(raw, factors(size, original))
-    detections = _detections(candidates, target, report)
+    teller = _Teller(raw, candidates, size, original or size)
+    names = tuple(class_names) or tuple(str(label) for label in range(raw.num_classes))
+    detections = teller.tell_detections(target, names)
     rows = (~target.ignore).nonzero()[:, 0]
-    found = search(raw, image, target.select(rows), size)
-    passed = postprocess.find_passed(found.logit).tolist()
-    assigned, best_iou = assigned_anchors(raw, target, matcher, report)
+    in_place = search(raw, image, target.select(rows), size)
+    passed = postprocess.find_passed(in_place.logit).tolist()
+    assigned, best_iou = _find_anchors(teller, target, matcher)
     boxes = []
     for i, row in enumerate(rows.tolist()):
-        one = _Object(row, target.boxes[row], int(target.labels[row]), found.entry(i, report), passed[i])
-        reached = any(one.iou >= matcher.background for one in assigned[row])
-        gate, furthest, by = _gate(one, candidates, detections, reached, report)
+        truth, label = target.boxes[row], int(target.labels[row])
+        gate, candidate, rival = _find_gate(candidates, detections, row, truth, label, passed=passed[i])
+        best: Entry | None = None
+        if in_place.count[i]:
+            best = teller.tell_entry(in_place.place[i], in_place.box[i], in_place.logit[i], truth)
+        if gate is None:
+            reached = any(anchor.iou >= matcher.background for anchor in assigned[row])
+            gate = outcomes.BELOW if best else outcomes.NEVER_LOCALISED if reached else outcomes.NO_ANCHOR
+        furthest = best if candidate is None else teller.tell_candidate(candidate, truth)
         boxes.append(
             BoxTrace(
                 index=row,
-                label=one.label,
-                box=report.box(one.box),
+                label=label,
+                box=teller.tell_box(truth),
                 gate=gate,
                 anchors=assigned[row],
                 best_anchor_iou=best_iou[row],
-                localising=int(found.count[i]),
-                best=one.best or furthest,
+                localising=int(in_place.count[i]),
+                best=best or furthest,
                 furthest=furthest,
-                by=by,
+                by=None if rival is None else teller.tell_rival(rival, truth, detections),
             )
         )
-    names = tuple(class_names) or tuple(str(label) for label in range(raw.num_classes))
     return ImageTrace(tuple(boxes), detections, original or size, postprocess.score, names)
 
 
-@dataclass(frozen=True)
-class _Object:
-    """One annotated box: what the search over all entries found for it."""
+def _find_gate(
+    candidates: Candidates, detections: Sequence[DetectionTrace], row: int, truth: Tensor, label: int, *, passed: bool
+) -> tuple[str | None, int | None, int | None]:
+    """The first of rules 1 to 6 that holds for an object, and the candidates that it is about.
 
-    row: int
-    box: Tensor
-    label: int
-    best: Entry | None
-    passed: bool
+    Args:
+        candidates: of the image.
+        detections: of the image.
+        row: of the object.
+        truth: (4,) its box.
+        label: its class.
+        passed: an entry in place passes the threshold.
 
-
-def _gate(
-    one: _Object, candidates: Candidates, detections: Sequence[DetectionTrace], reached: bool, report: Report
-) -> tuple[str, Entry | None, Rival | None]:
-    """The first rule that holds for an object, the entry and the rival that it is about."""
-    overlap = iou(candidates.shown, one.box[None])[:, 0]
-    in_place = overlap >= IN_PLACE
-    own = in_place & (candidates.labels == one.label)
+    Returns:
+        The gate, the candidate that came furthest and its rival; None where there is none.
+    """
+    numbers = candidates.detections.tolist()
+    in_place = iou(candidates.shown, truth[None])[:, 0] >= IN_PLACE
 
     def furthest(fate: int) -> int | None:
-        rows = (own & (candidates.fate == fate)).nonzero()[:, 0]
+        rows = (in_place & (candidates.labels == label) & (candidates.fate == fate)).nonzero()[:, 0]
         return int(rows[candidates.logits[rows].argmax()]) if len(rows) else None
 
-    def detection(wanted: Sequence[bool]) -> tuple[int, Rival] | None:
-        number = next((n for n, good in enumerate(wanted) if good), None)
-        if number is None:
-            return None
-        index = int(candidates.detections[number])
-        return index, _rival(candidates, index, one.box, detections, report)
-
-    if hit := detection([traced.matched == one.row for traced in detections]):
-        return outcomes.FOUND, report.entry(candidates, hit[0], one.box), hit[1]
-    if (index := furthest(fates.CAPPED)) is not None:
-        return outcomes.CUT_BY_CAP, report.entry(candidates, index, one.box), None
-    if (index := furthest(fates.SUPPRESSED)) is not None:
-        by = _rival(candidates, candidates.suppressor(index), one.box, detections, report)
-        return outcomes.SUPPRESSED, report.entry(candidates, index, one.box), by
-    if shared := detection(own[candidates.detections].tolist()):
-        return outcomes.SHARED, report.entry(candidates, shared[0], one.box), shared[1]
-    if one.best and one.passed:
-        return outcomes.CUT_BY_TOPK, one.best, None
-    false = [traced.kind not in ("match", "ignored") for traced in detections]
-    there = in_place[candidates.detections] & torch.tensor(false, dtype=torch.bool)
-    if other := detection(there.tolist()):
-        return outcomes.WRONG_CLASS, one.best, other[1]
-    if one.best:
-        return outcomes.BELOW, one.best, None
-    return (outcomes.NEVER_LOCALISED if reached else outcomes.NO_ANCHOR), None, None
+    for one in detections:
+        if one.matched == row:
+            return outcomes.FOUND, numbers[one.index], numbers[one.index]
+    if (candidate := furthest(CAPPED)) is not None:
+        return outcomes.CUT_BY_CAP, candidate, None
+    if (candidate := furthest(SUPPRESSED)) is not None:
+        return outcomes.SUPPRESSED, candidate, candidates.suppressor(candidate)
+    if (candidate := furthest(DETECTION)) is not None:
+        return outcomes.SHARED, candidate, candidate
+    if passed:
+        return outcomes.CUT_BY_TOPK, None, None
+    for one in detections:
+        if one.false and in_place[numbers[one.index]]:
+            return outcomes.WRONG_CLASS, None, numbers[one.index]
+    return None, None, None
 
 
-def _rival(
-    candidates: Candidates, index: int, box: Tensor, detections: Sequence[DetectionTrace], report: Report
-) -> Rival:
-    """A candidate, as seen from the object at ``box`` (4,)."""
-    number = (candidates.detections == index).nonzero()[:, 0].tolist()
-    return Rival(
-        box=report.box(candidates.shown[index]),
-        label=int(candidates.labels[index]),
-        score=float(candidates.scores[index]),
-        iou=pair_iou(candidates.shown[index], box),
-        detection=number[0] if number else None,
-        matched=detections[number[0]].matched if number else None,
-    )
+def _find_anchors(
+    teller: _Teller, target: Target, matcher: Matcher
+) -> tuple[list[tuple[AssignedAnchor, ...]], list[float]]:
+    """For each of M boxes the anchors that answer for it in training, best first, and the best IoU of any anchor."""
+    lattice, grids = teller.raw.lattice, teller.raw.grids
+    match = matcher(lattice, grids, target.boxes, target.ignore)
+    places = torch.stack(lattice.locate(match.positive, grids), dim=1)
+    overlap = paired_iou(target.boxes[match.box], lattice.boxes_at(*places.unbind(1)))
+    order = overlap.argsort(descending=True, stable=True)
+    assigned: list[list[AssignedAnchor]] = [[] for _ in range(len(target))]
+    rows, values = match.box[order].tolist(), overlap[order].tolist()
+    for row, value, anchor in zip(rows, values, teller.tell_anchors(places[order]), strict=True):
+        assigned[row].append(AssignedAnchor(anchor, value, value < matcher.foreground))
+    return [tuple(anchors) for anchors in assigned], match.best_iou.tolist()
 
 
-def _detections(candidates: Candidates, target: Target, report: Report) -> tuple[DetectionTrace, ...]:
-    """What each detection is."""
-    index = candidates.detections
-    shown, labels = candidates.shown[index], candidates.labels[index]
-    overlaps = iou(shown, target.boxes)  # (D, M)
-    same = labels[:, None] == target.labels
-    matched = _matched(overlaps.where(same & ~target.ignore, -1.0))
-    # the common area, of which COCO takes the share in the detection for an ignore region
-    common = overlaps * (area(shown)[:, None] + area(target.boxes)) / (1 + overlaps)
-    ignored = (same & target.ignore & (common >= IN_PLACE * area(shown)[:, None])).any(dim=1) & (area(shown) > 0)
-    judged = overlaps.where(~target.ignore, 0.0)
-    own = _highest(judged.where(same, 0.0))
-    other = _highest(judged.where(~same, 0.0))
-    anchors = report.anchors(candidates.place[index])
-    traces = []
-    for number, row in enumerate(matched):
-        kind, overlap = ("match", float(overlaps[number, row])) if row is not None else ("ignored", 0.0)
-        if row is None and not ignored[number]:
-            kind, overlap = _false_positive(own[number], other[number])
-        traces.append(
-            DetectionTrace(
-                index=number,
-                label=int(labels[number]),
-                score=float(candidates.scores[index[number]]),
-                box=report.box(shown[number]),
-                anchor=anchors[number],
-                kind=kind,
-                matched=row,
-                iou=overlap,
-            )
+class _Teller:
+    """From the records of one image, tensors in pixels of the batch, to plain values in pixels of the original image.
+
+    Args:
+        raw: of the batch.
+        candidates: of the image.
+        size: (height, width) of its content in the batch.
+        original: (height, width) of the original image.
+    """
+
+    def __init__(
+        self, raw: RawOutput, candidates: Candidates, size: tuple[int, int], original: tuple[int, int]
+    ) -> None:
+        self.raw, self.candidates = raw, candidates
+        self.factors = torch.tensor([original[1] / size[1], original[0] / size[0]], dtype=torch.float64).repeat(2)
+
+    def tell_box(self, box: Tensor) -> Box:
+        """From (4,)."""
+        x1, y1, x2, y2 = (box.double().cpu() * self.factors).tolist()
+        return x1, y1, x2, y2
+
+    def tell_anchors(self, places: Tensor) -> list[Anchor]:
+        """From level, row, column and template (n, 4)."""
+        strides, boxes = self.raw.lattice.strides, self.raw.lattice.boxes_at(*places.unbind(dim=1))
+        return [
+            Anchor(level, strides[level], row, column, template, self.tell_box(box))
+            for (level, row, column, template), box in zip(places.tolist(), boxes, strict=True)
+        ]
+
+    def tell_entry(self, place: Tensor, box: Tensor, logit: Tensor, truth: Tensor) -> Entry:
+        """An entry of the place (4,) and the box (4,) that lies on the object at ``truth`` (4,)."""
+        (anchor,), logit = self.tell_anchors(place[None]), logit.float()
+        overlap = float(iou(box[None], truth[None]))
+        return Entry(anchor, self.tell_box(box), float(logit), float(logit.sigmoid()), overlap)
+
+    def tell_candidate(self, index: int, truth: Tensor) -> Entry:
+        """A candidate that lies on the object at ``truth`` (4,)."""
+        one = self.candidates
+        return self.tell_entry(one.place[index], one.shown[index], one.logits[index], truth)
+
+    def tell_rival(self, index: int, truth: Tensor, detections: Sequence[DetectionTrace]) -> Rival:
+        """A candidate, as seen from the object at ``truth`` (4,)."""
+        one = self.candidates
+        number = (one.detections == index).nonzero()[:, 0].tolist()
+        return Rival(
+            box=self.tell_box(one.shown[index]),
+            label=int(one.labels[index]),
+            score=float(one.scores[index]),
+            iou=float(iou(one.shown[index][None], truth[None])),
+            detection=number[0] if number else None,
+            matched=detections[number[0]].matched if number else None,
         )
-    return tuple(traces)
 
-
-def _false_positive(own: float, other: float) -> tuple[str, float]:
-    """TIDE's name for a false positive, from its best IoU with objects of its class and of others."""
-    if NEAR <= own < IN_PLACE:
-        return "localisation", own
-    if other >= IN_PLACE:
-        return "classification", other
-    if own >= IN_PLACE:
-        return "duplicate", own
-    return ("both", other) if other >= NEAR else ("background", max(own, other))
-
-
-def _matched(overlaps: Tensor) -> list[int | None]:
-    """COCO's matching of detections, best first, with objects: (D, M), -1 where not allowed -> D rows or None."""
-    free = torch.ones(overlaps.shape[1], dtype=torch.bool)
-    matched: list[int | None] = []
-    for row in overlaps:
-        open_ = row.where(free & (row >= IN_PLACE), -1.0)
-        best = (open_ == open_.amax()).nonzero()[-1:, 0].tolist() if bool((open_ > 0).any()) else []
-        free[best] = False
-        matched.append(best[0] if best else None)
-    return matched
-
-
-def _highest(overlaps: Tensor) -> list[float]:
-    """(D, M) -> D, 0 where there is no object."""
-    return [float(value) for value in (overlaps.amax(dim=1) if overlaps.shape[1] else overlaps.sum(dim=1))]
+    def tell_detections(self, target: Target, class_names: Sequence[str]) -> tuple[DetectionTrace, ...]:
+        """What each detection is."""
+        one, index = self.candidates, self.candidates.detections
+        shown, labels, scores = one.shown[index], one.labels[index], one.scores[index]
+        overlaps = overlap_boxes([Detections(shown, scores, labels, tuple(class_names))], [target], class_names)
+        codes, partners = overlaps.kinds(overlaps.match(IN_PLACE), IN_PLACE)
+        partner_iou, (_, best_iou) = (
+            overlaps.iou_with(partners),
+            overlaps.nearest(~overlaps.ignore[overlaps.pair_truth]),
+        )
+        traces = []
+        for number, anchor in enumerate(self.tell_anchors(one.place[index])):
+            kind = KINDS[codes[number]]
+            iou_of = {IGNORED: 0.0, "background": float(best_iou[number])}
+            traces.append(
+                DetectionTrace(
+                    index=number,
+                    label=int(labels[number]),
+                    score=float(scores[number]),
+                    box=self.tell_box(shown[number]),
+                    anchor=anchor,
+                    kind=kind,
+                    matched=int(partners[number]) if kind == HIT else None,
+                    iou=iou_of.get(kind, float(partner_iou[number])),
+                )
+            )
+        return tuple(traces)

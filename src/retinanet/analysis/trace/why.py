@@ -13,8 +13,8 @@ from PIL import Image
 
 from retinanet import __version__
 from retinanet.analysis.output import write_report
-from retinanet.analysis.trace.figures import TracedBox, close_ups, draw_trace
-from retinanet.analysis.trace.outcomes import REMEDIES, DetectionTrace, ImageTrace
+from retinanet.analysis.trace.figures import close_ups, draw_trace
+from retinanet.analysis.trace.outcomes import GATES, ImageTrace
 from retinanet.analysis.trace.trace import trace
 from retinanet.data.dataset import DetectionDataset, load_dataset, splits
 from retinanet.data.loader import Collate, resized
@@ -73,7 +73,7 @@ def why(
     assert sample.image is not None
     about = {"model": model, "image": image, "data": dataset.name, "score": result.score, "version": __version__}
     pixels = to_picture(sample.image)
-    picture = draw_trace(pixels, traced_boxes(result), zoom=-(-LEGIBLE // min(pixels.size)))
+    picture = draw_trace(pixels, result, zoom=-(-LEGIBLE // min(pixels.size)))
     shown = detections.above(max(result.score, DEFAULT_THRESHOLD))
     compared = draw_comparison(pixels, shown, sample.target, *match_image(shown, sample.target), zoom=2)
     parts = sections(result, pixels, picture, compared)
@@ -98,9 +98,13 @@ def find_annotated(
     place = Path(os.path.realpath(image))
     looked: dict[Path, list[Path]] = {}  # data set -> its images
     for folder in place.parents[:NEAREST_FOLDERS] if data is None else (data,):
-        if data is None and not _is_data(folder):
-            continue
-        for dataset in _parts(folder, place, class_names):
+        try:
+            names = splits(folder)
+        except UserError:
+            if data is None:  # a folder that nobody named need not be a data set
+                continue
+            raise
+        for dataset in _load_parts(folder, names, place, class_names):
             paths = [sample.path for sample in dataset.samples]
             for index, path in enumerate(paths):
                 if path.name == place.name and Path(os.path.realpath(path)) == place:
@@ -109,17 +113,18 @@ def find_annotated(
     if not looked:
         raise UserError(f"{image}: no folder around it is a data set with annotations. Say where they are: --data PATH")
     folder, known = next(iter(looked.items()))
-    names = {path.name: path for path in reversed(known)}
-    near = difflib.get_close_matches(place.name, names, n=3, cutoff=0.0)
+    paths_of = {path.name: path for path in reversed(known)}
+    near = difflib.get_close_matches(place.name, paths_of, n=3, cutoff=0.0)
     raise UserError(
         f"{image}: is not among the {len(set(known))} annotated images of {folder}. The nearest names there: "
-        f"{', '.join(str(names[name]) for name in near)}. Give one of these, or another data set: --data PATH"
+        f"{', '.join(str(paths_of[name]) for name in near)}. Give one of these, or another data set: --data PATH"
     )
 
 
-def _parts(folder: Path, image: Path, class_names: Sequence[str] | None) -> Iterator[DetectionDataset]:
+def _load_parts(
+    folder: Path, names: Sequence[str], image: Path, class_names: Sequence[str] | None
+) -> Iterator[DetectionDataset]:
     """The splits of a data set, those named like a folder of the image first; then the whole of it."""
-    names = splits(folder)
     for name in sorted(names, key=lambda name: name not in image.parts):
         yield load_dataset(folder, name, class_names=class_names)
     try:
@@ -160,25 +165,7 @@ def trace_sample(detector: Detector, sample: Sample, device: torch.device) -> tu
     return result, detections
 
 
-def traced_boxes(result: ImageTrace) -> list[TracedBox]:
-    """What there is to draw of a trace."""
-    return [
-        TracedBox(
-            box=one.box,
-            gate=one.gate,
-            name=result.class_names[one.label],
-            words=f"{result.name_of(one)}: {result.explain(one)}",
-            anchors=[assigned.anchor.box for assigned in one.anchors],
-            candidate=one.furthest.box if one.furthest and not one.found else None,
-            rival=one.by.box if one.by and not one.found else None,
-        )
-        for one in result.boxes
-    ]
-
-
-def sections(
-    result: ImageTrace, image: Image.Image, picture: Image.Image, compared: Image.Image | None = None
-) -> list[Section]:
+def sections(result: ImageTrace, image: Image.Image, picture: Image.Image, compared: Image.Image) -> list[Section]:
     """The parts of the report on one image.
 
     Args:
@@ -187,21 +174,19 @@ def sections(
         picture: from :func:`~retinanet.analysis.trace.figures.draw_trace`.
         compared: from :func:`~retinanet.plotting.draw.draw_comparison`.
     """
-    large = close_ups(image, traced_boxes(result))
-    gates = [(gate, count, REMEDIES[gate]) for gate, count in result.counts.items()]
+    large = close_ups(image, result)
+    gates = [(gate, count, GATES[gate].remedy) for gate, count in result.counts.items()]
+    names = result.class_names
     boxes = [
-        (
-            one.index,
-            result.class_names[one.label],
-            one.gate,
-            len(one.anchors),
-            one.best_anchor_iou,
-            one.localising,
-            one.best.score if one.best else "",
-            one.best.anchor.name if one.best else "",
-            result.explain(one).partition(": ")[2],
-        )
+        (one.index, names[one.label], one.gate, len(one.anchors), one.best_anchor_iou, one.localising)
+        + ((one.best.score, one.best.anchor.name) if one.best else ("", ""))
+        + (result.explain(one).partition(": ")[2],)
         for one in result.boxes
+    ]
+    detections = [
+        (one.index, names[one.label], one.score, one.kind, one.iou, matched, one.anchor.name)
+        for one in result.detections
+        for matched in ["" if one.matched is None else f"#{one.matched}"]
     ]
     columns = ("#", "class", "gate", "anchors", "best anchor IoU", "boxes in place", "best score", "level", "what")
     return [
@@ -217,25 +202,7 @@ def sections(
         Section(
             title="Detections",
             text=f"All detections above {result.score:g}, best first. False positives bear TIDE's names.",
-            tables=[Table(("#", "class", "score", "what it is", "IoU", "object", "level"), _detection_rows(result))],
-            pictures=[(f"Detections of at least {max(result.score, DEFAULT_THRESHOLD):g}", compared)]
-            if compared
-            else [],
+            tables=[Table(("#", "class", "score", "what it is", "IoU", "object", "level"), detections)],
+            pictures=[(f"Detections of at least {max(result.score, DEFAULT_THRESHOLD):g}", compared)],
         ),
     ]
-
-
-def _detection_rows(result: ImageTrace) -> list[tuple[object, ...]]:
-    def row(one: DetectionTrace) -> tuple[object, ...]:
-        matched = "" if one.matched is None else f"#{one.matched}"
-        return one.index, result.class_names[one.label], one.score, one.kind, one.iou, matched, one.anchor.name
-
-    return [row(one) for one in result.detections]
-
-
-def _is_data(folder: Path) -> bool:
-    try:
-        splits(folder)
-    except UserError:  # a folder that nobody named need not be a data set
-        return False
-    return True
