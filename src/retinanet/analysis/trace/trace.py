@@ -122,18 +122,10 @@ def trace(
 def _find_gate(
     candidates: Candidates, detections: Sequence[DetectionTrace], row: int, truth: Tensor, label: int, *, passed: bool
 ) -> tuple[str | None, int | None, int | None]:
-    """The first of rules 1 to 6 that holds for an object, and the candidates that it is about.
+    """The first of rules 1 to 6 that holds for an object, the candidate that came furthest and its rival.
 
-    Args:
-        candidates: of the image.
-        detections: of the image.
-        row: of the object.
-        truth: (4,) its box.
-        label: its class.
-        passed: an entry in place passes the threshold.
-
-    Returns:
-        The gate, the candidate that came furthest and its rival; None where there is none.
+    The object is the row of the target at the box ``truth`` (4,); ``passed`` says whether an entry in place of it
+    passed the score threshold. Where no rule holds the gate is None.
     """
     numbers = candidates.detections.tolist()
     in_place = iou(candidates.shown, truth[None])[:, 0] >= IN_PLACE
