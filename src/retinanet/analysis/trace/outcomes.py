@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import asdict, dataclass
-from math import isfinite, log2
+from math import log2
 from typing import Any, NamedTuple
 
 from retinanet.evaluation.matching import HIT, IGNORED
@@ -259,7 +260,7 @@ class ImageTrace:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON; a number that is not finite is None."""
-        plain: dict[str, Any] = _plain(asdict(self))
+        plain = json.loads(json.dumps(asdict(self)), parse_constant=lambda name: None)
         return {"counts": self.counts, **plain}
 
     def summary(self) -> str:
@@ -294,11 +295,3 @@ class ImageTrace:
             anchors=anchors, best=best, furthest=furthest, rival=rival, hit=hit, score=self.score
         )
         return f"{one.gate}: {details}"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not isfinite(value) else value
