@@ -33,14 +33,14 @@ def by_loop(samples, detections, bins, label=None):
 def test_equals_a_loop(make_scene, bins):
     samples, detections = make_scene(1, images=20)
     result = calibration(find_overlaps(samples, detections, NAMES), bins=bins)
-    for label, one in [(None, result.overall), *enumerate(result.classes)]:
+    for label, one in [(None, result[0]), *enumerate(result[1:])]:
         counts, confidence, accuracy, error = by_loop(samples, detections, bins, label)
         assert one.counts.tolist() == counts and len(one.edges) == bins + 1
         np.testing.assert_allclose(one.confidence, confidence, rtol=0, atol=1e-9)
         np.testing.assert_allclose(one.accuracy, accuracy, rtol=0, atol=1e-9)
         assert one.ece == pytest.approx(error, abs=1e-9) and one.ece > 0.05
-    assert [one.name for one in (result.overall, *result.classes)] == ["all", "a", "b", "c"]
-    assert sum(one.counts.sum() for one in result.classes) == result.overall.counts.sum()
+    assert [one.name for one in result] == ["all", "a", "b", "c"]
+    assert sum(one.counts.sum() for one in result[1:]) == result[0].counts.sum()
 
 
 @pytest.mark.parametrize(("score", "bias"), [(0.75, 0.0), (1.0, 0.25), (0.25, -0.5)])
@@ -49,14 +49,14 @@ def test_three_of_four_are_right(make_sample, make_detections, score, bias):
     result = calibration(
         find_overlaps([make_sample(boxes[:3], [0] * 3)], [make_detections(boxes, [score] * 4, [0] * 4)], NAMES)
     )
-    assert result.overall.ece == pytest.approx(abs(bias)) and result.overall.bias == pytest.approx(bias)
-    assert result.classes[0].ece == result.overall.ece and math.isnan(result.classes[1].ece)
-    assert f"{abs(bias):.3f} too {'high' if bias > 0 else 'low'}" in result.summary()
+    assert result[0].ece == pytest.approx(abs(bias)) and result[0].bias == pytest.approx(bias)
+    assert result[1].ece == result[0].ece and math.isnan(result[2].ece)
+    assert f"{abs(bias):.3f} too {'high' if bias > 0 else 'low'}" in result[0].summary()
 
 
 def test_a_score_on_the_end_of_a_bin(make_sample, make_detections):
     found = make_detections([[0, 0, 10, 10]] * 4, [0.0, 0.25, 0.5, 1.0], [0] * 4)
-    assert calibration(find_overlaps([make_sample([], [])], [found], NAMES), bins=4).overall.counts.tolist() == [
+    assert calibration(find_overlaps([make_sample([], [])], [found], NAMES), bins=4)[0].counts.tolist() == [
         1,
         1,
         1,
@@ -66,7 +66,7 @@ def test_a_score_on_the_end_of_a_bin(make_sample, make_detections):
 
 def test_nothing_found(make_sample, make_detections):
     result = calibration(find_overlaps([make_sample([[0, 0, 5, 5]], [0])], [make_detections([], [], [])], NAMES))
-    assert math.isnan(result.overall.ece) and "cannot be measured" in result.summary()
-    assert json.loads(json.dumps(result.to_dict(), allow_nan=False))["overall"]["ece"] is None
+    assert math.isnan(result[0].ece) and "cannot be measured" in result[0].summary()
+    assert json.loads(json.dumps(result[0].to_dict(), allow_nan=False))["ece"] is None
     with pytest.raises(UserError, match="bins is at least 1, got 0"):
         calibration(find_overlaps([], [], NAMES), bins=0)

@@ -92,7 +92,7 @@ def test_of_many_classes_the_worst_are_named():
 
 def test_reliability_shows_shares_scores_and_counts():
     columns = ([0, 0.5, 0.75, 1], [30, 0, 4], [0.4, math.nan, 0.9], [0.1, math.nan, 0.95])
-    figure = reliability_diagram(Reliability("all", *map(np.array, columns), ece=0.27, bias=0.2))
+    figure = reliability_diagram(Reliability("all", 0.27, 0.2, *map(np.array, columns)))
     above, below = figure.axes
     share, distance = (bars.patches for bars in above.containers)
     assert [(bar.get_x(), bar.get_width(), bar.get_height()) for bar in share] == [(0, 0.5, 0.1), (0.75, 0.25, 0.95)]
@@ -106,7 +106,7 @@ def test_reliability_shows_shares_scores_and_counts():
     assert above.get_title(loc="left") == "Reliability: expected calibration error 0.270"
     assert below.get_xlabel() == "score" and below.get_ylabel() == "detections"
     empty = reliability_diagram(
-        Reliability("cat", *map(np.array, ([0, 1], [0], [math.nan], [math.nan])), ece=math.nan, bias=math.nan)
+        Reliability("cat", math.nan, math.nan, *map(np.array, ([0, 1], [0], [math.nan], [math.nan])))
     )
     assert empty.axes[0].get_title(loc="left") == "cat: no detections"
     empty.draw_without_rendering()

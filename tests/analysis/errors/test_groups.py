@@ -1,7 +1,5 @@
 """AP of groups against the evaluator's sizes, the evaluator on some of the images, and cases worked out by hand."""
 
-import json
-
 import numpy as np
 import pytest
 
@@ -21,7 +19,7 @@ def named(groups):
 def test_sizes_equal_the_evaluator(make_scene, seed, ties):
     samples, detections = make_scene(seed, ties=ties)
     groups, metrics = (
-        named(by_group(find_overlaps(samples, detections, NAMES)).sizes),
+        named(by_group(find_overlaps(samples, detections, NAMES))["sizes"]),
         coco_metrics(samples, detections, NAMES),
     )
     assert len(groups) >= 2
@@ -35,7 +33,7 @@ def test_density_equals_the_evaluator_on_the_images(make_scene, seed):
     samples, detections = make_scene(seed, images=24)
     objects = np.array([int((~sample.target.ignore).sum()) for sample in samples])
     ends = np.floor(np.quantile(objects[objects > 0], [0.25, 0.5, 0.75, 1])).astype(int)
-    groups = by_group(find_overlaps(samples, detections, NAMES)).density
+    groups = by_group(find_overlaps(samples, detections, NAMES))["density"]
     assert len(groups) == len(set(ends.tolist())) > 2
     low = 0
     for group, high in zip(groups, sorted(set(ends.tolist())), strict=True):
@@ -57,7 +55,7 @@ def test_neighbours_worked_out_by_hand(make_sample, make_detections):
         [0.9, 0.8, 0.7, 0.6, 0.95, 0.5],
         [0, 1, 0, 0, 1, 1],
     )
-    groups = named(by_group(find_overlaps([sample], [found], NAMES)).neighbours)
+    groups = named(by_group(find_overlaps([sample], [found], NAMES))["neighbours"])
     assert {name: (group.objects, group.classes) for name, group in groups.items()} == {
         "none": (2, 1), "1": (4, 2), "2": (1, 1)
     }  # fmt: skip
@@ -75,7 +73,7 @@ def test_a_false_detection_counts_against_its_own_group(make_sample, make_detect
     boxes = [[0, 0, 100, 100], [1000, 0, 1100, 100], [1020, 0, 1120, 100]]
     sample = make_sample(boxes, [0, 0, 1])
     found = make_detections([[1060, 0, 1160, 100], boxes[0], boxes[1]], [0.9, 0.8, 0.7], [0, 0, 0])
-    groups = named(by_group(find_overlaps([sample], [found], NAMES)).neighbours)
+    groups = named(by_group(find_overlaps([sample], [found], NAMES))["neighbours"])
     assert groups["none"].ap50 == 1 and groups["1"].ap50 == pytest.approx((1 / 2 + 0) / 2)
 
 
@@ -83,12 +81,11 @@ def test_octaves(make_sample, make_detections):
     """A box of 32 x 32 belongs to the octave from 32; a false one counts in the octave of its own area."""
     boxes = [[0, 0, 32, 32], [100, 0, 131, 31], [200, 0, 263, 63]]
     found = make_detections([boxes[0], boxes[1], boxes[2], [400, 0, 440, 40]], [0.5, 0.5, 0.5, 0.9], [0] * 4)
-    groups = by_group(find_overlaps([make_sample(boxes, [0] * 3)], [found], NAMES)).octaves
+    groups = by_group(find_overlaps([make_sample(boxes, [0] * 3)], [found], NAMES))["octaves"]
     assert [(group.name, group.objects) for group in groups] == [("16 to 32 px", 1), ("32 to 64 px", 2)]
     assert groups[0].ap == 1 and groups[1].ap == pytest.approx(2 / 3)
 
 
 def test_without_objects_there_are_no_groups(make_sample, make_detections):
     result = by_group(find_overlaps([make_sample([], [])], [make_detections([[0, 0, 9, 9]], [0.9], [0])], NAMES))
-    assert json.loads(json.dumps(result.to_dict())) == {"sizes": [], "octaves": [], "neighbours": [], "density": []}
-    assert "AP by sizes" in result.summary()
+    assert result == {"sizes": [], "octaves": [], "neighbours": [], "density": []}

@@ -42,10 +42,10 @@ def test_the_parts_agree(scene):
     false = sum(report.shown.counts[kind].sum() for kind in TYPES[:-1])
     assert false == given.sum() - report.shown.hits.sum() > 0
     assert report.errors.ap50 == pytest.approx(np.mean([curve.ap50 for curve in report.curves]), abs=1e-12)
-    assert report.calibration.overall.counts.sum() == report.errors.hits.sum() + sum(
+    assert report.calibration[0].counts.sum() == report.errors.hits.sum() + sum(
         report.errors.counts[kind].sum() for kind in TYPES[:-1]
     )
-    assert sum(group.objects for group in report.groups.density) == report.errors.objects.sum()
+    assert sum(group.objects for group in report.groups["density"]) == report.errors.objects.sum()
 
 
 def test_the_worst_images_come_first(scene):
@@ -66,7 +66,7 @@ def test_numbers_and_page(scene, tmp_path):
     report = error_report(samples, detections, NAMES)
     table = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert table["errors"]["ap50"] == pytest.approx(report.errors.ap50, abs=1e-6) and len(table["curves"]) == 3
-    assert report.errors.summary() in report.summary() and report.calibration.summary() in report.summary()
+    assert report.errors.summary() in report.summary() and report.calibration[0].summary() in report.summary()
     sections = section(report, samples, detections, worst=2)
     assert [len(part.pictures) for part in sections] == [2, 0, 0, 0]
     assert [len(part.figures) for part in sections] == [1, 2, 1, 1]
@@ -82,6 +82,6 @@ def test_a_class_never_seen_and_never_found(make_sample, make_detections, tmp_pa
     found = make_detections([], [], [])
     report = error_report([sample], [found], NAMES)
     json.dumps(report.to_dict(), allow_nan=False)
-    assert "a: no detection is right, 1 objects" in report.summary()
+    assert "a: no detection is right, 1 objects" in report.summary() and "AP by sizes: small 0.000 (1)" in report.summary()
     write_html(tmp_path / "page.html", "errors", section(report, [sample], [found], worst=0), {})
     assert torch.isnan(torch.tensor(report.curves[1].f1))

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from retinanet.analysis.errors.tide import plain
+from retinanet.analysis.errors.tide import round_numbers
 from retinanet.errors import UserError
 from retinanet.evaluation.coco import RECALLS, average_precision
 from retinanet.evaluation.matching import Flags, Floats, Integers, Overlaps
@@ -75,18 +75,18 @@ class ClassCurve:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; the curve as the best precision at the recalls 0.00, 0.01 .. 1.00."""
         falling = np.append(np.maximum.accumulate(self.precision[::-1])[::-1], 0.0)
-        curve = falling[np.searchsorted(self.recall, RECALLS)].tolist() if self.objects else None
-        _, precision, recall = self.at_best()
-        return {
+        threshold, precision, recall = self.at_best()
+        numbers = {
             "name": self.name,
             "objects": self.objects,
-            "ap50": plain(self.ap50),
-            "best_f1": plain(self.f1),
-            "threshold": self.threshold,
-            "precision": plain(precision),
-            "recall": plain(recall),
-            "precision_at_recall": curve and [round(value, 6) for value in curve],
+            "ap50": self.ap50,
+            "best_f1": self.f1,
+            "threshold": threshold,
+            "precision": precision,
+            "recall": recall,
+            "precision_at_recall": falling[np.searchsorted(self.recall, RECALLS)] if self.objects else None,
         }
+        return {**round_numbers(numbers), "threshold": self.threshold}
 
     def summary(self) -> str:
         """The best F1 in a line."""

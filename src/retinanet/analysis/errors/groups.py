@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
 
-from retinanet.analysis.errors.tide import plain
 from retinanet.anchors.geometry import iou
 from retinanet.evaluation.coco import AREA_RANGES, average_precision, mean
 from retinanet.evaluation.matching import Flags, Overlaps
@@ -42,58 +40,18 @@ class GroupAP:
     recall: float
 
 
-@dataclass(frozen=True)
-class GroupedAP:
-    """Average precision of groups of objects; groups without objects are left out.
-
-    Attributes:
-        sizes: COCO's small, medium and large, by annotated area; equal to those of the evaluator.
-        octaves: by the side of a square of the annotated area: 8 to 16 pixels, 16 to 32, and so on.
-        neighbours: by the number of other objects, of any class, that overlap the object (IoU above 0).
-        density: by the number of objects in the image, in quartiles of the images that have any.
-    """
-
-    sizes: tuple[GroupAP, ...]
-    octaves: tuple[GroupAP, ...]
-    neighbours: tuple[GroupAP, ...]
-    density: tuple[GroupAP, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {
-            kind: [
-                {key: plain(value) if isinstance(value, float) else value for key, value in asdict(group).items()}
-                for group in groups
-            ]
-            for kind, groups in vars(self).items()
-        }
-
-    def summary(self) -> str:
-        """The AP of each group, a line for each kind."""
-        return "\n".join(
-            f"AP by {kind}: " + ", ".join(f"{group.name} {group.ap:.3f} ({group.objects})" for group in groups)
-            for kind, groups in vars(self).items()
-        )
-
-
-def by_group(overlaps: Overlaps) -> GroupedAP:
-    """Average precision by size, by overlapping neighbours and by the number of objects in the image.
+def by_group(overlaps: Overlaps) -> dict[str, list[GroupAP]]:
+    """Average precision by each of ``GROUPINGS``; groups without objects are left out.
 
     As COCO does for sizes: the objects outside a group are ignored, and so is a detection that finds one of them. A
     detection that finds nothing counts against the group that it belongs to itself: for sizes by its own area; for
     neighbours it is that of the object, of any class, that it overlaps most, and "none" if it overlaps none; for
     density that of its image, where an image without objects belongs to the emptiest group.
     """
-
-    def measure(groups: Iterator[Group]) -> tuple[GroupAP, ...]:
-        return tuple(_measure(overlaps, *group) for group in groups if (group[1] & ~overlaps.ignore).any())
-
-    return GroupedAP(
-        measure(_sizes(overlaps)),
-        measure(_octaves(overlaps)),
-        measure(_neighbours(overlaps)),
-        measure(_density(overlaps)),
-    )
+    return {
+        kind: [_measure(overlaps, *group) for group in find_groups(overlaps) if (group[1] & ~overlaps.ignore).any()]
+        for kind, (_, find_groups) in GROUPINGS.items()
+    }
 
 
 def _measure(overlaps: Overlaps, name: str, inside: Flags, of_group: Flags) -> GroupAP:
@@ -111,12 +69,14 @@ def _measure(overlaps: Overlaps, name: str, inside: Flags, of_group: Flags) -> G
 
 
 def _sizes(overlaps: Overlaps) -> Iterator[Group]:
+    """COCO's small, medium and large, by annotated area; equal to those of the evaluator."""
     truth, found = overlaps.truth_area, overlaps.area
     for name, (low, high) in AREA_RANGES.items():  # both ends belong to a range, as in COCO
         yield name, (truth >= low) & (truth <= high), (found >= low) & (found <= high)
 
 
 def _octaves(overlaps: Overlaps) -> Iterator[Group]:
+    """By the side of a square of the annotated area: 8 to 16 pixels, 16 to 32, and so on."""
     areas = (overlaps.truth_area, overlaps.area)
     truth, found = (np.floor(np.log2(np.sqrt(np.maximum(area, 1)))) for area in areas)
     for octave in np.unique(truth[~overlaps.ignore]):
@@ -124,6 +84,7 @@ def _octaves(overlaps: Overlaps) -> Iterator[Group]:
 
 
 def _neighbours(overlaps: Overlaps) -> Iterator[Group]:
+    """By the number of other objects, of any class, that overlap the object (IoU above 0)."""
     crowd = np.zeros(len(overlaps.ignore), np.int64)  # how many other objects overlap each; ignore regions are none
     ends = np.searchsorted(overlaps.truth_image, np.arange(overlaps.images + 1)).tolist()
     for first, end in pairwise(ends):
@@ -138,6 +99,7 @@ def _neighbours(overlaps: Overlaps) -> Iterator[Group]:
 
 
 def _density(overlaps: Overlaps) -> Iterator[Group]:
+    """By the number of objects in the image, in quartiles of the images that have any."""
     objects = np.bincount(overlaps.truth_image[~overlaps.ignore], minlength=overlaps.images)
     if not objects.any():
         return
@@ -147,3 +109,12 @@ def _density(overlaps: Overlaps) -> Iterator[Group]:
         low = ends[number - 1] + 1 if number else 1
         name = f"{low} to {end}" if low < end else f"{end}"
         yield name, place[overlaps.truth_image] == number, place[overlaps.image] == number
+
+
+# What groups are made by: a title, and the function that finds them.
+GROUPINGS: dict[str, tuple[str, Callable[[Overlaps], Iterator[Group]]]] = {
+    "sizes": ("Area, as COCO splits it", _sizes),
+    "octaves": ("Side of a square of equal area", _octaves),
+    "neighbours": ("Other objects that overlap it", _neighbours),
+    "density": ("Objects in the image, in quartiles", _density),
+}

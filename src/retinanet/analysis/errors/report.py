@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from retinanet.analysis.errors import figures
-from retinanet.analysis.errors.calibration import Calibration, calibration
+from retinanet.analysis.errors.calibration import Reliability, calibration
 from retinanet.analysis.errors.curves import (
     ClassCurve,
     ConfusionMatrix,
@@ -18,8 +18,8 @@ from retinanet.analysis.errors.curves import (
     operating_points,
     reach,
 )
-from retinanet.analysis.errors.groups import GroupedAP, by_group
-from retinanet.analysis.errors.tide import SPECIAL, TYPES, ErrorAnalysis, analyse_errors
+from retinanet.analysis.errors.groups import GROUPINGS, GroupAP, by_group
+from retinanet.analysis.errors.tide import SPECIAL, TYPES, ErrorAnalysis, analyse_errors, round_numbers
 from retinanet.evaluation.matching import find_overlaps
 from retinanet.images.io import read_image
 from retinanet.plotting.draw import draw_comparison
@@ -38,12 +38,6 @@ REMEDIES = {
     "they are objects, the annotations are incomplete and AP is underrated; if not, add images without objects.",
     "missed": "Objects have no detection near them at any score. Check that anchors reach them and how small they are.",
 }
-GROUPS = {
-    "sizes": "Area, as COCO splits it",
-    "octaves": "Side of a square of equal area",
-    "neighbours": "Other objects that overlap it",
-    "density": "Objects in the image, in quartiles",
-}
 
 
 @dataclass(frozen=True)
@@ -55,16 +49,16 @@ class ErrorReport:
         shown: the same over the detections that reach the threshold of their class, as a user sees them.
         curves: K, one per class, with the threshold of the best F1.
         confusion: at these thresholds.
-        calibration: of all detections.
-        groups: average precision by size, neighbours and density.
+        calibration: of all detections, then of each of the K classes.
+        groups: average precision by each of ``GROUPINGS``.
     """
 
     errors: ErrorAnalysis
     shown: ErrorAnalysis
     curves: tuple[ClassCurve, ...]
     confusion: ConfusionMatrix
-    calibration: Calibration
-    groups: GroupedAP
+    calibration: tuple[Reliability, ...]
+    groups: Mapping[str, Sequence[GroupAP]]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -73,8 +67,11 @@ class ErrorReport:
             "errors_at_thresholds": self.shown.to_dict(),
             "curves": [curve.to_dict() for curve in self.curves],
             "confusion": self.confusion.to_dict(),
-            "calibration": self.calibration.to_dict(),
-            "groups": self.groups.to_dict(),
+            "calibration": {
+                "overall": self.calibration[0].to_dict(),
+                "classes": [one.to_dict() for one in self.calibration[1:]],
+            },
+            "groups": round_numbers({kind: [*map(vars, found)] for kind, found in self.groups.items()}),
         }
 
     def summary(self) -> str:
@@ -82,7 +79,11 @@ class ErrorReport:
         curves = [curve.summary() for curve in sorted(self.curves, key=lambda curve: curve.f1)]
         more = [f"... and {len(curves) - 10} classes more"] if len(curves) > 10 else []
         parts = [self.errors.summary(), *curves[:10], *more, f"at these scores, of {self.confusion.summary()}"]
-        return "\n".join([*parts, self.calibration.summary(), self.groups.summary()])
+        groups = [
+            f"AP by {kind}: " + ", ".join(f"{group.name} {group.ap:.3f} ({group.objects})" for group in found)
+            for kind, found in self.groups.items()
+        ]
+        return "\n".join([*parts, self.calibration[0].summary(), *groups])
 
 
 def error_report(
@@ -190,20 +191,20 @@ def _operating(report: ErrorReport) -> Section:
     return Section("Operating points", text, [Table(heads, rows)], drawn)
 
 
-def _calibrated(result: Calibration) -> Section:
-    rows = [(one.name, int(one.counts.sum()), one.ece, one.bias) for one in (result.overall, *result.classes)]
+def _calibrated(result: Sequence[Reliability]) -> Section:
+    rows = [(one.name, int(one.counts.sum()), one.ece, one.bias) for one in result]
     text = (
-        f"{result.summary().capitalize()}. If the bars follow the diagonal, a score can be read as the probability "
+        f"{result[0].summary().capitalize()}. If the bars follow the diagonal, a score can be read as the probability "
         "that a detection is right at IoU 0.5. Scores of the focal loss need not be probabilities: rank by them, "
         "choose thresholds by F1, and calibrate them before they enter a calculation of risk."
     )
     table = Table(("class", "detections", "calibration error", "mean score minus share right"), rows)
-    figure = figures.reliability_diagram(result.overall)
+    figure = figures.reliability_diagram(result[0])
     return Section("Calibration", text, [table], [("Share of detections that are right, by score.", figure)])
 
 
-def _grouped(groups: GroupedAP) -> Section:
-    panels = {GROUPS[kind]: found for kind, found in vars(groups).items()}
+def _grouped(groups: Mapping[str, Sequence[GroupAP]]) -> Section:
+    panels = {GROUPINGS[kind][0]: found for kind, found in groups.items()}
     rows = [
         (title, group.name, group.objects, group.classes, group.ap, group.ap50, group.recall)
         for title, found in panels.items()

@@ -10,7 +10,7 @@ choice is that of the authors' program, so that the numbers can be compared with
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -20,6 +20,7 @@ import numpy as np
 from retinanet.errors import UserError
 from retinanet.evaluation.coco import average_precision, mean
 from retinanet.evaluation.matching import HIT, IGNORED, KINDS, Flags, Floats, Integers, Overlaps
+from retinanet.files import make_json_safe
 
 FALSE = tuple(kind for kind in KINDS if kind not in (HIT, IGNORED))
 TYPES = (*FALSE, "missed")  # a "missed" error is of an object, the others are of detections
@@ -125,29 +126,28 @@ class ErrorAnalysis:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, without the single images."""
-        gains, changes = self.dap, self.dap_by_class
-        rows = [
+        numbers = [
             {
                 "name": name,
-                "objects": int(self.objects[k]),
-                "hits": int(self.hits[k]),
-                "errors": {kind: int(self.counts[kind][k]) for kind in TYPES},
-                "ap50": plain(self.ap50_by_class[k]),
-                "dap50": {kind: plain(change[k]) for kind, change in changes.items()},
+                "objects": self.objects[k],
+                "hits": self.hits[k],
+                "errors": {kind: count[k] for kind, count in self.counts.items()},
+                "ap50": self.ap50_by_class[k],
+                "dap50": {kind: change[k] for kind, change in self.dap_by_class.items()},
             }
             for k, name in enumerate(self.overlaps.class_names)
         ]
-        return {
+        overall = {
             "foreground": self.foreground,
             "background": self.background,
-            "objects": int(self.objects.sum()),
-            "hits": int(self.hits.sum()),
-            "errors": {kind: int(self.counts[kind].sum()) for kind in TYPES},
-            "ap50": plain(self.ap50),
-            "dap50": {kind: plain(gain) for kind, gain in gains.items()},
-            "ap50_all_fixed": plain(self.all_fixed),
-            "classes": rows,
+            "objects": self.objects.sum(),
+            "hits": self.hits.sum(),
+            "errors": {kind: count.sum() for kind, count in self.counts.items()},
+            "ap50": self.ap50,
+            "dap50": self.dap,
+            "ap50_all_fixed": self.all_fixed,
         }
+        return round_numbers({**overall, "classes": numbers})
 
     def summary(self) -> str:
         """AP50, and what fixing each type would add, the costliest first."""
@@ -196,6 +196,10 @@ def analyse_errors(overlaps: Overlaps, *, foreground: float = 0.5, background: f
     return ErrorAnalysis(overlaps, foreground, background, kind, partner, unmatched, missed, fixes)
 
 
-def plain(value: float, digits: int = 6) -> float | None:
-    """A number for JSON: rounded, None for NaN."""
-    return None if np.isnan(value) else round(float(value), digits)
+def round_numbers(value: Any, digits: int = 6) -> Any:
+    """Nested values for JSON with floats rounded and None for NaN."""
+    if isinstance(value, Mapping):
+        return {key: round_numbers(entry, digits) for key, entry in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [round_numbers(entry, digits) for entry in value]
+    return make_json_safe(round(value, digits) if isinstance(value, float) else value)
