@@ -205,17 +205,9 @@ def _evaluate(truths: dict[str, Any], results: dict[str, Any], limits: list[int]
 
     NaN marks what has no ground truth. The four areas are all, small, medium and large.
     """
-
-    def silent(*_: object) -> None:
-        """The evaluator reports progress to this."""
-
-    evaluator = COCOeval_faster(
-        COCO(truths, print_function=silent),
-        COCO(results, print_function=silent),
-        iouType="bbox",
-        ranges={name: list(ends) for name, ends in AREA_RANGES.items()},
-        print_function=silent,
-    )
+    silent: dict[str, Any] = {"print_function": lambda *_: None}
+    ranges = {name: list(ends) for name, ends in AREA_RANGES.items()}
+    evaluator = COCOeval_faster(COCO(truths, **silent), COCO(results, **silent), "bbox", ranges=ranges, **silent)
     evaluator.params.maxDets = limits
     evaluator.evaluate()
     evaluator.accumulate()

@@ -46,7 +46,8 @@ class Overlaps:
         truth_box: (T, 4) its box, xyxy.
         truth_area: (T,) its annotated area in square pixels.
         ignore: (T,) whether it is an ignore region.
-        pair_detection: (P,) the first of two boxes that overlap.
+        pair_detection: (P,) the first of two boxes that overlap; rising, the pairs of one in the order in which it
+            asks for objects: highest IoU first, of equal ones the last, as in pycocotools.
         pair_truth: (P,) the second.
         pair_iou: (P,) their IoU, above 0; for an ignore region the share of the detection that lies in it.
     """
@@ -107,7 +108,7 @@ class Overlaps:
             (D,) the object of each detection, -1 for none.
         """
         detection, truth = self.pair_detection[pairs], self.pair_truth[pairs]
-        order = np.lexsort((-truth, -self.pair_iou[pairs], last[truth], detection))
+        order = np.argsort(2 * detection + last[truth], kind="stable")
         matched, shared = [-1] * len(self.label), self.ignore.tolist()
         taken = [False] * len(shared)
         for d, t in zip(detection[order].tolist(), truth[order].tolist(), strict=True):
@@ -126,22 +127,20 @@ class Overlaps:
         return (matched >= 0) & counted, counted
 
     def kinds(self, matched: Integers, foreground: float = 0.5, background: float = 0.1) -> tuple[Integers, Integers]:
-        """What each detection is, in the words of TIDE (Bolya et al., ECCV 2020).
+        """What each detection is, in the words of TIDE (Bolya et al., ECCV 2020), by the first rule that holds.
 
         ==============  ==========================================================  ===============
         kind            the detection ...                                           its partner
         ==============  ==========================================================  ===============
         hit             has found an object                                         that object
         ignored         lies in an ignore region of its class                       that region
-        localisation    overlaps an object of its class by ``background`` or more   the nearest one
-                        and all of them by less than ``foreground``
+        localisation    comes nearest to an object of its class by an IoU from      the nearest one
+                        ``background`` to less than ``foreground``
         classification  overlaps one of another class by ``foreground`` or more     the nearest one
         duplicate       overlaps one of its class, found by a better detection      the nearest one
         background      overlaps every object by less than ``background``           none
         both            is near an object of another class only                     the nearest one
         ==============  ==========================================================  ===============
-
-        The first of these rules that holds decides.
 
         Args:
             matched: (D,) what :meth:`match` gives at ``foreground``.
@@ -164,9 +163,9 @@ class Overlaps:
             "background": (other_iou < background, np.full_like(matched, -1)),
             "both": (np.ones_like(hits), other),
         }
-        conditions = [condition for condition, _ in rules.values()]
+        conditions, partners = zip(*rules.values(), strict=True)
         codes = [np.full_like(matched, KINDS.index(kind)) for kind in rules]
-        return np.select(conditions, codes), np.select(conditions, [partner for _, partner in rules.values()])
+        return np.select(conditions, codes), np.select(conditions, partners)
 
     def nearest(self, pairs: Flags) -> tuple[Integers, Floats]:
         """Of the chosen pairs (P,), each detection's object of highest IoU (D,), -1 for none, and the IoU (D,)."""
@@ -196,7 +195,6 @@ def find_overlaps(samples: Sequence[Sample], detections: Sequence[Detections], c
     check_samples(samples, detections, len(class_names))
     targets, areas = [sample.target for sample in samples], [sample.areas for sample in samples]
     overlaps = overlap_boxes(detections, targets, class_names, areas=areas, rank=rank_by_id(samples))
-
     # how many better detections of its image and class each has
     group = overlaps.image * len(class_names) + overlaps.label
     order = np.argsort(group, kind="stable")
@@ -226,10 +224,10 @@ def overlap_boxes(
     truth_image, truth_row = _number(targets)
     label = _join([found.labels for found in detections], np.int64)
     score = _join([found.scores for found in detections], np.float64)
-    boxes = _join([found.boxes for found in detections], np.float64).reshape(-1, 4)
-    truth_box = _join([target.boxes for target in targets], np.float64).reshape(-1, 4)
     ignore = _join([target.ignore for target in targets], np.bool_)
-    xywh, truth_xywh = to_xywh(boxes), to_xywh(truth_box)
+    truth_box = _join([target.boxes for target in targets], np.float64).reshape(-1, 4)
+    xywh = to_xywh(_join([found.boxes for found in detections], np.float64).reshape(-1, 4))
+    truth_xywh = to_xywh(truth_box)
     order = np.lexsort((row, image if rank is None else rank[image], -score))
     place = np.argsort(order)
 
@@ -242,7 +240,7 @@ def overlap_boxes(
         pairs.append(np.stack([place[ours][d], t + first_truth, iou[d, t]]))
         first, first_truth = ours.stop, theirs.stop
     detection, truth, overlap = np.concatenate(pairs, axis=1)
-
+    wishes = np.lexsort((-truth, -overlap, detection))
     return Overlaps(
         class_names=tuple(class_names),
         images=len(targets),
@@ -257,9 +255,9 @@ def overlap_boxes(
         truth_box=truth_box,
         truth_area=truth_xywh[:, 2:].prod(axis=1) if areas is None else _join(areas, np.float64),
         ignore=ignore,
-        pair_detection=detection.astype(np.int64),
-        pair_truth=truth.astype(np.int64),
-        pair_iou=overlap,
+        pair_detection=detection[wishes].astype(np.int64),
+        pair_truth=truth[wishes].astype(np.int64),
+        pair_iou=overlap[wishes],
     )
 
 

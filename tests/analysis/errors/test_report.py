@@ -82,6 +82,8 @@ def test_a_class_never_seen_and_never_found(make_sample, make_detections, tmp_pa
     found = make_detections([], [], [])
     report = error_report([sample], [found], NAMES)
     json.dumps(report.to_dict(), allow_nan=False)
-    assert "a: no detection is right, 1 objects" in report.summary() and "AP by sizes: small 0.000 (1)" in report.summary()
+    assert (
+        "a: no detection is right, 1 objects" in report.summary() and "AP by sizes: small 0.000 (1)" in report.summary()
+    )
     write_html(tmp_path / "page.html", "errors", section(report, [sample], [found], worst=0), {})
     assert torch.isnan(torch.tensor(report.curves[1].f1))
