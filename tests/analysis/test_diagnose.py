@@ -7,6 +7,7 @@ import pytest
 
 from retinanet import diagnose, evaluate
 from retinanet.cli.main import main
+from retinanet.detector import Detector
 from retinanet.errors import UserError
 
 
@@ -22,8 +23,8 @@ def test_the_parts_agree(diagnosed, trained, data):
     objects = report.metrics.boxes if hasattr(report.metrics, "boxes") else None
     assert result.errors.errors.ap50 == pytest.approx(report.metrics.ap50, abs=1e-9)
     assert objects in (None, result.missed.boxes)
-    assert result.anchors.boxes == result.missed.boxes == sum(curve.objects for curve in result.errors.curves)
-    assert result.anchors.images == result.missed.images == 3
+    assert len(result.anchors) == result.missed.boxes == sum(curve.objects for curve in result.errors.curves)
+    assert len(result.anchors.inputs) == result.missed.images == 3
     # the classification loss of both, by their own sums
     positives = result.anchors.positives.sum()
     assert result.focal.loss / positives == pytest.approx(report.loss["classification"], rel=1e-4)
@@ -45,13 +46,13 @@ def test_thresholds_reach_predict(trained, data, tmp_path, capsys):
     model, cpu = shutil.copytree(trained, tmp_path / "model"), ["--device", "cpu"]
     command = ["diagnose", str(model), str(data), "--split", "test", "--write-thresholds", *cpu]
     assert main([*command, "--output", str(tmp_path / "none")]) == 0
-    assert "no thresholds were stored" in capsys.readouterr().out and Detector.load(model).thresholds == {}
+    assert "no thresholds were stored" in capsys.readouterr().out and Detector.load(model).spec.thresholds == {}
     truth = tmp_path / "truth"
     assert main(["predict", str(model), str(data), "--output", str(truth), "--score", "0.0", *cpu]) == 0
     command = ["diagnose", str(model), str(truth / "detections.json"), "--split", "train", "--write-thresholds", *cpu]
     assert main([*command, "--output", str(tmp_path / "out")]) == 0
     assert "thresholds stored in the model" in capsys.readouterr().out
-    thresholds = Detector.load(model).thresholds
+    thresholds = Detector.load(model).spec.thresholds
     assert thresholds and set(thresholds) <= {"disc", "square"}
     folder = str(tmp_path / "found")
     assert main(["predict", str(model), f"{data}/test", "--output", folder, "--device", "cpu"]) == 0

@@ -14,7 +14,7 @@ import torch
 
 from retinanet.data.dataset import load_dataset
 from retinanet.data.scenes import paint, plan_scene
-from retinanet.detector import save_detector
+from retinanet.detector import Detector
 from retinanet.evaluation.coco import coco_metrics
 from retinanet.evaluation.evaluate import evaluate, one_pass
 from retinanet.inference.predictor import Predictor
@@ -35,8 +35,8 @@ def model(trained, tmp_path_factory):
         for layer in (detector.net.heads.cls.output, detector.net.heads.box.output):
             spread = torch.randn(layer.weight.shape, generator=generator)
             layer.weight.copy_(spread * (5 if layer.out_channels % 4 else 0.5))
-    detector.spec.preprocess = replace(detector.spec.preprocess, long=160)
-    save_detector(folder, detector)
+    detector = detector.with_spec(preprocess=replace(detector.spec.preprocess, long=160))
+    detector.save(folder)
     return folder
 
 
@@ -73,7 +73,7 @@ def assert_alike(found, wanted):
 
 def test_the_sizes_are_mixed(model, mixed):
     """Some need more padding than others, and some have the same input but other content."""
-    rule = Detector.load(model).preprocess
+    rule = Detector.load(model).spec.preprocess
     content = [rule.size(*sample.size) for sample in load_dataset(mixed).samples]
     assert len(set(content)) > len({rule.padded(*size) for size in content}) > 2
 
@@ -95,7 +95,7 @@ def test_an_evaluation_finds_what_prediction_finds(model, mixed, batch_size):
 def test_validation_in_training_finds_what_prediction_finds(assembled, model, mixed, batch_size):
     training, detector = assembled(batch_size=batch_size, optim={"ema": 0.0}), Detector.load(model)
     training.detector.net.load_state_dict(detector.net.state_dict())
-    training.detector.spec.preprocess = detector.spec.preprocess
+    training.detector = training.detector.with_spec(preprocess=detector.spec.preprocess)
     dataset = training.val_set = load_dataset(mixed)
     wanted = one_by_one(detector, dataset)
     report, found = loop._evaluate(training)

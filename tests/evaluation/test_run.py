@@ -9,6 +9,7 @@ from pycocotools.cocoeval import COCOeval
 
 from retinanet.data.dataset import load_dataset
 from retinanet.data.loader import evaluation_batches
+from retinanet.detector import Detector
 from retinanet.errors import UserError
 from retinanet.evaluation.coco import coco_metrics
 from retinanet.evaluation.evaluate import evaluate, one_pass

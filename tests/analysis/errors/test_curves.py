@@ -9,10 +9,11 @@ import torch
 from safetensors.torch import load_file
 
 from retinanet.analysis.errors.curves import best_thresholds, confusion, operating_points
-from retinanet.detector import save_thresholds
+from retinanet.detector import Detector
 from retinanet.errors import UserError
 from retinanet.evaluation.coco import coco_metrics
 from retinanet.evaluation.matching import find_overlaps, match_image
+from retinanet.model_folder import write_thresholds
 from retinanet.types import Detections
 
 NAMES = ("a", "b", "c")
@@ -117,12 +118,12 @@ def test_thresholds_are_stored_in_the_model(trained, data, tmp_path, make_sample
     samples = [make_sample([[0, 0, 10, 10]], [1])]
     found = [make_detections([[0, 0, 10, 10], [30, 0, 40, 10]], [0.75, 0.25], [1, 1], names)]
     curves = operating_points(find_overlaps(samples, found, names))
-    save_thresholds(folder, best_thresholds(curves))
+    write_thresholds(folder, best_thresholds(curves))
     assert json.loads((folder / "config.json").read_text()) == {**before, "thresholds": {"square": 0.5}}
-    assert Detector.load(folder).thresholds == {"square": 0.5}
+    assert Detector.load(folder).spec.thresholds == {"square": 0.5}
     tensors, again = load_file(trained / "model.safetensors"), load_file(folder / "model.safetensors")
     assert all(torch.equal(tensors[key], again[key]) for key in tensors)
     found = [make_detections([[0, 0, 10, 10]], [0.5], [1])]
     others = best_thresholds(operating_points(find_overlaps(samples, found, NAMES)))
     with pytest.raises(UserError, match="threshold for 'b'"):
-        save_thresholds(folder, others)
+        write_thresholds(folder, others)
