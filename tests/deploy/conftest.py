@@ -18,7 +18,7 @@ import retinanet.deploy.openvino  # noqa: F401
 from retinanet.data.scenes import paint, plan_scene
 from retinanet.deploy.export import export
 from retinanet.deploy.onnx import to_onnx
-from retinanet.detector import Detector, save_detector
+from retinanet.detector import Detector
 from retinanet.images.preprocess import Preprocess
 from retinanet.inference.onnx_backend import KEY
 from retinanet.inference.predictor import Predictor
@@ -85,7 +85,7 @@ def detector():
 def model(detector, tmp_path_factory) -> Path:
     """A model folder. Read only."""
     folder = tmp_path_factory.mktemp("model") / "m"
-    save_detector(folder, detector)
+    detector.save(folder)
     return folder
 
 

@@ -19,7 +19,7 @@ from retinanet.deploy.benchmark_table import COLUMNS, BenchmarkResult, Row
 from retinanet.deploy.competitors import Competitor, TimedPostprocess, competitor
 from retinanet.deploy.peer import TorchvisionBackend
 from retinanet.deploy.stopwatch import Spread, interleaved
-from retinanet.detector import Detector, save_detector
+from retinanet.detector import Detector
 from retinanet.errors import UserError
 from retinanet.evaluation.evaluate import evaluate
 from retinanet.images.io import read_pixels
@@ -91,7 +91,7 @@ def nothing_found(path, class_names):
 def home(trained, tmp_path):
     """A model folder that has an export already, of a model that finds nothing."""
     folder = tmp_path / "model"
-    save_detector(folder, Detector.load(trained))
+    Detector.load(trained).save(folder)
     nothing_found(folder / "onnx-fp32" / "model.onnx", Detector.load(trained).class_names)
     return folder
 
@@ -249,7 +249,7 @@ def test_torchvision_finds_what_torch_finds(peer_detector, data):
 
 
 def test_torchvision_takes_part_where_it_has_the_network(peer_detector, tmp_path):
-    save_detector(tmp_path / "model", peer_detector)
+    peer_detector.save(tmp_path / "model")
     one = competitor("torchvision", tmp_path / "model", "", tmp_path, heads=False)
     assert one.options == {"torchvision": True}
     assert one.size == pytest.approx((tmp_path / "model" / "model.safetensors").stat().st_size, rel=0.01)

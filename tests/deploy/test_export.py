@@ -14,7 +14,6 @@ import torch
 
 from retinanet.deploy import export as export_run
 from retinanet.deploy.export import FILES, export
-from retinanet.detector import save_detector
 from retinanet.digest import file_sha256
 from retinanet.errors import UserError
 from retinanet.evaluation.evaluate import evaluate
@@ -168,7 +167,7 @@ def test_weights_that_have_changed_since(exported, model, detector, tmp_path, ca
         shutil.copytree(exported(form).folder, place)
         open_exported(place / FILES[form])
     assert "other weights" not in caplog.text
-    save_detector(run, detector, {key: value + 1 for key, value in detector.net.state_dict().items()})
+    detector.save(run, {key: value + 1 for key, value in detector.net.state_dict().items()})
     open_exported(tmp_path / "away" / FILES[form])
     assert "other weights" not in caplog.text
     predictor = Predictor.load(run / "exported")
@@ -276,6 +275,6 @@ def test_verify_measures_the_file_and_the_network(model, labelled, converted_onc
 
 
 def test_same_padding_of_timm(build, tmp_path):
-    save_detector(tmp_path / "m", build("tf_mobilenetv3_small_minimal_100", rule=Preprocess(short=96, long=192)))
+    build("tf_mobilenetv3_small_minimal_100", rule=Preprocess(short=96, long=192)).save(tmp_path / "m")
     assert export(str(tmp_path / "m"), format="onnx").proof.detections > 20
     assert (tmp_path / "m" / "onnx-fp32" / "model.onnx").is_file()

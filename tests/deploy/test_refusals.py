@@ -11,7 +11,7 @@ from retinanet.deploy import export as export_run
 from retinanet.deploy import pt2
 from retinanet.deploy.export import FILES, export
 from retinanet.deploy.graph import DetectionModule
-from retinanet.detector import save_detector
+from retinanet.detector import Detector
 from retinanet.errors import UserError
 from retinanet.images.preprocess import Preprocess
 from retinanet.inference.predictor import Predictor
@@ -145,7 +145,7 @@ def test_packages_that_are_missing(model, labelled, converted_once, tmp_path, mo
 
 
 def test_images_padded_to_16(build, tmp_path):
-    save_detector(tmp_path / "m", build(rule=Preprocess(short=96, long=192, multiple=16)))
+    build(rule=Preprocess(short=96, long=192, multiple=16)).save(tmp_path / "m")
     with pytest.raises(UserError, match=r"pads to multiples of 16\. Set preprocess\.multiple to 32"):
         export(str(tmp_path / "m"), format="pt2")
     assert not (tmp_path / "m" / "pt2-fp32").exists()

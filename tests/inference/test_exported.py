@@ -11,6 +11,7 @@ import openvino
 import pytest
 from PIL import Image
 
+from retinanet.detector import Detector
 from retinanet.errors import UserError
 from retinanet.images.preprocess import Preprocess, PreprocessCompat
 from retinanet.inference.card import CARD_FORMAT, Card

@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 
 from retinanet.data.dataset import load_dataset
-from retinanet.detector import save_thresholds
 from retinanet.errors import UserError
 from retinanet.inference import predict as predict_run
 from retinanet.inference.documents import CSV_COLUMNS, Prediction, coco_document, csv_document
 from retinanet.inference.predict import above, find_images, picture_names, predict
 from retinanet.inference.predictor import Predictor
+from retinanet.model_folder import write_thresholds
 from retinanet.plotting.marks import class_colour
 from retinanet.types import Detections
 
@@ -188,7 +188,7 @@ def test_each_class_has_the_threshold_of_the_model(trained, data, tmp_path):
     scores, labels = (torch.cat([getattr(one, kind) for one in everything]) for kind in ("scores", "labels"))
     limits = [float(scores[labels == label].quantile(share)) for label, share in ((0, 0.5), (1, 0.75))]
     thresholds = dict(zip(("disc", "square"), limits, strict=True))
-    save_thresholds(model, thresholds)
+    write_thresholds(model, thresholds)
 
     def shown(folder, model, **options):
         options = {"output": str(tmp_path / folder), "device": "cpu", "pictures": False, **options}
@@ -207,7 +207,7 @@ def test_each_class_has_the_threshold_of_the_model(trained, data, tmp_path):
     assert shown("given", model, score=0.005) == expected([0.005, 0.005]) != expected(limits)
     assert shown("zero", model, score=0.0) == expected([0, 0])
     assert shown("none", trained) == expected([0.3, 0.3])
-    save_thresholds(model, {"disc": limits[0]})
+    write_thresholds(model, {"disc": limits[0]})
     assert shown("half", model) == expected([limits[0], 0.3])
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from retinanet.detector import Detector
 from retinanet.images.io import read_pixels
 from retinanet.inference import torch_backend
 from retinanet.inference.predictor import Predictor

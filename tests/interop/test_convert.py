@@ -9,6 +9,7 @@ import torch
 
 from retinanet.anchors.lattice import AnchorLattice
 from retinanet.cli.main import main
+from retinanet.detector import Detector
 from retinanet.errors import UserError
 from retinanet.interop import detectron2, mmdetection, odtk, torchvision, yhenon
 from retinanet.interop.classes import names_for

@@ -13,7 +13,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from retinanet.detector import save_detector
+from retinanet.detector import Detector
 from retinanet.errors import UserError
 from retinanet.interop import convert as conversion
 from retinanet.interop import parity
@@ -287,7 +287,7 @@ def test_what_torchvision_cannot_be(tmp_path, unmeasured):
     detector = converted(file_of(small(91), tmp_path)).detector
     with pytest.raises(UserError, match="no such RetinaNet: backbone 'resnet18', not 'resnet50'"):
         to_torchvision(detector)
-    save_detector(tmp_path / "model", detector)
+    detector.save(tmp_path / "model")
     with pytest.raises(UserError, match="no such RetinaNet"):
         convert(str(tmp_path / "model"), str(tmp_path / "model.pth"), to="torchvision")
     for part, change in (("postprocess", {"class_agnostic": True}), ("preprocess", {"compat": {"channels": "BGR"}})):

@@ -15,6 +15,7 @@ import torch
 from retinanet.data.dataset import load_dataset
 from retinanet.data.loader import training_batches
 from retinanet.data.transforms import Augment
+from retinanet.detector import Detector
 from retinanet.errors import UserError
 from retinanet.evaluation.evaluate import one_pass
 from retinanet.training import loop

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from retinanet.cli.main import main
-from retinanet.detector import save_detector
+from retinanet.detector import Detector
 from retinanet.training.log import read_log
 
 SCRIPT = Path(__file__).with_name("ranks.py")
@@ -36,7 +36,7 @@ def frozen(trained, tmp_path_factory):
     architecture = replace(detector.spec.architecture, norm="frozen")
     net = architecture.build(len(detector.spec.class_names))
     net.load_state_dict(detector.net.state_dict())
-    save_detector(folder, replace(detector, net=net, architecture=architecture))
+    replace(detector, net=net, architecture=architecture).save(folder)
     return folder
 
 

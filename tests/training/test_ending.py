@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from retinanet.detector import TENSORS
+from retinanet.detector import Detector
+from retinanet.spec import TENSORS
 from retinanet.training.resume import STATE
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="process groups, named pipes, limits of files")

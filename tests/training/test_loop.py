@@ -11,6 +11,7 @@ import torch
 
 from retinanet.anchors.lattice import LatticeCompat
 from retinanet.data.loader import training_batches
+from retinanet.detector import Detector
 from retinanet.errors import UserError
 from retinanet.losses.detection import DetectionLoss
 from retinanet.training import loop

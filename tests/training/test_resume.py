@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from retinanet.detector import Detector
 from retinanet.errors import Interrupted, UserError
 from retinanet.training import loop
 from retinanet.training.log import RunLog, read_log

@@ -15,6 +15,7 @@ from retinanet.analysis.anchors.audit import audit
 from retinanet.anchors.lattice import AnchorLattice
 from retinanet.cli.main import main
 from retinanet.data.dataset import DetectionDataset, load_dataset
+from retinanet.detector import Detector
 from retinanet.errors import Interrupted, UserError
 from retinanet.images.preprocess import Preprocess
 from retinanet.training import run as train_run

@@ -9,7 +9,7 @@ import yaml
 
 from retinanet.anchors.lattice import AnchorLattice
 from retinanet.data.dataset import load_dataset
-from retinanet.detector import Detector, save_detector
+from retinanet.detector import Detector
 from retinanet.errors import UserError
 from retinanet.images.preprocess import Preprocess
 from retinanet.model.postprocess import Postprocess
@@ -196,13 +196,13 @@ def test_norms_that_hold_their_activation_keep_their_weights_too(data, tmp_path)
     architecture = Architecture(backbone="tf_efficientnet_lite0", channels=16, depth=0)
     dataset = load_dataset(data, "train")
     net = architecture.build(2)
-    save_detector(tmp_path, Detector(net, architecture, Preprocess(), Postprocess(), dataset.class_names))
+    Detector(net, architecture, Preprocess(), Postprocess(), dataset.class_names).save(tmp_path)
     _, moved = fine_tuned(tmp_path, "imagenet", dataset, {"norm": "group"}, ImageConfig(), Postprocess())
     assert not moved.fresh and "backbone.body.bn1.0.weight" in moved.kept
 
 
 def test_no_statistics_to_freeze_after_group_norms(go_on, data, tmp_path):
-    save_detector(tmp_path, go_on(norm="group")[0])
+    go_on(norm="group")[0].save(tmp_path)
     with pytest.raises(UserError, match=r"norm frozen: .* has group norms, .*Expected batch or group"):
         fine_tuned(tmp_path, "imagenet", load_dataset(data, "train"), {"norm": "frozen"}, ImageConfig(), Postprocess())
 

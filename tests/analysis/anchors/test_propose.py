@@ -17,6 +17,7 @@ from retinanet.analysis.anchors.search import Fit
 from retinanet.anchors.lattice import AnchorLattice, LatticeCompat
 from retinanet.anchors.matching import Matcher
 from retinanet.cli.main import main
+from retinanet.detector import Detector
 from retinanet.errors import UserError
 from retinanet.images.preprocess import Preprocess
 from retinanet.types import Sample, Target
