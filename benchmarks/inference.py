@@ -106,7 +106,7 @@ def graphs(detector: Detector, folder: Path, only: list[str]) -> dict[str, Expor
     for name, kind, raw in wanted:
         runtime, precision = kind.rsplit(maxsplit=1)
         writer, file = {"OpenVINO": (write_openvino, "model.xml"), "ONNX Runtime": (write_onnx, "model.onnx")}[runtime]
-        card = Card(detector.spec.class_names, detector.spec.preprocess, precision=precision, raw=raw)
+        card = Card(detector.spec, precision=precision, raw=raw)
         path = folder / name.replace(" ", "-") / file
         path.parent.mkdir()
         print(f"writing {name}", flush=True)

@@ -33,8 +33,8 @@ from retinanet.data.loader import StepSampler
 from retinanet.data.transforms import Augment
 from retinanet.detector import Detector
 from retinanet.images.preprocess import Preprocess
-from retinanet.model.postprocess import Postprocess
 from retinanet.model.presets import preset
+from retinanet.spec import ModelSpec
 from retinanet.training.config import LossConfig, OptimConfig, RunConfig
 from retinanet.training.loop import train_step
 from retinanet.training.precision import build_fabric
@@ -64,7 +64,7 @@ def our_step(images: list[Sample], size: int, precision: str, folder: Path) -> S
     architecture = preset("resnet50")
     preprocess = Preprocess(short=size, long=size)
     names = tuple(str(label) for label in range(CLASSES))
-    detector = Detector(architecture.build(CLASSES), architecture, preprocess, Postprocess(), names)
+    detector = Detector(ModelSpec(names, preprocess, architecture=architecture), architecture.build(CLASSES))
     dataset = DetectionDataset(images, names)
     config = {
         "model": "resnet50",

@@ -231,3 +231,77 @@ def make_sample():
 def make_detections():
     """``as_detections``: the detections of one image from lists."""
     return as_detections
+
+
+@pytest.fixture(scope="session")
+def full_spec():
+    """A description of a model in which nothing has its default, so that nothing can be lost without a difference."""
+    from retinanet.anchors.coding import BoxCoder
+    from retinanet.anchors.lattice import AnchorLattice, LatticeCompat
+    from retinanet.images.preprocess import Preprocess, PreprocessCompat
+    from retinanet.model.postprocess import Postprocess, PostprocessCompat
+    from retinanet.model.presets import Architecture
+    from retinanet.spec import ModelSpec
+
+    return ModelSpec(
+        class_names=("Ameise", "пчела", "cow 3"),
+        preprocess=Preprocess(
+            short=64,
+            long=96,
+            multiple=64,
+            mean=(0.1, 0.2, 0.3),
+            std=(0.4, 0.5, 0.6),
+            compat=PreprocessCompat(margin=1, divisor=128.0, channels="BGR", rounding="floor", resampling="plain"),
+        ),
+        postprocess=Postprocess(
+            score=0.25,
+            topk=50,
+            nms=0.4,
+            max_detections=20,
+            class_agnostic=True,
+            compat=PostprocessCompat(clip="half", keep_empty=True),
+        ),
+        architecture=Architecture(
+            backbone="test_resnet",
+            norm="batch",
+            frozen_stages=1,
+            stride_in_1x1=True,
+            norm_eps=1e-3,
+            channels=64,
+            depth=1,
+            head_norm="group",
+            p6_from="P5",
+            relu_before_p7=False,
+            prior=0.3,
+            anchors=AnchorLattice(
+                sizes=(16, 32, 64, 128, 256.5),
+                ratios=(0.5, 2.0),
+                scales=(1.0,),
+                offset=0.0,
+                compat=LatticeCompat(rounding="corners", inclusive=True, floor_strides=True),
+            ),
+            coder=BoxCoder(std=(0.1, 0.1, 0.2, 0.2), clamp=3.0, clamp_below=True),
+        ),
+        thresholds={"пчела": 0.3125, "cow 3": 0.7},
+        scale=0.8,
+        metrics={"AP": 0.58, "of": "val"},
+    )
+
+
+@pytest.fixture(scope="session")
+def full_detector(full_spec):
+    """A network of it, with weights and statistics that are not those of a new one. Read only."""
+    import torch
+
+    from retinanet.detector import Detector
+
+    torch.manual_seed(0)
+    net = full_spec.architecture.build(3)
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight.data, 0.5, 1.5)
+            torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
+            module.num_batches_tracked.fill_(7)
+    for tower in (net.heads.cls, net.heads.box):
+        torch.nn.init.normal_(tower.output.weight, std=0.5)
+    return Detector(full_spec, net.eval())

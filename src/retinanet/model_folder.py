@@ -73,8 +73,8 @@ def write_thresholds(folder: str | Path, thresholds: Mapping[str, float]) -> Non
     """
     config = read_config(folder)
     spec = replace(_read_spec(Path(folder), config), thresholds=thresholds)
-    kept = {DIGESTS: config[DIGESTS]} if DIGESTS in config else {}
-    _write_config(Path(folder), {**spec.to_dict(), **kept})
+    kept = {name: value for name, value in config.items() if name != "thresholds"}
+    _write_config(Path(folder), {**kept, **({"thresholds": dict(spec.thresholds)} if spec.thresholds else {})})
 
 
 def read_model(folder: str | Path) -> tuple[ModelSpec, RetinaNet]:

@@ -6,7 +6,7 @@ The one place that decides whether a value has the type that a field declares.
 from __future__ import annotations
 
 import dataclasses
-import math
+import sys
 import types
 from collections.abc import Mapping
 from pathlib import Path
@@ -96,7 +96,7 @@ def _typed(value: Any, hint: Any, present: Any, where: str) -> Any:
     elif get_origin(hint) is tuple:
         return _typed_tuple(value, get_args(hint), hint, where)
     elif hint is float:
-        fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        fits = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
         value = float(value) if fits else value
     else:
         kind = get_origin(hint) or hint

@@ -5,7 +5,7 @@ It is read without torch, because who predicts with an exported model need not h
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,8 +59,9 @@ class ModelSpec:
         object.__setattr__(self, "thresholds", check_thresholds(self.thresholds, names))
         scale = self.scale
         number = isinstance(scale, float | int) and not isinstance(scale, bool)
-        if scale is not None and not (number and 0 < scale < math.inf):
+        if scale is not None and not (number and 0 < scale <= sys.float_info.max):
             raise UserError(f"scale is {scale!r}, expected a number above 0")
+        object.__setattr__(self, "scale", None if scale is None else float(scale))
         if not isinstance(self.metrics, Mapping):
             raise UserError(f"metrics is {self.metrics!r}, expected names with values")
 
@@ -200,7 +201,11 @@ def _nest_anchors(values: Any) -> Any:
     anchors = values.get("anchors") if isinstance(values, Mapping) else None
     if not isinstance(anchors, Mapping):
         return values
-    anchors = {name: value for name, value in anchors.items() if name != "spacing"}
+    anchors = dict(anchors)
     if "rounded" in anchors:
         anchors["rounding"] = "corners" if anchors.pop("rounded") else "none"
-    return {**values, "anchors": nest_compat(anchors, AnchorLattice())}
+    anchors = nest_compat(anchors, AnchorLattice())
+    compat = anchors.get("compat")
+    if isinstance(compat, Mapping):
+        anchors["compat"] = {name: value for name, value in compat.items() if name != "spacing"}
+    return {**values, "anchors": anchors}

@@ -101,7 +101,7 @@ def test_an_interruption_before_the_first_step(data, tmp_path, monkeypatch, capf
     def interrupted(*_args, **_options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(evaluate_run, "load_pretrained", interrupted)
+    monkeypatch.setattr(evaluate_run.Detector, "load", interrupted)
     assert main(["evaluate", "model", str(data)]) == 130
     assert capfd.readouterr().err == "retinanet evaluate: interrupted\n"
 
@@ -110,7 +110,7 @@ def test_our_own_mistakes_keep_their_traceback(data, monkeypatch):
     def broken(*_args, **_options):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(evaluate_run, "load_pretrained", broken)
+    monkeypatch.setattr(evaluate_run.Detector, "load", broken)
     with pytest.raises(RuntimeError, match="a bug"):
         main(["evaluate", "model", str(data)])
 

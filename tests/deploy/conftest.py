@@ -24,6 +24,7 @@ from retinanet.inference.onnx_backend import KEY
 from retinanet.inference.predictor import Predictor
 from retinanet.model.postprocess import Postprocess
 from retinanet.model.presets import Architecture
+from retinanet.spec import ModelSpec
 
 SHORT = 160  # of the pictures as well, so that nothing is resized
 RULE = Preprocess(short=SHORT, long=320)
@@ -57,16 +58,16 @@ def make(backbone="test_resnet", names=("disc", "star"), rule=RULE, post=None, *
     """A detector that is never trained."""
     torch.manual_seed(0)
     made = Architecture(**{"backbone": backbone, "channels": 16, "depth": 1, **architecture})
-    return Detector(
-        net=shaken(made.build(len(names))),
-        architecture=made,
+    spec = ModelSpec(
+        class_names=tuple(names),
         preprocess=rule,
         postprocess=post or Postprocess(score=0.1, topk=200, max_detections=60),
-        class_names=tuple(names),
-        metrics={"AP": 0.25},
+        architecture=made,
         thresholds={names[0]: 0.35},
         scale=1.5,
+        metrics={"AP": 0.25},
     )
+    return Detector(spec, shaken(made.build(len(names))))
 
 
 @pytest.fixture(scope="session")

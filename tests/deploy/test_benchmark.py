@@ -31,6 +31,7 @@ from retinanet.inference.torch_backend import TorchBackend
 from retinanet.interop import torchvision as source
 from retinanet.model.postprocess import Postprocess, PostprocessCompat
 from retinanet.model.presets import Architecture
+from retinanet.spec import ModelSpec
 from retinanet.types import Detections
 
 
@@ -80,7 +81,7 @@ def nothing_found(path, class_names):
     outputs = [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape, _) in zero.items()]
     graph = helper.make_graph(nodes, "nothing", inputs, outputs)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    card = Card(class_names, Preprocess(short=64, long=96))
+    card = Card(ModelSpec(class_names, Preprocess(short=64, long=96)))
     helper.set_model_props(model, {"retinanet": card.to_json()})
     path.parent.mkdir(parents=True)
     onnx.save(model, path)
@@ -92,7 +93,7 @@ def home(trained, tmp_path):
     """A model folder that has an export already, of a model that finds nothing."""
     folder = tmp_path / "model"
     Detector.load(trained).save(folder)
-    nothing_found(folder / "onnx-fp32" / "model.onnx", Detector.load(trained).class_names)
+    nothing_found(folder / "onnx-fp32" / "model.onnx", Detector.load(trained).spec.class_names)
     return folder
 
 
@@ -104,7 +105,7 @@ def peer_detector():
     names = ("disc", "square")
     rule = Preprocess(short=64, long=96, compat=PreprocessCompat(rounding="floor", resampling="normalised"))
     post = Postprocess(score=0.009, topk=50, max_detections=20, compat=PostprocessCompat(keep_empty=True))
-    return Detector(architecture.build(2).eval(), architecture, rule, post, names)
+    return Detector(ModelSpec(names, rule, post, architecture), architecture.build(2).eval())
 
 
 def row(name, latency, **changes):

@@ -7,9 +7,10 @@ from onnx import TensorProto, helper
 
 from retinanet.images.preprocess import Preprocess
 from retinanet.inference.card import Card
+from retinanet.spec import ModelSpec
 
 RULE = Preprocess(short=32, long=64, multiple=32)
-CARD = Card(("spot", "half"), RULE, thresholds={"spot": 0.2}, scale=0.5)
+CARD = Card(ModelSpec(("spot", "half"), RULE, thresholds={"spot": 0.2}, scale=0.5))
 
 
 def peak_graph():

@@ -14,11 +14,12 @@ from PIL import Image
 from retinanet.detector import Detector
 from retinanet.errors import UserError
 from retinanet.images.preprocess import Preprocess, PreprocessCompat
-from retinanet.inference.card import CARD_FORMAT, Card
+from retinanet.inference.card import Card
 from retinanet.inference.exported import open_exported
 from retinanet.inference.predict import predict
 from retinanet.inference.predictor import Predictor
-from retinanet.spec import exported_file
+from retinanet.model.postprocess import Postprocess
+from retinanet.spec import FORMAT, ModelSpec, exported_file
 
 
 def picture(height, width, peak):
@@ -181,8 +182,8 @@ class TestBadFiles:
             open_exported(written(tmp_path / name, ""))
 
     def test_newer(self, name, tmp_path, written, card):
-        newer = {**json.loads(card.to_json()), "format": CARD_FORMAT + 1, "library_version": "9.1", "more": 1}
-        with pytest.raises(UserError, match=r"by retinanet 9.1 in format 3.*pip install -U retinanet"):
+        newer = {**json.loads(card.to_json()), "format": FORMAT + 1, "library_version": "9.1", "more": 1}
+        with pytest.raises(UserError, match=r"by retinanet 9.1 in format 4.*pip install -U retinanet"):
             open_exported(written(tmp_path / name, json.dumps(newer)))
 
     def test_raw(self, name, tmp_path, written, card):
@@ -225,16 +226,23 @@ def test_bf16_on_a_cpu_without_it(tmp_path, written, card, caplog, monkeypatch):
 
 class TestCard:
     FULL = Card(
-        ("a", "ж"),
-        Preprocess(
-            short=33, long=44, mean=(1.0, 2.0, 3.0), compat=PreprocessCompat(1, channels="BGR", resampling="normalised")
+        ModelSpec(
+            ("a", "ж"),
+            Preprocess(
+                short=33,
+                long=44,
+                mean=(1.0, 2.0, 3.0),
+                compat=PreprocessCompat(1, channels="BGR", resampling="normalised"),
+            ),
+            Postprocess(score=0.25, nms=0.4),
+            thresholds={"ж": 0.25},
+            scale=1.5,
+            metrics={"AP": 0.5},
         ),
-        {"score": 0.05},
-        {"ж": 0.25},
-        {"AP": 0.5},
         "int8",
         True,
-        1.5,
+        "0.0.1",
+        "ab",
     )
 
     def test_there_and_back(self, tmp_path):
@@ -242,7 +250,7 @@ class TestCard:
         older = json.loads(self.FULL.to_json())  # with the fields of compat beside the others
         older["preprocess"] |= older["preprocess"].pop("compat")
         assert Card.from_json(json.dumps(older), tmp_path) == self.FULL
-        bare = Card(("a",), Preprocess())
+        bare = Card(ModelSpec(("a",)))
         assert Card.from_json(bare.to_json(), tmp_path) == bare
 
     @pytest.mark.parametrize(

@@ -17,8 +17,8 @@ from retinanet.images.io import read_image, read_pixels
 from retinanet.images.preprocess import Preprocess
 from retinanet.inference.predictor import Predictor, to_array
 from retinanet.inference.torch_backend import TorchBackend
-from retinanet.model.postprocess import Postprocess
 from retinanet.model.presets import Architecture
+from retinanet.spec import ModelSpec
 from retinanet.types import RawOutput
 
 LATTICE = AnchorLattice(strides=(8, 16), sizes=(16, 40), ratios=(1.0,), scales=(1.0,))
@@ -45,7 +45,7 @@ class BrightSpot(nn.Module):
 @pytest.fixture
 def spotter():
     preprocess = Preprocess(short=32, long=64, multiple=32, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-    detector = Detector(BrightSpot(), Architecture(), preprocess, Postprocess(), ("spot",))
+    detector = Detector(ModelSpec(("spot",), preprocess, architecture=Architecture()), BrightSpot())
     return Predictor(TorchBackend(detector, device="cpu"), batch_size=2)
 
 

@@ -19,8 +19,9 @@ from retinanet.evaluation.evaluate import evaluate
 from retinanet.images.preprocess import Preprocess
 from retinanet.inference.card import Card
 from retinanet.inference.predictor import Predictor
+from retinanet.spec import ModelSpec
 
-CARD = Card(("spot",), Preprocess(short=32, long=64))
+CARD = Card(ModelSpec(("spot",), Preprocess(short=32, long=64)))
 
 
 class Peak(torch.nn.Module):

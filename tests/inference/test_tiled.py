@@ -18,22 +18,22 @@ from PIL import Image
 
 from retinanet.errors import UserError
 from retinanet.images.preprocess import Preprocess
-from retinanet.inference.backend import Limits, Prepared
+from retinanet.inference.backend import Prepared
 from retinanet.inference.predictor import Predictor
 from retinanet.inference.tiled import EDGE, predict_tiled, starts
+from retinanet.model.postprocess import Postprocess
+from retinanet.spec import ModelSpec
 from retinanet.types import Detections
 
 
 class Colours:
     """Finds the box around the pixels of each colour but black. Green is the score, the last bit of red the class."""
 
-    class_names = ("even", "odd")
     name = "colours"
 
     def __init__(self, scale=1.0, streams=1, short=800):
-        self.thresholds = {}
-        self.scale, self.streams, self.limits = scale, streams, Limits(max_detections=1000)
-        self.preprocess = Preprocess(short=short, long=4 * short)
+        rule, post = Preprocess(short=short, long=4 * short), Postprocess(max_detections=1000)
+        self.spec, self.streams = ModelSpec(("even", "odd"), rule, post, scale=scale), streams
         self.batches, self.rules, self.windows = [], [], []
 
     def prepare(self, image, rule=None):
@@ -55,7 +55,7 @@ class Colours:
         return self.pack(rows[:, 1:5], -rows[:, 0] / 255, rows[:, 5])
 
     def pack(self, boxes, scores, labels):
-        return Detections(np.float32(boxes), np.float32(scores), np.int64(labels), self.class_names)
+        return Detections(np.float32(boxes), np.float32(scores), np.int64(labels), self.spec.class_names)
 
 
 def predictor(batch_size=2, **options):
@@ -317,17 +317,16 @@ def write(path, strips, height, width):
 LARGE = """
 import re, sys
 import numpy as np
-from retinanet.images.preprocess import Preprocess
-from retinanet.inference.backend import Limits, Prepared
+from retinanet.inference.backend import Prepared
 from retinanet.inference.predictor import Predictor
+from retinanet.spec import ModelSpec
 from retinanet.types import Detections
 
 def peak():  # getrusage would count what the parent process held
     return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
 
 class Sums:
-    class_names, thresholds, name, scale, streams, preprocess = ("a",), {}, "sums", 1.0, 1, Preprocess()
-    limits = Limits()
+    name, streams, spec = "sums", 1, ModelSpec(("a",), scale=1.0)
 
     def prepare(self, image, rule=None):
         return Prepared(np.array(image), image.shape[:2], image.shape[:2])
@@ -336,7 +335,7 @@ class Sums:
         return [self.pack([[10, 10, 40, 40]], [image.pixels.mean() / 255], [0]) for image in images]
 
     def pack(self, boxes, scores, labels):
-        return Detections(np.float32(boxes), np.float32(scores), np.int64(labels), self.class_names)
+        return Detections(np.float32(boxes), np.float32(scores), np.int64(labels), self.spec.class_names)
 
 windows = []
 found = Predictor(Sums()).tiled(sys.argv[1], tile=512, overlap=64, progress=lambda *now: windows.append(now))
@@ -364,7 +363,7 @@ def test_tiles_that_are_full_are_told(caplog):
     image = image_of((100, 300), [(10, 10, 20, 20), (150, 30, 20, 20)])
     one.tiled(image, tile=100, overlap=20)
     assert not caplog.messages
-    one.backend.limits = Limits(max_detections=1)
+    one.backend.spec = replace(one.backend.spec, postprocess=Postprocess(max_detections=1))
     one.tiled(image, tile=100, overlap=20)
     assert "of 4 tiles hold 1 detections, the most that the model reports" in caplog.text
 
@@ -376,12 +375,12 @@ def test_the_suppression_is_the_models():
     image[0, 0] = 255
     left, right = [[50, 10, 90, 50]], [[0, 10, 30, 50]]  # the second window begins at 80
 
-    def found(limits, label=0):
-        one.backend.limits = limits
+    def found(rule, label=0):
+        one.backend.spec = replace(one.backend.spec, postprocess=rule)
         one.backend.found = lambda pixels: one.backend.pack(
             left if pixels[0, 0, 0] else right, [0.9 if pixels[0, 0, 0] else 0.8], [0 if pixels[0, 0, 0] else label]
         )
         return len(one.tiled(image, tile=(60, 100), overlap=20, merge="nms"))
 
-    assert found(Limits(nms=0.5)) == 2 and found(Limits(nms=0.1)) == 1
-    assert found(Limits(nms=0.1), label=1) == 2 and found(Limits(nms=0.1, class_agnostic=True), label=1) == 1
+    assert found(Postprocess(nms=0.5)) == 2 and found(Postprocess(nms=0.1)) == 1
+    assert found(Postprocess(nms=0.1), label=1) == 2 and found(Postprocess(nms=0.1, class_agnostic=True), label=1) == 1

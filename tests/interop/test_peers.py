@@ -52,7 +52,7 @@ class Peer:
         state = made.fill(made.empty_state(name.removesuffix("_caffe")), float(self.numbers["stem_gain"]))
         self.file = WeightsFile(Path(f"{name}.pth"), state, META.get(name, {}), "", ())
         self.conversion = converted(self.file, changes=CHANGES.get(name))
-        self.detector = self.conversion.detector
+        self.detector = Detector(self.conversion.spec, self.conversion.net)
         self.batch = made.network_input(tuple(self.numbers["input_size"]), float(self.numbers["stem_gain"]))
         with torch.no_grad():
             self.raw = self.detector.net(self.batch)
@@ -88,7 +88,7 @@ def peer(request, peers):
 def test_every_tensor_has_its_place(peer):
     conversion = peer.conversion
     assert set(conversion.used.values()) | set(conversion.left_out) == set(peer.file.tensors)
-    assert set(conversion.used) | set(conversion.filled) == set(conversion.detector.net.state_dict())
+    assert set(conversion.used) | set(conversion.filled) == set(conversion.net.state_dict())
     assert conversion.source == peer.name.removesuffix("_caffe")
 
 
@@ -195,7 +195,7 @@ def test_detections_of_a_photo(peers, name, limit):
     """
     peer, size = peers(name), (97, 130)
     rule = replace(peer.detector.spec.preprocess, short=128, long=213)
-    predictor = Predictor(TorchBackend(replace(peer.detector, preprocess=rule), device="cpu"))
+    predictor = Predictor(TorchBackend(peer.detector.with_spec(preprocess=rule), device="cpu"))
     found = predictor(made.photo()).above(float(peer.numbers["photo_floor"]))
     theirs = [peer.numbers[f"photo_{key}"] for key in ("boxes", "scores", "labels")]
     theirs[0] = theirs[0] + peer.edge * size[0] / 128

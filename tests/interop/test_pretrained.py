@@ -9,7 +9,7 @@ import pytest
 import torch
 from torchvision.models.detection import RetinaNet_ResNet50_FPN_Weights
 
-from retinanet import RetinaNet, evaluate
+from retinanet import evaluate
 from retinanet.cli.main import main
 from retinanet.detector import Detector
 from retinanet.errors import UserError
@@ -47,13 +47,13 @@ def planted(home):
 def test_torchvision_by_name(planted, home, capsys):
     net, file = planted
     assert torchvision_file(f"torchvision:{NAME}") == torchvision_file(f"torchvision/{NAME}") == file
-    model = RetinaNet.from_pretrained(f"torchvision/{NAME}")
+    model = Detector.load(f"torchvision/{NAME}").net
     assert not model.training and torch.equal(model.backbone.body.conv1.weight, net.backbone.body.conv1.weight)
     digits = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
     (kept,) = (home / "cache" / "retinanet").glob(f"*/*{digits}")
     assert (kept / "conversion.txt").is_file() and model_folder(f"torchvision/{NAME}") == kept
     before = (kept / "model.safetensors").stat().st_mtime_ns
-    assert len(Detector.load(f"torchvision/{NAME}").class_names) == 80
+    assert len(Detector.load(f"torchvision/{NAME}").spec.class_names) == 80
     assert (kept / "model.safetensors").stat().st_mtime_ns == before  # converted once
     assert main(["convert", "--from", f"torchvision:{NAME}", str(home / "coco")]) == 0
     assert "80 kept" in capsys.readouterr().out and (home / "coco" / "config.json").is_file()
@@ -100,7 +100,7 @@ def test_a_hub_repository(trained, tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
-    net = RetinaNet.from_pretrained("somebody/cells")
+    net = Detector.load("somebody/cells").net
     assert asked == [("somebody/cells", ["config.json", "model.safetensors"])] and not net.training
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_args, **_options: str(tmp_path))
     with pytest.raises(UserError, match=r"the hub repository somebody/cells holds no config\.json"):
@@ -114,7 +114,7 @@ def test_a_hub_repository_out_of_reach(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
     with pytest.raises(UserError, match=r"no model in somebody/cells.*could not be fetched \(OSError: no route\)"):
-        RetinaNet.from_pretrained("somebody/cells")
+        Detector.load("somebody/cells").net
 
 
 def test_evaluate_and_predict_take_names(trained, data, tmp_path, monkeypatch):

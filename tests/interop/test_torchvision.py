@@ -93,8 +93,8 @@ def test_parity(version, request, tmp_path):
     found = done.parity
     assert (found.pixels, found.features, found.logits, found.deltas, found.anchors) == (0, 0, 0, 0, 0)
     assert found.matched and found.found[0] == found.found[1] > 100 and found.boxes <= 1e-3 and found.scores <= 1e-6
-    assert done.detector.spec.class_names == tuple(coco_slots().values()) and len(done.detector.spec.class_names) == 80
-    assert done.detector.spec.architecture.p6_from == {"v1": "P5", "v2": "C5"}[version]
+    assert done.spec.class_names == tuple(coco_slots().values()) and len(done.spec.class_names) == 80
+    assert done.spec.architecture.p6_from == {"v1": "P5", "v2": "C5"}[version]
     assert len(done.used) == {"v1": 354, "v2": 362}[version] and not done.left_out and not done.filled
     assert "largest difference: input 0, features 0, logits 0, deltas 0, anchors 0 px" in done.report()
 
@@ -121,7 +121,7 @@ def test_parity_would_see_a_difference(tmp_path):
 
 @pytest.mark.parametrize("side", [(640, 640), (800, 1344), (800, 1088)])
 def test_anchors(v1, side, tmp_path, unmeasured):
-    lattice = converted(file_of(v1, tmp_path)).detector.net.lattice.over(*side)
+    lattice = converted(file_of(v1, tmp_path)).net.lattice.over(*side)
     grids = lattice.grids(*side)
     maps = [torch.zeros(1, 1, *grid) for grid in grids]
     (theirs,) = v1.anchor_generator(ImageList(torch.zeros(1, 3, *side), [side]), maps)
@@ -170,15 +170,15 @@ def test_frozen_norms_without_epsilon(tmp_path):
     x = torch.rand(1, 3, 96, 128)
     with torch.no_grad():
         theirs = list(net.backbone(x).values())
-        ours = done.detector.net.fpn(done.detector.net.backbone(x))
+        ours = done.net.fpn(done.net.backbone(x))
     assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
 
 
 def test_the_published_file_has_no_epsilon(tmp_path, unmeasured):
     file = file_of(small(91), tmp_path)
     published = WeightsFile(file.path, file.tensors, file.meta, "eeacb38b" + file.sha256[8:], file.notes)
-    assert converted(published).detector.spec.architecture.norm_eps == 0.0
-    assert converted(file).detector.spec.architecture.norm_eps is None
+    assert converted(published).spec.architecture.norm_eps == 0.0
+    assert converted(file).spec.architecture.norm_eps is None
 
 
 def test_names_of_before_2022(tmp_path, unmeasured):
@@ -191,7 +191,7 @@ def test_names_of_before_2022(tmp_path, unmeasured):
     assert "head.regression_head.conv.6.bias" in old and "backbone.fpn.layer_blocks.2.weight" in old
     torch.save(old, tmp_path / "old.pth")
     new, again = converted(file_of(net, tmp_path)), converted(read_weights(tmp_path / "old.pth"))
-    states = [one.detector.net.state_dict() for one in (new, again)]
+    states = [one.net.state_dict() for one in (new, again)]
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
     assert current("head.classification_head.conv.2.weight") == "head.classification_head.conv.1.0.weight"
     assert current("head.classification_head.conv.2.0.weight") == "head.classification_head.conv.2.0.weight"

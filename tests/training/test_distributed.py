@@ -36,7 +36,7 @@ def frozen(trained, tmp_path_factory):
     architecture = replace(detector.spec.architecture, norm="frozen")
     net = architecture.build(len(detector.spec.class_names))
     net.load_state_dict(detector.net.state_dict())
-    replace(detector, net=net, architecture=architecture).save(folder)
+    Detector(replace(detector.spec, architecture=architecture), net).save(folder)
     return folder
 
 

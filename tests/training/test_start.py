@@ -14,6 +14,7 @@ from retinanet.errors import UserError
 from retinanet.images.preprocess import Preprocess
 from retinanet.model.postprocess import Postprocess
 from retinanet.model.presets import Architecture
+from retinanet.spec import ModelSpec
 from retinanet.training.config import ImageConfig, OptimConfig, RunConfig, plain
 from retinanet.training.resume import STATE
 from retinanet.training.start import build_detector, check_output, fine_tuned, magnification, origin_of, starts_anew
@@ -196,7 +197,7 @@ def test_norms_that_hold_their_activation_keep_their_weights_too(data, tmp_path)
     architecture = Architecture(backbone="tf_efficientnet_lite0", channels=16, depth=0)
     dataset = load_dataset(data, "train")
     net = architecture.build(2)
-    Detector(net, architecture, Preprocess(), Postprocess(), dataset.class_names).save(tmp_path)
+    Detector(ModelSpec(dataset.class_names, architecture=architecture), net).save(tmp_path)
     _, moved = fine_tuned(tmp_path, "imagenet", dataset, {"norm": "group"}, ImageConfig(), Postprocess())
     assert not moved.fresh and "backbone.body.bn1.0.weight" in moved.kept
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from retinanet.errors import UserError
+
 
 @dataclass(frozen=True)
 class BoxCoder:
@@ -22,6 +24,10 @@ class BoxCoder:
     std: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
     clamp: float = math.log(1000 / 16)
     clamp_below: bool = False
+
+    def __post_init__(self) -> None:
+        if not all(value > 0 for value in self.std) or not self.clamp > 0:
+            raise UserError(f"std and clamp of the box coder are above 0, got {self.std} and {self.clamp}")
 
     def encode(self, boxes: Tensor, anchors: Tensor) -> Tensor:
         """Boxes (n, 4) xyxy, seen from anchors (n, 4) xyxy -> deltas (n, 4) float32."""

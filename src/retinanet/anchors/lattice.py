@@ -17,6 +17,7 @@ from torch import Tensor
 from retinanet.errors import UserError
 
 Grids = Sequence[tuple[int, int]]
+MOST_ANCHORS = 1000  # of a cell: a model file must not make the heads fill the memory
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,8 @@ class AnchorLattice:
                 f"anchors need one size per level: {len(self.strides)} strides {self.strides}, "
                 f"but {len(self.sizes)} sizes {self.sizes}"
             )
+        if self.num_anchors > MOST_ANCHORS:
+            raise UserError(f"a cell has at most {MOST_ANCHORS} anchors (ratios * scales), got {self.num_anchors}")
         if self.compat.spacing and len(self.compat.spacing) != len(self.strides):
             raise UserError(f"anchors need one spacing per level, {len(self.strides)}, got {self.compat.spacing}")
 

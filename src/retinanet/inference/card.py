@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from retinanet import __version__
@@ -52,11 +52,13 @@ class Card:
         if not isinstance(values, dict) or not isinstance(values.get("format"), int):
             raise _refuse(path)
         values = check_version(values, path)
-        own = {
-            name: values[name] for name in ("precision", "raw", "library_version", "weights_sha256") if name in values
-        }
+        own = {entry.name for entry in fields(cls)} - {"spec"}
+        if unknown := values.keys() - own - {entry.name for entry in fields(ModelSpec)} - {"format"}:
+            raise _refuse(path, f" (unknown: {', '.join(sorted(unknown))})")
         try:
-            card = cls(ModelSpec.from_dict(values, network=False), **own)
+            card = cls(
+                ModelSpec.from_dict(values, network=False), **{name: values[name] for name in own & values.keys()}
+            )
         except UserError as error:
             raise _refuse(path, f" ({error})") from None
         texts = (card.precision, card.library_version, card.weights_sha256)

@@ -14,6 +14,8 @@ from retinanet.model.heads import HeadNorm, Heads
 from retinanet.model.pyramid import FeaturePyramid
 from retinanet.model.retinanet import RetinaNet
 
+MOST_WEIGHTS = 10**9  # of pyramid and heads: 4 GB; the paper's model of 10,000 classes has a fifth of it
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -49,13 +51,30 @@ class Architecture:
     anchors: AnchorLattice = field(default_factory=AnchorLattice)
     coder: BoxCoder = field(default_factory=BoxCoder)
 
+    def __post_init__(self) -> None:
+        if not 1 <= self.channels <= 4096 or not 0 <= self.depth <= 32:
+            raise UserError(
+                f"a network has 1 to 4096 channels and 0 to 32 hidden convolutions in a tower, got channels "
+                f"{self.channels} and depth {self.depth}"
+            )
+
     def build(self, num_classes: int, *, weights: str = "none") -> RetinaNet:
         """The network for K classes.
 
         Args:
             num_classes: K.
             weights: of the backbone: ``imagenet``, ``none`` or a safetensors file.
+
+        Raises:
+            UserError: it cannot be built, or would be absurdly large; that is found before memory is taken.
         """
+        outputs = self.anchors.num_anchors * (num_classes + 4)
+        size = 9 * self.channels * ((5 + 2 * self.depth) * self.channels + outputs)  # of the 3x3 convolutions
+        if size > MOST_WEIGHTS:
+            raise UserError(
+                f"pyramid and heads would have more than {MOST_WEIGHTS:,} weights: {num_classes} classes, "
+                f"{self.anchors.num_anchors} anchors per cell, channels {self.channels}, depth {self.depth}"
+            )
         backbone = Backbone(
             name=self.backbone,
             weights=weights,
