@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from retinanet.detector import Detector
 from retinanet.inference.predictor import Predictor
 from retinanet.inference.torch_backend import TorchBackend
 from retinanet.interop.convert import converted

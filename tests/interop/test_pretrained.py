@@ -114,7 +114,7 @@ def test_a_hub_repository_out_of_reach(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
     with pytest.raises(UserError, match=r"no model in somebody/cells.*could not be fetched \(OSError: no route\)"):
-        Detector.load("somebody/cells").net
+        Detector.load("somebody/cells")
 
 
 def test_evaluate_and_predict_take_names(trained, data, tmp_path, monkeypatch):

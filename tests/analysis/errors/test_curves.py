@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from retinanet.analysis.errors.curves import best_thresholds, confusion, operating_points, write_thresholds
+from retinanet.analysis.errors.curves import best_thresholds, confusion, operating_points
 from retinanet.detector import Detector
 from retinanet.errors import UserError
 from retinanet.evaluation.coco import coco_metrics

@@ -110,9 +110,9 @@ def test_mistakes(trained, data, tmp_path):
 
 
 def test_shares_count_every_box_once(trained, data):
-    detector, cpu = load_pretrained(trained), torch.device("cpu")
-    dataset = load_dataset(data, "train", class_names=detector.class_names)
-    detector = replace(detector, postprocess=replace(detector.postprocess, score=0.01))
+    detector, cpu = Detector.load(trained), torch.device("cpu")
+    dataset = load_dataset(data, "train", class_names=detector.spec.class_names)
+    detector = detector.with_spec(postprocess=replace(detector.spec.postprocess, score=0.01))
     traces = [trace_sample(detector, dataset[index], cpu)[0] for index in range(len(dataset))]
     shares = Shares(dataset.class_names, 0.01)
     for one in traces:
@@ -139,7 +139,7 @@ def test_the_words_on_shares(trained, data, tmp_path):
     one, _ = trace_sample(detector, sample, torch.device("cpu"))
     first, second = one.boxes[:2]
     rival = Rival(first.box, 0, 0.5, 0.6, 0, first.index)
-    result = Shares(detector.class_names, 0.25)
+    result = Shares(detector.spec.class_names, 0.25)
     for by in (rival, replace(rival, matched=None)):
         lost = replace(first, gate="suppressed by NMS", by=by)
         low = replace(second, gate="below threshold", best=replace(second.best, score=0.125))
