@@ -37,7 +37,7 @@ HOMES = {  # heavy library -> the only files or packages that import it
     "jinja2": ("plotting/",),
     "yaml": ("yaml_files.py", "cli/", "data/", "training/"),
     "torchvision": ("anchors/", "data/", "interop/"),
-    "huggingface_hub": ("interop/hub.py",),
+    "huggingface_hub": ("interop/pretrained.py",),
     "rasterio": ("images/windows.py",),
     **dict.fromkeys(("onnxruntime", "openvino"), ("inference/", "deploy/")),
     **dict.fromkeys(("onnx", "onnxscript", "nncf"), ("deploy/",)),

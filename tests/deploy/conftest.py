@@ -141,7 +141,7 @@ def converted_once():
 
     with pytest.MonkeyPatch.context() as patch:
         for module in ("onnx", "openvino"):
-            patch.setattr(sys.modules[f"retinanet.export.{module}"], "to_onnx", remembered)
+            patch.setattr(sys.modules[f"retinanet.deploy.{module}"], "to_onnx", remembered)
         yield
 
 

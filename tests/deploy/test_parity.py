@@ -121,6 +121,14 @@ def test_one_more_at_the_overlap_of_suppression(batches, width, unmatched):
     assert proof.unmatched == unmatched
 
 
+@pytest.mark.parametrize("part", ["boxes", "scores"])
+def test_numbers_that_are_none_are_never_the_same(batches, part):
+    spoilt = {"boxes": BOXES.clone(), "scores": SCORES.clone()}
+    spoilt[part][0] = torch.nan
+    assert not compared(batches, **spoilt).equal
+    assert not compared(batches, ours=(spoilt["boxes"], spoilt["scores"], torch.tensor([0, 1, 0]))).equal
+
+
 def test_nothing_found_is_said(batches):
     nothing = (torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
     proof = compare(Said(*nothing), graph_of(*nothing), batches)
@@ -158,6 +166,12 @@ def test_raw_outputs(detector, off):
     )
     assert proof.equal == (off == 0) and proof.logits == pytest.approx(off, abs=1e-3)
     assert proof.deltas == pytest.approx(off, abs=1e-3) and proof.sure > 0.4
+
+
+def test_raw_outputs_that_are_no_numbers(detector):
+    run = as_graph(RawModule(detector))
+    proof = compare_raw(detector, lambda *given: [out * np.nan for out in run(*given)], proof_batches(RULE)[:1])
+    assert not proof.equal and proof.logits == proof.deltas == np.inf
 
 
 def test_what_it_is_tried_on():

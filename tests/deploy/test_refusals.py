@@ -134,7 +134,7 @@ def test_options_that_cannot_be(model, tmp_path, monkeypatch, options, words):
     ],
 )
 def test_packages_that_are_missing(model, labelled, converted_once, tmp_path, monkeypatch, package, options):
-    for name in [name for name in sys.modules if name.startswith("retinanet.export.")]:
+    for name in [name for name in sys.modules if name.startswith("retinanet.deploy.")]:
         if name.rpartition(".")[2] in ("onnx", "openvino", "quantise"):
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)

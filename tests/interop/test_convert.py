@@ -12,10 +12,9 @@ from retinanet.cli.main import main
 from retinanet.detector import Detector
 from retinanet.errors import UserError
 from retinanet.interop import detectron2, mmdetection, odtk, torchvision, yhenon
-from retinanet.interop.classes import names_for
-from retinanet.interop.convert import SOURCES, convert, converted, recognise
+from retinanet.interop.convert import SOURCES, convert, convert_weights, name_classes, recognise
 from retinanet.interop.files import WeightsFile, read_weights
-from retinanet.interop.source import TRUNKS, anchor_order, backbone, check_anchors, has_folded_statistics
+from retinanet.interop.source import BACKBONES, backbone, check_anchors, has_folded_statistics, order_anchors
 from retinanet.model.presets import Architecture
 
 RATIOS, SCALES = (0.5, 1.0, 2.0), (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
@@ -138,7 +137,7 @@ def test_other_anchors(tmp_path):
     state = yhenon_state(classes=1)
     for name, rows in (("regressionModel.output", 24), ("classificationModel.output", 6)):
         state[f"{name}.weight"], state[f"{name}.bias"] = torch.rand(rows, 256, 3, 3), torch.rand(rows)
-    detector = converted(file_of(state), changes={"architecture": {"anchors": {"scales": [1, 1.5]}}}).detector
+    detector = convert_weights(file_of(state), changes={"architecture": {"anchors": {"scales": [1, 1.5]}}})
     assert detector.net.lattice.num_anchors == 6 and detector.net.lattice.scales == (1, 1.5)
     assert torch.equal(detector.net.heads.box.output.bias, state["regressionModel.output.bias"])
 
@@ -217,11 +216,11 @@ def test_anchor_order(ratio_order, expected):
     """Counted out: the source lists (scale, ratio) pairs, we look for ours among them."""
     theirs = [(scale, ratio) for scale in SCALES for ratio in ratio_order or RATIOS]
     counted = [theirs.index((scale, ratio)) for ratio in RATIOS for scale in SCALES]
-    assert list(anchor_order(AnchorLattice(), scale_major=True, ratio_order=ratio_order)) == counted == expected
-    assert anchor_order(AnchorLattice(), scale_major=False) == tuple(range(9))
+    assert list(order_anchors(AnchorLattice(), scale_major=True, ratio_order=ratio_order)) == counted == expected
+    assert order_anchors(AnchorLattice(), scale_major=False) == tuple(range(9))
 
 
-@pytest.mark.parametrize("name", TRUNKS.values())
+@pytest.mark.parametrize("name", BACKBONES.values())
 def test_backbones(name):
     """The table against timm's own networks."""
     with torch.device("meta"):
@@ -249,7 +248,7 @@ def test_detectron2_tells_caffe_from_its_statistics():
     assert settings.preprocess.compat.channels == "RGB" and settings.preprocess.std == (58.395, 57.12, 57.375)
     assert len(settings.templates) == 5 and torch.equal(settings.templates[2], _scale_by_scale(128))
     heads = {f"heads.{name}.output.weight": torch.zeros(36, 1, 3, 3) for name in ("cls", "box")}
-    order = anchor_order(settings.lattice, scale_major=True)
+    order = order_anchors(settings.lattice, scale_major=True)
     check_anchors(heads, settings.lattice, order, settings.templates)
     other = (*settings.templates[:2], settings.templates[2] * 1.01)
     with pytest.raises(UserError, match=r"other anchors than assumed, on level P5 first\. Give those"):
@@ -294,6 +293,16 @@ def test_odtk_reads_its_anchors():
     assert lattice.sizes == (24, 48, 96, 192, 384) and lattice.scales == (1.0, 1.5) and lattice.compat.inclusive
     with pytest.raises(UserError, match="a model of rotated boxes"):
         odtk.settings(file_of({}, {"angles": [0.5]}), {}, ())
+    for scales in (["a"], [0.0], [1, None]):
+        with pytest.raises(UserError, match="expected numbers above 0"):
+            odtk.settings(file_of({}, {"scales": scales}), {}, ())
+
+
+def test_mmdetections_configuration_is_searched_in_linear_time():
+    """Spaces that fit two parts of a pattern would be divided between them in every way."""
+    statistics = {"backbone.body.layer1.0.bn1.running_mean": torch.ones(64)}
+    text = " ".join(name + " " * 300_000 for name in ("style", "to_rgb", "mean", "std"))
+    assert mmdetection.settings(file_of({}, {"meta": {"cfg": text}}), statistics, ()).preprocess.channels == "RGB"
 
 
 def test_torchvision_is_not_asked_where_it_came_from_twice():
@@ -305,7 +314,7 @@ def test_torchvision_is_not_asked_where_it_came_from_twice():
 def test_ratios_that_the_user_names_are_in_the_sources_order():
     """odtk's file says 1, 2, 0.5; a user who names others names them as they were trained."""
     lattice = AnchorLattice(ratios=(0.5, 1.0, 3.0))
-    assert anchor_order(lattice, scale_major=True, ratio_order=odtk.RATIOS) == (0, 3, 6, 1, 4, 7, 2, 5, 8)
+    assert order_anchors(lattice, scale_major=True, ratio_order=odtk.RATIOS) == (0, 3, 6, 1, 4, 7, 2, 5, 8)
 
 
 @pytest.mark.parametrize(
@@ -329,10 +338,10 @@ def test_mmdetections_pixels(tensors, meta, mean, channels):
 
 
 def test_coco_names_are_said_to_be_assumed():
-    assert "COCO's assumed" in names_for(80, ())[1][0] and names_for(80, ())[0][0] == "person"
-    assert "the file's 2 different names do not fit" in names_for(80, (), ("a", "b"))[1][0]
-    assert names_for(3, ("a", "b", "c")) == (("a", "b", "c"), ()) == names_for(3, (), ("a", "b", "c"))
-    assert names_for(2, ())[0] == ("class 0", "class 1")
+    assert "COCO's assumed" in name_classes(80, ())[1][0] and name_classes(80, ())[0][0] == "person"
+    assert "the file's 2 different names do not fit" in name_classes(80, (), ("a", "b"))[1][0]
+    assert name_classes(3, ("a", "b", "c")) == (("a", "b", "c"), ()) == name_classes(3, (), ("a", "b", "c"))
+    assert name_classes(2, ())[0] == ("class 0", "class 1")
 
 
 def test_a_training_run_is_not_overwritten(state, tmp_path):

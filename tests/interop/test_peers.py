@@ -16,7 +16,7 @@ import torch
 from retinanet.detector import Detector
 from retinanet.inference.predictor import Predictor
 from retinanet.inference.torch_backend import TorchBackend
-from retinanet.interop.convert import converted
+from retinanet.interop.convert import convert_weights
 from retinanet.interop.files import WeightsFile
 from retinanet.model.postprocess import PostprocessCompat
 
@@ -52,7 +52,7 @@ class Peer:
         self.numbers = dict(np.load(HERE / f"{name}.npz"))
         state = made.fill(made.empty_state(name.removesuffix("_caffe")), float(self.numbers["stem_gain"]))
         self.file = WeightsFile(Path(f"{name}.pth"), state, META.get(name, {}), "", ())
-        self.conversion = converted(self.file, changes=CHANGES.get(name))
+        self.conversion = convert_weights(self.file, changes=CHANGES.get(name))
         self.detector = Detector(self.conversion.spec, self.conversion.net)
         self.batch = made.network_input(tuple(self.numbers["input_size"]), float(self.numbers["stem_gain"]))
         with torch.no_grad():

@@ -14,8 +14,8 @@ from retinanet.cli.main import main
 from retinanet.detector import Detector
 from retinanet.errors import UserError
 from retinanet.interop import convert as conversion
-from retinanet.interop.hub import torchvision_file
 from retinanet.interop.pretrained import model_folder
+from retinanet.interop.torchvision import download_torchvision
 
 NAME = "retinanet_resnet50_fpn"
 
@@ -46,7 +46,7 @@ def planted(home):
 
 def test_torchvision_by_name(planted, home, capsys):
     net, file = planted
-    assert torchvision_file(f"torchvision:{NAME}") == torchvision_file(f"torchvision/{NAME}") == file
+    assert download_torchvision(f"torchvision:{NAME}") == download_torchvision(f"torchvision/{NAME}") == file
     model = Detector.load(f"torchvision/{NAME}").net
     assert not model.training and torch.equal(model.backbone.body.conv1.weight, net.backbone.body.conv1.weight)
     digits = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
@@ -89,6 +89,20 @@ def test_folders_presets_and_slips(trained, tmp_path, monkeypatch):
     assert model_folder("runs/cels") is None  # a slip in a local path is not looked up elsewhere
     with pytest.raises(UserError, match="no model in runs/cels: expected a folder"):
         Detector.load("runs/cels")
+
+
+@pytest.mark.parametrize("slip", ["runs/cels", "run/cells", "./runs/cell", "runs/cells/bset", "Runs/cells/best/"])
+def test_a_slip_in_a_local_path_is_told_and_asks_nobody(tmp_path, monkeypatch, slip):
+    def ask(*_args, **_options):
+        raise AssertionError("a hub was asked")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", ask)
+    (tmp_path / "runs" / "cells" / "best").mkdir(parents=True)
+    with pytest.raises(UserError, match=rf"no model in {slip}; did you mean runs/cells(/best)?\?"):
+        model_folder(slip)
+    for other in ("somewhere/model.pth", "./somebody", "../somewhere/else", "somebody/cells/", "runs/other"):
+        assert model_folder(other) is None, other
 
 
 def test_a_hub_repository(trained, tmp_path, monkeypatch):

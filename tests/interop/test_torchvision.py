@@ -17,10 +17,9 @@ from retinanet.detector import Detector
 from retinanet.errors import UserError
 from retinanet.interop import convert as conversion
 from retinanet.interop import parity
-from retinanet.interop.classes import coco_slots
-from retinanet.interop.convert import convert, converted
+from retinanet.interop.convert import convert, convert_weights
 from retinanet.interop.files import WeightsFile, read_weights
-from retinanet.interop.torchvision import current, how_to_build, to_torchvision
+from retinanet.interop.torchvision import coco_slots, modernise_key, to_torchvision, write_instructions
 from retinanet.losses.box import L1, GIoU
 from retinanet.losses.detection import DetectionLoss
 from retinanet.types import Target
@@ -89,7 +88,7 @@ def test_parity(version, request, tmp_path):
     """Input, features, logits, deltas and anchors bit for bit; detections of two sizes with the stride quirk."""
     net = request.getfixturevalue(version)
     file = file_of(net, tmp_path)
-    done = converted(file)
+    done = convert_weights(file)
     found = done.parity
     assert (found.pixels, found.features, found.logits, found.deltas, found.anchors) == (0, 0, 0, 0, 0)
     assert found.matched and found.found[0] == found.found[1] > 100 and found.boxes <= 1e-3 and found.scores <= 1e-6
@@ -102,7 +101,7 @@ def test_parity(version, request, tmp_path):
 def test_parity_would_see_a_difference(tmp_path):
     """One weight of the classes, one of the boxes, one statistic: each shows where it should."""
     file = file_of(small(4), tmp_path)
-    detector = converted(file, class_names=["a", "b", "c"]).detector
+    detector = convert_weights(file, class_names=["a", "b", "c"])
     state = detector.net.state_dict()
     for key, seen, unseen in (
         ("heads.cls.output.bias", "logits", "deltas"),
@@ -121,7 +120,7 @@ def test_parity_would_see_a_difference(tmp_path):
 
 @pytest.mark.parametrize("side", [(640, 640), (800, 1344), (800, 1088)])
 def test_anchors(v1, side, tmp_path, unmeasured):
-    lattice = converted(file_of(v1, tmp_path)).net.lattice.over(*side)
+    lattice = convert_weights(file_of(v1, tmp_path)).net.lattice.over(*side)
     grids = lattice.grids(*side)
     maps = [torch.zeros(1, 1, *grid) for grid in grids]
     (theirs,) = v1.anchor_generator(ImageList(torch.zeros(1, 3, *side), [side]), maps)
@@ -132,7 +131,7 @@ def test_anchors(v1, side, tmp_path, unmeasured):
 def test_losses(version, box, request, tmp_path, unmeasured):
     """Through the whole network in training mode, the batch norms held: three sizes, one image without boxes."""
     net = request.getfixturevalue(version)
-    detector = converted(file_of(net, tmp_path), class_names=[f"slot {i}" for i in range(91)]).detector
+    detector = convert_weights(file_of(net, tmp_path), class_names=[f"slot {i}" for i in range(91)])
     images = [torch.rand(3, 150, 200), torch.rand(3, 190, 130), torch.rand(3, 120, 120)]
     boxes = torch.tensor([[10.0, 20, 90, 100], [50, 60, 70, 75], [5, 5, 180, 140]])
     targets = [
@@ -165,7 +164,7 @@ def test_frozen_norms_without_epsilon(tmp_path):
         if isinstance(module, nn.BatchNorm2d):
             module.eps = 0.0
     torch.save(state, tmp_path / "weights.pth")
-    done = converted(read_weights(tmp_path / "weights.pth"), changes={"architecture": {"norm_eps": 0}})
+    done = convert_weights(read_weights(tmp_path / "weights.pth"), changes={"architecture": {"norm_eps": 0}})
     assert len(done.filled) == 53 and "53 counters of batches" in done.report()
     x = torch.rand(1, 3, 96, 128)
     with torch.no_grad():
@@ -177,8 +176,8 @@ def test_frozen_norms_without_epsilon(tmp_path):
 def test_the_published_file_has_no_epsilon(tmp_path, unmeasured):
     file = file_of(small(91), tmp_path)
     published = WeightsFile(file.path, file.tensors, file.meta, "eeacb38b" + file.sha256[8:], file.notes)
-    assert converted(published).spec.architecture.norm_eps == 0.0
-    assert converted(file).spec.architecture.norm_eps is None
+    assert convert_weights(published).spec.architecture.norm_eps == 0.0
+    assert convert_weights(file).spec.architecture.norm_eps is None
 
 
 def test_names_of_before_2022(tmp_path, unmeasured):
@@ -190,17 +189,17 @@ def test_names_of_before_2022(tmp_path, unmeasured):
         old[re.sub(r"(inner_blocks|layer_blocks)\.(\d)\.0\.", r"\1.\2.", key)] = value
     assert "head.regression_head.conv.6.bias" in old and "backbone.fpn.layer_blocks.2.weight" in old
     torch.save(old, tmp_path / "old.pth")
-    new, again = converted(file_of(net, tmp_path)), converted(read_weights(tmp_path / "old.pth"))
+    new, again = convert_weights(file_of(net, tmp_path)), convert_weights(read_weights(tmp_path / "old.pth"))
     states = [one.net.state_dict() for one in (new, again)]
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
-    assert current("head.classification_head.conv.2.weight") == "head.classification_head.conv.1.0.weight"
-    assert current("head.classification_head.conv.2.0.weight") == "head.classification_head.conv.2.0.weight"
+    assert modernise_key("head.classification_head.conv.2.weight") == "head.classification_head.conv.1.0.weight"
+    assert modernise_key("head.classification_head.conv.2.0.weight") == "head.classification_head.conv.2.0.weight"
 
 
 def test_slots_of_coco(tmp_path, unmeasured):
     """80 of 91 rows, in the order of the ids."""
     net = small(91)
-    detector = converted(file_of(net, tmp_path)).detector
+    detector = convert_weights(file_of(net, tmp_path))
     kept = [slot for slot in range(91) if slot not in FREE]
     theirs = net.head.classification_head.cls_logits.bias.view(9, 91)[:, kept].flatten()
     assert torch.equal(detector.net.heads.cls.output.bias, theirs)
@@ -220,7 +219,7 @@ def test_slots_of_coco(tmp_path, unmeasured):
 )
 def test_slots_of_others(slots, names, kept, tmp_path, unmeasured):
     net = small(slots)
-    detector = converted(file_of(net, tmp_path), class_names=names.split(",")).detector
+    detector = convert_weights(file_of(net, tmp_path), class_names=names.split(","))
     assert detector.spec.class_names == tuple(names.split(","))
     theirs = net.head.classification_head.cls_logits.weight.unflatten(0, (9, slots))[:, kept].flatten(0, 1)
     assert torch.equal(detector.net.heads.cls.output.weight, theirs)
@@ -236,7 +235,7 @@ def test_slots_of_others(slots, names, kept, tmp_path, unmeasured):
 )
 def test_slots_that_nobody_named(slots, names, message, tmp_path, unmeasured):
     with pytest.raises(UserError, match=message):
-        converted(file_of(small(slots), tmp_path), class_names=names)
+        convert_weights(file_of(small(slots), tmp_path), class_names=names)
 
 
 @pytest.mark.parametrize(("slots", "names"), [(91, None), (4, "a,b,c")])
@@ -253,7 +252,7 @@ def test_there_and_back(slots, names, tmp_path, unmeasured, monkeypatch):
     monkeypatch.setattr(conversion, "compare", lambda *_: parity.Parity("x", 0, 0, 0, 0, 0, (1, 1), True, 0, 0))
     text = convert(str(tmp_path / "model"), str(tmp_path / "model.pth"), to="torchvision")
     assert f"{'80, labels 1 to 90' if slots == 91 else '3, labels 1 to 3'}" in text
-    lines = how_to_build(detector, str(tmp_path / "model.pth"))
+    lines = write_instructions(detector, str(tmp_path / "model.pth"))
     assert all(line.split("(")[0] in text for line in lines.splitlines())
     scope = {}
     exec(lines, scope)  # as its user would type it
@@ -284,7 +283,7 @@ def test_there_and_back(slots, names, tmp_path, unmeasured, monkeypatch):
 
 
 def test_what_torchvision_cannot_be(tmp_path, unmeasured):
-    detector = converted(file_of(small(91), tmp_path)).detector
+    detector = convert_weights(file_of(small(91), tmp_path))
     with pytest.raises(UserError, match="no such RetinaNet: backbone 'resnet18', not 'resnet50'"):
         to_torchvision(detector)
     detector.save(tmp_path / "model")

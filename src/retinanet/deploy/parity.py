@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +16,9 @@ from retinanet.data.scenes import paint, plan_scene
 from retinanet.detector import Detector
 from retinanet.images.io import picture_pixels
 from retinanet.images.preprocess import Preprocess
+from retinanet.interop.comparison import largest_difference, make_batch, pair_detections, pair_differences
 from retinanet.model.postprocess import Postprocess
-from retinanet.types import Batch, Detections, Sample, Target
+from retinanet.types import Batch, Detections
 
 Graph = Callable[[NDArray[Any], NDArray[np.int64]], Sequence[NDArray[Any]]]
 PIXELS, SCORE = 0.1, 1e-3  # fp32: how far a box and a score may be off
@@ -86,21 +86,22 @@ def compare(detector: Detector, graph: Graph, batches: Sequence[Batch]) -> Compa
         batches: see :func:`proof_batches`.
     """
     total = matched = unmatched = 0
-    apart: list[tuple[float, float]] = [(0.0, 0.0)]  # pixels and score, of those that match
+    differences = [(0.0, 0.0)]  # pixels and score, of those that match
     sure: list[bool] = []
     for batch in batches:
         with torch.inference_mode():
             wanted = detector.spec.postprocess(detector.raw(batch), batch.sizes, detector.spec.class_names)
-        outputs = _run(graph, batch)
-        for one, boxes, scores, labels, count in zip(wanted, *outputs, strict=True):
-            other = Detections(boxes[:count], scores[:count], labels[:count], detector.spec.class_names)
-            pairs = _pairs(one, other)
-            apart += [_apart(one, other, *pair) for pair in pairs]
-            total, matched = total + len(one), matched + len(pairs)
-            unmatched += _unexplained(one, other, {i for i, _ in pairs}, detector.spec.postprocess)
-            unmatched += _unexplained(other, one, {j for _, j in pairs}, detector.spec.postprocess)
-            sure += _found(one.above(SURE), other)
-    pixels, score = (max(column) for column in zip(*apart, strict=True))
+        for ours, boxes, scores, labels, count in zip(wanted, *_run(graph, batch), strict=True):
+            theirs = Detections(boxes[:count], scores[:count], labels[:count], detector.spec.class_names)
+            pairs = pair_detections(ours, theirs, limit=NEAR)
+            differences.append(pair_differences(ours, theirs, pairs))
+            total, matched = total + len(ours), matched + len(pairs)
+            unmatched += _unexplained(ours, theirs, {i for i, _ in pairs}, detector.spec.postprocess)
+            unmatched += _unexplained(theirs, ours, {j for _, j in pairs}, detector.spec.postprocess)
+            certain = ours.above(SURE)
+            alike = (iou(certain.boxes, theirs.boxes) >= ALIKE) & (certain.labels[:, None] == theirs.labels)
+            sure += alike.any(dim=1).tolist()
+    pixels, score = (max(column) for column in zip(*differences, strict=True))
     share = float(np.mean(sure)) if sure else float("nan")
     return Comparison(_shapes(batches), total, matched, unmatched, pixels, score, len(sure), share)
 
@@ -134,24 +135,19 @@ class RawComparison:
 
 def compare_raw(detector: Detector, graph: Graph, batches: Sequence[Batch]) -> RawComparison:
     """As :func:`compare`, for a graph that ends at the heads: L logits, then L deltas."""
-    apart: list[tuple[float, float]] = []
-    certain: list[tuple[int, int]] = []
+    logits = deltas = 0.0
+    certain = both = 0
     for batch in batches:
         with torch.inference_mode():
             raw = detector.raw(batch)
         outputs = _run(graph, batch)
-        found = outputs[: len(raw.logits)], outputs[len(raw.logits) :]
-        logits, deltas = (
-            max(float((one - other).abs().max()) for one, other in zip(ours, theirs, strict=True))
-            for ours, theirs in zip((raw.logits, raw.deltas), found, strict=True)
-        )
-        apart.append((logits, deltas))
-        levels = zip(raw.logits, found[0], strict=True)
-        high = [(one.sigmoid() >= SURE, other.sigmoid() >= SURE) for one, other in levels]
-        certain.append((sum(int((a & b).sum()) for a, b in high), sum(int(a.sum()) for a, _ in high)))
-    logits, deltas = (max(column) for column in zip(*apart, strict=True))
-    both, ours = (sum(column) for column in zip(*certain, strict=True))
-    return RawComparison(_shapes(batches), logits, deltas, both / ours if ours else float("nan"))
+        levels = len(raw.logits)
+        logits = max(logits, largest_difference(raw.logits, outputs[:levels]))
+        deltas = max(deltas, largest_difference(raw.deltas, outputs[levels:]))
+        for mine, other in zip(raw.logits, outputs[:levels], strict=True):
+            high = mine.sigmoid() >= SURE
+            certain, both = certain + int(high.sum()), both + int((high & (other.sigmoid() >= SURE)).sum())
+    return RawComparison(_shapes(batches), logits, deltas, both / certain if certain else float("nan"))
 
 
 def proof_batches(preprocess: Preprocess, images: Sequence[Tensor] = ()) -> list[Batch]:
@@ -166,7 +162,7 @@ def proof_batches(preprocess: Preprocess, images: Sequence[Tensor] = ()) -> list
     dice = torch.Generator().manual_seed(0)
     empty = torch.randint(96, 160, (3, 200, 300), dtype=torch.uint8, generator=dice)
     groups = [[empty], [scene, crowd], [crowd], *([image] for image in images[:2]), list(images[2:])]
-    return [_batch(preprocess, group) for group in groups if group]
+    return [make_batch(preprocess, group) for group in groups if group]
 
 
 def _run(graph: Graph, batch: Batch) -> list[Tensor]:
@@ -178,42 +174,11 @@ def _shapes(batches: Sequence[Batch]) -> tuple[str, ...]:
     return tuple(" x ".join(map(str, batch.images.shape)) for batch in batches)
 
 
-def _batch(preprocess: Preprocess, images: Sequence[Tensor]) -> Batch:
-    batch, sizes = preprocess.pad([preprocess.resize(image) for image in images])
-    samples = tuple(
-        Sample(Path(), 0, (image.shape[-2], image.shape[-1]), Target.empty(), torch.zeros(0)) for image in images
-    )
-    return Batch(batch, sizes, tuple(Target.empty() for _ in images), samples)
-
-
-def _pairs(one: Detections, other: Detections) -> list[tuple[int, int]]:
-    """Each detection of ``one``, best first, with the nearest one of ``other`` of its class that is not taken yet."""
-    cost = (one.boxes[:, None] - other.boxes[None]).abs().amax(dim=2)  # (D, D')
-    cost[one.labels[:, None] != other.labels[None]] = torch.inf
-    pairs = []
-    for i in range(len(one)):
-        if len(other) and float(cost[i].min()) <= NEAR:
-            j = int(cost[i].argmin())
-            cost[:, j] = torch.inf
-            pairs.append((i, j))
-    return pairs
-
-
-def _apart(one: Detections, other: Detections, i: int, j: int) -> tuple[float, float]:
-    return float((one.boxes[i] - other.boxes[j]).abs().max()), float((one.scores[i] - other.scores[j]).abs())
-
-
 def _unexplained(one: Detections, other: Detections, matched: set[int], rule: Postprocess) -> int:
     """How many detections of ``one`` have no partner in ``other`` although no rounding can have decided that."""
     cut = float(other.scores.min()) + SCORE if len(other) == rule.max_detections else 0.0
-    scores = one.scores.tolist()
-    left = [i for i in range(len(one)) if i not in matched and scores[i] > cut and abs(scores[i] - rule.score) > SCORE]
+    # Asked so that NaN explains nothing.
+    explained = (one.scores <= cut) | ((one.scores - rule.score).abs() <= SCORE)
+    left = [i for i in range(len(one)) if i not in matched and not explained[i]]
     overlaps = iou(one.boxes[left], torch.cat([one.boxes, other.boxes]))
-    return int((((overlaps - rule.nms).abs() > ROUNDING).all(dim=1)).sum())
-
-
-def _found(sure: Detections, other: Detections) -> list[bool]:
-    """Of each detection, whether the other ones have it with the same class and an IoU of at least 0.75."""
-    overlaps = iou(sure.boxes, other.boxes)
-    overlaps[sure.labels[:, None] != other.labels[None]] = 0
-    return [bool((row >= ALIKE).any()) for row in overlaps]
+    return len(left) - int(((overlaps - rule.nms).abs() <= ROUNDING).any(dim=1).sum())

@@ -15,7 +15,7 @@ from retinanet.images.preprocess import Preprocess
 from retinanet.inference.backend import Prepared
 from retinanet.inference.torch_backend import tensor_detections
 from retinanet.interop.parity import build_peer
-from retinanet.interop.torchvision import detector_arguments, slots_of, to_torchvision
+from retinanet.interop.torchvision import detector_arguments, find_slots, to_torchvision
 from retinanet.types import Detections
 
 
@@ -43,7 +43,7 @@ class TorchvisionBackend:
         self.spec = detector.spec
         self.streams = 1
         self.name = "torchvision fp32"
-        self._labels = {slot: label for label, slot in enumerate(slots_of(detector.spec.class_names))}
+        self._labels = {slot: label for label, slot in enumerate(find_slots(detector.spec.class_names))}
         self._inner = {} if inner is None else inner
         self._marks = [0.0, 0.0]  # when the transform and the heads were done
         self.net.transform.register_forward_hook(lambda *_: self._mark(0))

@@ -15,17 +15,23 @@ from retinanet.data.files import read_text
 from retinanet.errors import UserError
 from retinanet.files import write_tensors
 from retinanet.interop import detectron2, mmdetection, odtk, torchvision, yhenon
-from retinanet.interop.classes import names_for
 from retinanet.interop.conversion import Conversion, check_writable, save_conversion
 from retinanet.interop.files import WeightsFile, read_weights
-from retinanet.interop.hub import torchvision_file
 from retinanet.interop.parity import compare
-from retinanet.interop.source import Source, anchor_order, check_anchors, reordered, shape_facts, slot_count
+from retinanet.interop.source import (
+    Source,
+    check_anchors,
+    count_slots,
+    order_anchors,
+    read_architecture,
+    reorder_outputs,
+)
 from retinanet.model.presets import Architecture
 from retinanet.model_folder import read_model
 from retinanet.plain import with_changes
 from retinanet.spec import CONFIG, ModelSpec
 
+COCO_CLASSES = 80
 SOURCES = (torchvision.SOURCE, yhenon.SOURCE, detectron2.SOURCE, mmdetection.SOURCE, odtk.SOURCE)
 
 
@@ -77,14 +83,14 @@ def convert(
     if run := [name for name in ("state.pt", "config.yaml") if (target / name).exists()]:
         raise UserError(f"{target} is the folder of a training run ({run[0]} is there). Name another folder")
     check_writable(target)
-    file = read_weights(torchvision_file(weights) or weights)
+    file = read_weights(torchvision.download_torchvision(weights) or weights)
     changes = {"architecture": architecture or {}, "preprocess": preprocess or {}, "postprocess": postprocess or {}}
-    done = converted(file, source=source, class_names=_names(class_names), changes=changes)
+    done = convert_weights(file, source=source, class_names=_names(class_names), changes=changes)
     save_conversion(done, target)
     return f"{done.report()}\nsaved          {target}"
 
 
-def converted(
+def convert_weights(
     file: WeightsFile,
     *,
     source: str | None = None,
@@ -104,17 +110,17 @@ def converted(
     """
     changes = changes or {}
     origin = recognise(file, source)
-    tensors, used, left_out = _renamed(file, origin)
-    facts = shape_facts(tensors)
+    tensors, used, left_out = _rename_tensors(file, origin)
+    facts = read_architecture(tensors)
     settings = origin.settings(file, tensors, tuple(class_names))
     plan = Architecture(norm="frozen", anchors=settings.lattice, coder=settings.coder, **facts, **settings.architecture)
     plan = with_changes(plan, changes.get("architecture", {}), "architecture")
-    order = anchor_order(plan.anchors, scale_major=settings.scale_major, ratio_order=settings.ratio_order)
+    order = order_anchors(plan.anchors, scale_major=settings.scale_major, ratio_order=settings.ratio_order)
     check_anchors(tensors, plan.anchors, order, settings.templates)
-    slots = slot_count(tensors)
-    tensors = reordered(tensors, order, slots, settings.slots)
+    slots = count_slots(tensors)
+    tensors = reorder_outputs(tensors, order, slots, settings.slots)
     count = slots if settings.slots is None else len(settings.slots)
-    names, assumed = names_for(count, tuple(class_names), settings.class_names)
+    names, assumed = name_classes(count, tuple(class_names), settings.class_names)
     settings = replace(settings, remarks=settings.remarks + assumed)
     net = plan.build(len(names))
     filled = _load(net, tensors, used, file, origin)
@@ -152,7 +158,32 @@ def recognise(file: WeightsFile, name: str | None = None) -> Source:
     )
 
 
-def _renamed(file: WeightsFile, origin: Source) -> tuple[dict[str, Tensor], dict[str, str], dict[str, str]]:
+def name_classes(
+    count: int, given: tuple[str, ...], found: tuple[str, ...] = ()
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The names of so many classes: those given, those in the file, COCO's where there are 80, or numbers.
+
+    Returns:
+        The names, and a remark for the report where they were assumed.
+
+    Raises:
+        UserError: another number of names was given.
+    """
+    if given:
+        if len(given) != count or len(set(given)) != count:
+            raise UserError(f"--class_names: the weights have {count} classes, {len(set(given))} different names given")
+        return given, ()
+    if len(found) == len(set(found)) == count:
+        return found, ()
+    why = f"the file's {len(set(found))} different names do not fit" if found else "the file names none"
+    if count == COCO_CLASSES:
+        return tuple(torchvision.coco_slots().values()), (
+            f"80 classes, and {why}: COCO's assumed; others with --class_names",
+        )
+    return tuple(f"class {number}" for number in range(count)), (f"{why}: give them with --class_names",)
+
+
+def _rename_tensors(file: WeightsFile, origin: Source) -> tuple[dict[str, Tensor], dict[str, str], dict[str, str]]:
     """Tensors under our names, our key -> theirs, and what is left out with the reason.
 
     Raises:
@@ -222,15 +253,15 @@ def to_torchvision_file(weights: str, target: Path, to: str, *, overwrite: bool)
     spec, net = read_model(weights)
     state = torchvision.to_torchvision(spec, net)
     # Counted again as torchvision's loader will see it; its path is only for messages.
-    parity = compare(spec, net, WeightsFile(target, state, {}, "", ()), torchvision.slots_of(spec.class_names))
+    parity = compare(spec, net, WeightsFile(target, state, {}, "", ()), torchvision.find_slots(spec.class_names))
     write_tensors(target, state)
     return "\n".join(
         [
             f"tensors        {len(state)} written to {target}",
-            f"classes        {torchvision.numbering(spec.class_names)}",
+            f"classes        {torchvision.describe_labels(spec.class_names)}",
             f"parity         {parity.summary()}",
             "load it with",
-            *(f"    {line}" for line in torchvision.how_to_build(spec, str(target)).splitlines()),
+            *(f"    {line}" for line in torchvision.write_instructions(spec, str(target)).splitlines()),
         ]
     )
 

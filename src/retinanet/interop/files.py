@@ -6,9 +6,10 @@ What kind of file it is shows in its first bytes, never in its name.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -17,7 +18,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from retinanet.errors import UserError
-from retinanet.interop.plain_pickle import PickledArray, read_pickle
+from retinanet.interop.numpy_pickle import read_pickle
+from retinanet.interop.plain_pickle import PickledTensor
 from retinanet.interop.torch_pickle import read_torch, resave
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net", "ema")
@@ -28,6 +30,7 @@ KERAS = (
     "asymmetric 'same' padding. Start from a model of torchvision, detectron2, mmdetection, odtk or yhenon's instead"
 )
 LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch's number, the first pickle of files from before torch 1.6
+MOST_COPIES = 16  # how many times the bytes of the file its tensors may take
 HEAD = 512  # bytes that tell the kind, up to tar's mark at 257
 
 
@@ -79,21 +82,33 @@ def _open(path: Path) -> tuple[Any, dict[str, Any], list[str]]:
     """Whatever the file holds, its metadata and notes, by the reader that its first bytes ask for."""
     with path.open("rb") as file:
         head = file.read(HEAD)
-    length, size = int.from_bytes(head[:8], "little"), path.stat().st_size
     if not head:
         raise UserError(f"{path} is empty. Download or copy it again")
-    if head.startswith(b"PK\x03\x04"):
-        return _open_torch(path, zipped=True)
-    if head[:1] == b"\x80" and head[2:].startswith(LEGACY_MAGIC):
-        return _open_torch(path, zipped=False)
+    legacy = head[:1] == b"\x80" and LEGACY_MAGIC in head[2:32]
+    if legacy or head.startswith(b"PK\x03\x04"):
+        tree, inert = read_torch(path, zipped=not legacy)
+        return tree, {}, [f"objects beside the weights were not built: {', '.join(inert)}"] if inert else []
     if head[:1] == b"\x80" and 2 <= head[1] <= 5:
-        return _open_pickle(path)
-    if head[8:10] == b'{"' or (head[8:9] == b"{" and length + 8 <= size):
-        return _open_safetensors(path)
-    raise UserError(f"{path} {_strange(head)}")
+        try:
+            with path.open("rb") as file:
+                return read_pickle(file), {}, []
+        except Exception as error:  # a damaged pickle can fail anywhere
+            raise UserError(
+                f"{path} is a pickle that cannot be read as numpy arrays in plain containers: {error}. Nothing in it "
+                f"was run. Download it again; if it was made with torch and you trust it, {resave(path.name)}"
+            ) from None
+    header_fits = int.from_bytes(head[:8], "little") + 8 <= path.stat().st_size
+    if head[8:10] == b'{"' or (head[8:9] == b"{" and header_fits):
+        try:
+            with safe_open(path, framework="pt") as tensors:
+                metadata = tensors.metadata()
+            return load_file(path), dict(metadata or {}), []
+        except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+            raise UserError(f"{path} is a damaged safetensors file ({error}). Download or copy it again") from None
+    raise UserError(f"{path} {_describe_stranger(head)}")
 
 
-def _strange(head: bytes) -> str:
+def _describe_stranger(head: bytes) -> str:
     """What a file is that no reader takes, and what to do."""
     if head.startswith(b"\x89HDF\r\n\x1a\n"):
         return KERAS
@@ -117,74 +132,62 @@ def _strange(head: bytes) -> str:
     )
 
 
-def _open_safetensors(path: Path) -> tuple[Any, dict[str, Any], list[str]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
-        return load_file(path), dict(metadata or {}), []
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
-        raise UserError(f"{path} is a damaged safetensors file ({error}). Download or copy it again") from None
-
-
-def _open_pickle(path: Path) -> tuple[Any, dict[str, Any], list[str]]:
-    try:
-        with path.open("rb") as file:
-            return read_pickle(file), {}, []
-    except Exception as error:  # a damaged pickle can fail anywhere
-        raise UserError(
-            f"{path} is a pickle that cannot be read as numpy arrays in plain containers: {error}. Nothing in it was "
-            f"run. Download it again; if it was made with torch and you trust it, {resave(path.name)}"
-        ) from None
-
-
-def _open_torch(path: Path, *, zipped: bool) -> tuple[Any, dict[str, Any], list[str]]:
-    tree, inert = read_torch(path, zipped=zipped)
-    return tree, {}, [f"objects beside the weights were not built: {', '.join(inert)}"] if inert else []
-
-
 def _find(path: Path, tree: Any, notes: list[str]) -> tuple[dict[Any, Any], dict[str, Any]]:
     """The mapping that is the state dict, and the plain values beside it and beside the mappings around it."""
     meta: dict[str, Any] = {}
     budget = iter(range(100_000))
+    wrapping: dict[int, bool] = {}
+    holding: dict[int, bool] = {}
     for _ in range(8):
         if not isinstance(tree, dict):
             break
-        inside = [key for key in WRAPPERS if isinstance(dict.get(tree, key), dict) and _holds_tensors(tree[key])]
-        if not inside and not any(isinstance(value, Tensor | PickledArray) for value in dict.values(tree)):
-            shown = ", ".join(repr(key)[:60] for key in list(dict.keys(tree))[:20])
+        inside = [
+            key for key in WRAPPERS if isinstance(tree.get(key), dict) and _holds_tensor(tree[key], wrapping, WRAPPERS)
+        ]
+        if not inside and not any(isinstance(value, Tensor | PickledTensor) for value in tree.values()):
             raise UserError(
                 f"{path} has no state dict: expected names with tensors, at the root or under one of "
-                f"{', '.join(WRAPPERS)}; found the keys {shown or '(none)'}"
+                f"{', '.join(WRAPPERS)}; found the keys {', '.join(map(_show, list(tree)[:20])) or '(none)'}"
             )
         if not inside:
             return tree, meta
-        others = [key for key, value in dict.items(tree) if key != inside[0] and _any_tensor(value)]
+        others = [key for key, value in tree.items() if key != inside[0] and _holds_tensor(value, holding)]
         if others:
             notes.append(
-                f"the weights were taken from {inside[0]!r}; left out: "
-                f"{', '.join(repr(key)[:60] for key in others[:9])}. "
+                f"the weights were taken from {inside[0]!r}; left out: {', '.join(map(_show, others[:9]))}. "
                 "To convert one of these, save it in a file of its own"
             )
-        beside = _plain({key: value for key, value in dict.items(tree) if key not in inside}, budget)
+        beside = _plain({key: value for key, value in tree.items() if key not in inside}, budget)
         meta = (beside if isinstance(beside, dict) else {}) | meta
         tree = tree[inside[0]]
-    raise UserError(f"{path} holds a {type(tree).__name__}, expected a state dict: names with tensors")
+    kind = "Tensor" if isinstance(tree, PickledTensor) else type(tree).__name__
+    raise UserError(f"{path} holds a {kind}, expected a state dict: names with tensors")
 
 
-def _holds_tensors(tree: Any, depth: int = 0) -> bool:
-    """Whether a mapping is a state dict or wraps one."""
-    if not isinstance(tree, dict) or depth > 4:
-        return False
-    if any(isinstance(value, Tensor | PickledArray) for value in dict.values(tree)):
-        return True
-    return any(_holds_tensors(dict.get(tree, key), depth + 1) for key in WRAPPERS)
+def _show(key: Any) -> str:
+    """A key for a message; the file may have chosen one that takes long to write down."""
+    return repr(key)[:60] if isinstance(key, str) else type(key).__name__
 
 
-def _any_tensor(tree: Any, depth: int = 0) -> bool:
-    """Whether there is a tensor in nested mappings, such as an average of the weights or an optimiser's state."""
-    if isinstance(tree, Tensor | PickledArray):
-        return True
-    return isinstance(tree, dict) and depth < 4 and any(_any_tensor(value, depth + 1) for value in dict.values(tree))
+def _holds_tensor(value: Any, known: dict[int, bool], keys: Sequence[str] | None = None, depth: int = 0) -> bool:
+    """Whether there is a tensor in nested mappings, such as a wrapped state dict or an optimiser's state.
+
+    Args:
+        value: a tensor, a mapping or anything else.
+        known: answers by the id of a mapping: each is searched once, however often the file refers to it.
+        keys: the only keys that lead to a mapping that is searched as well; None for all.
+        depth: of the value.
+    """
+    if not isinstance(value, dict) or depth > 4:
+        return isinstance(value, Tensor | PickledTensor)
+    if id(value) not in known:
+        known[id(value)] = False  # a mapping may hold itself
+        known[id(value)] = any(
+            _holds_tensor(entry, known, keys, depth + 1)
+            for key, entry in value.items()
+            if isinstance(entry, Tensor | PickledTensor) or keys is None or key in keys
+        )
+    return known[id(value)]
 
 
 _DROPPED = object()
@@ -197,57 +200,48 @@ def _plain(value: Any, budget: Iterator[int], depth: int = 0) -> Any:
     """
     if depth > 16 or next(budget, None) is None:
         return _DROPPED
+    if type(value) is int and value.bit_length() > 64:  # one of a million digits takes hours to write down
+        return _DROPPED
     if value is None or type(value) in (bool, int, float, str):
         return value
     if type(value) in (list, tuple):
         items = [_plain(item, budget, depth + 1) for item in value]
         return _DROPPED if any(item is _DROPPED for item in items) else type(value)(items)
     if isinstance(value, dict):
-        keys = [key for key in dict.keys(value) if type(key) in (str, int)]
-        items = [_plain(dict.get(value, key), budget, depth + 1) for key in keys]
-        return {key: item for key, item in zip(keys, items, strict=True) if item is not _DROPPED}
+        entries = {key: _plain(entry, budget, depth + 1) for key, entry in value.items() if type(key) in (str, int)}
+        return {key: entry for key, entry in entries.items() if entry is not _DROPPED}
     return _DROPPED
 
 
 def _tensors(path: Path, state: dict[Any, Any], notes: list[str]) -> dict[str, Tensor]:
     """The tensors of a state dict: dense, finite, on the CPU, in float32 or whole numbers."""
-    tensors, others, changed = {}, [], 0
-    for key, value in dict.items(state):
-        if type(key) is not str or not isinstance(value, Tensor | PickledArray):
-            others.append(str(key)[:60])
-            continue
-        tensor = _tensor(f"{path}, {key}", value)
-        other = tensor.is_floating_point() and tensor.dtype != torch.float32
-        changed += other
-        tensors[key] = tensor.float() if other else tensor
+    kept = {
+        key: value for key, value in state.items() if type(key) is str and isinstance(value, Tensor | PickledTensor)
+    }
+    others = [key if type(key) is str else _show(key) for key in state if key not in kept]
+    if sum(value.nbytes for value in kept.values()) > MOST_COPIES * path.stat().st_size:
+        raise UserError(
+            f"{path}: its tensors share their memory and would take much more than the file does. Save clones"
+        )
+    read = {key: _tensor(f"{path}, {key}", value) for key, value in kept.items()}
+    changed = [key for key, value in read.items() if value.is_floating_point() and value.dtype != torch.float32]
     if changed:
-        notes.append(f"{changed} tensors of half or double precision were converted to float32")
+        notes.append(f"{len(changed)} tensors of half or double precision were converted to float32")
     if others:
         more = f" and {len(others) - 5} more" if len(others) > 5 else ""
-        notes.append(f"values of the state dict that are no tensors were left out: {', '.join(others[:5])}{more}")
-    return tensors
+        shown = ", ".join(key[:60] for key in others[:5])
+        notes.append(f"values of the state dict that are no tensors were left out: {shown}{more}")
+    return read | {key: read[key].float() for key in changed}
 
 
-def _tensor(where: str, value: Tensor | PickledArray) -> Tensor:
-    """One tensor, without whatever attributes the file hung on it."""
-    if isinstance(value, PickledArray):
-        if value.value is None:
-            raise UserError(f"{where}: an array without content; the file is damaged")
-        try:
-            tensor = torch.from_numpy(value.value)
-        except TypeError as error:
-            raise UserError(f"{where}: {error}") from None
-    elif type(value) in (Tensor, torch.nn.Parameter):
-        tensor = Tensor.detach(value)
-    else:
-        raise UserError(f"{where}: a {type(value).__name__}, expected a dense tensor")
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
-        kind = "quantised" if tensor.is_quantized else f"{tensor.layout} on {tensor.device}"
-        raise UserError(f"{where}: a {kind} tensor, expected a dense one. Save it from the model before compression")
+def _tensor(where: str, value: Tensor | PickledTensor) -> Tensor:
+    """One tensor, read and checked."""
+    try:
+        tensor = value if isinstance(value, Tensor) else value.read()
+    except (UnpicklingError, OSError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{where}: {error}") from None
     if tensor.is_complex() or (tensor.is_floating_point() and tensor.element_size() < 2):
         raise UserError(f"{where}: a tensor of {tensor.dtype}, expected one of float32, float16 or bfloat16")
-    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():  # it may claim any size
-        raise UserError(f"{where}: a tensor expanded over its memory, shape {tuple(tensor.shape)}. Save its .clone()")
     if not bool(torch.isfinite(tensor).all()):
         raise UserError(f"{where}: the tensor holds NaN or infinity. The training has diverged; take an earlier file")
     return tensor

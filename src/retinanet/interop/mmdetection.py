@@ -38,7 +38,7 @@ def settings(file: WeightsFile, tensors: Tensors, class_names: tuple[str, ...]) 
     caffe, why = _style(text, tensors)
     mean, told = _pixels(file, text, "mean", (103.53, 116.28, 123.675) if caffe else (123.675, 116.28, 103.53))
     std, _ = _pixels(file, text, "std", (1.0, 1.0, 1.0) if caffe else (58.395, 57.12, 57.375))
-    order = re.search(r"(?:to_rgb|bgr_to_rgb)\s*[=:'\" ]+(True|False)", text)
+    order = re.search(r"(?:to_rgb|bgr_to_rgb)[\s=:'\"]+(True|False)", text)
     channels: Literal["RGB", "BGR"] = "BGR" if (order[1] == "False" if order else caffe) else "RGB"
     compat = PreprocessCompat(divisor=1.0, channels=channels, resampling="plain")
     names = next(_class_names(file.meta), ())
@@ -59,7 +59,7 @@ def settings(file: WeightsFile, tensors: Tensors, class_names: tuple[str, ...]) 
 
 def _style(config: str, tensors: Tensors) -> tuple[bool, str]:
     """Whether bottlenecks stride in the 1x1 convolution and pixels are BGR, and how that is known."""
-    if said := re.search(r"style\s*[=:'\" ]+(caffe|pytorch)", config):
+    if said := re.search(r"style[\s=:'\"]+(caffe|pytorch)", config):
         return said[1] == "caffe", "the configuration in the file says so"
     if has_folded_statistics(tensors):
         return True, "its batch norms hold no statistics, as only Caffe's weights do"

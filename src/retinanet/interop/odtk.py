@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from math import inf
 from typing import Any
 
 from retinanet.anchors.coding import BoxCoder
@@ -66,7 +67,11 @@ def settings(file: WeightsFile, tensors: Tensors, class_names: tuple[str, ...]) 
 
 
 def _numbers(value: Any, default: tuple[float, ...]) -> tuple[float, ...]:
-    return tuple(float(number) for number in value) if isinstance(value, list | tuple) and value else default
+    if not isinstance(value, list | tuple) or not value:
+        return default
+    if not all(isinstance(number, int | float) and 0 < number < inf for number in value):
+        raise UserError(f"the file's ratios and scales are {str(value)[:60]}, expected numbers above 0")
+    return tuple(float(number) for number in value)
 
 
 SOURCE = Source(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 import torch
 import torchvision
@@ -18,11 +17,12 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from retinanet.data.loader import Collate, resized
+from retinanet.interop.comparison import largest_difference, make_batch, pair_detections, pair_differences
 from retinanet.interop.files import WeightsFile
+from retinanet.model.postprocess import Postprocess
 from retinanet.model.retinanet import RetinaNet
 from retinanet.spec import ModelSpec
-from retinanet.types import Batch, Detections, RawOutput, Sample, Target
+from retinanet.types import Detections, RawOutput
 
 SIDES = ((180, 250), (231, 160))  # of the images; resized to SHORT and LONG, which keeps a conversion quick
 SHORT, LONG = 192, 320
@@ -86,42 +86,69 @@ def compare(spec: ModelSpec, net: RetinaNet, file: WeightsFile, slots: Sequence[
     """
     peer = build_peer(spec, net, file.tensors)
     preprocess = replace(spec.preprocess, short=SHORT, long=LONG)
-    images = [_picture(sides, seed) for seed, sides in enumerate(SIDES)]
-    batch = _batch(spec, images)
-    pixels = preprocess.normalise(batch.images, batch.sizes)
+    images = [_draw_image(sides, seed) for seed, sides in enumerate(SIDES)]
+    batch = make_batch(preprocess, images)
+    # In torchvision's memory format: another one makes convolutions add up in another order.
+    batch = replace(batch, images=batch.images.contiguous())
+
+    # Stage by stage, each on torchvision's input.
     floats = [image / 255 for image in images]
     theirs: ImageList = peer.transform(floats)[0]
     raw = net(theirs.tensors)
     features = list(peer.backbone(theirs.tensors).values())
     heads = peer.head(features)
-    keep = list(range(_slot_count(peer)) if slots is None else slots)
+    classifier = peer.head.classification_head
+    keep = list(range(classifier.num_classes) if slots is None else slots)
     anchors = peer.anchor_generator(theirs, features)[0]
-    lattice = raw.lattice
-    threshold = _threshold(raw, spec.postprocess.score)
-    _silence(peer, keep)
-    peer.score_thresh, peer.nms_thresh = threshold, spec.postprocess.nms
-    peer.topk_candidates, peer.detections_per_img = (
-        spec.postprocess.topk,
-        spec.postprocess.max_detections,
-    )
-    shown = replace(spec, preprocess=preprocess, postprocess=replace(spec.postprocess, score=threshold))
-    ours = shown.detections(net(shown.prepare(batch)), batch)
-    found = peer(floats)
-    others = [_ordered_as(one, other, keep) for one, other in zip(ours, found, strict=True)]
-    same = all(other is not None for other in others)
-    nothing = float("nan")
+    everywhere = torch.arange(raw.lattice.count(raw.grids))
+
+    # From images to detections, at a threshold that lets enough pass to be compared.
+    postprocess = replace(spec.postprocess, score=_lower_threshold(raw, spec.postprocess.score))
+    pixels = preprocess.normalise(batch.images, batch.sizes)
+    found = postprocess(net(pixels), batch.sizes, spec.class_names)
+    ours = [
+        replace(one, boxes=preprocess.boxes_back(one.boxes, (height, width), sample.size))
+        for one, (height, width), sample in zip(found, batch.sizes.tolist(), batch.samples, strict=True)
+    ]
+    others = _detect(peer, floats, postprocess, keep, spec.class_names)
+    paired = [pair_detections(*both, score_weight=1e4) for both in zip(ours, others, strict=True)]
+    differences = [pair_differences(*each) for each in zip(ours, others, paired, strict=True)]
+    same = list(map(len, ours)) == list(map(len, others)) == list(map(len, paired))
+    boxes, scores = (max(column) if same else float("nan") for column in zip(*differences, strict=True))
     return Parity(
         peer=f"torchvision {torchvision.__version__}",
-        pixels=_gap([pixels], [theirs.tensors]),
-        features=_gap(net.fpn(net.backbone(theirs.tensors)), features),
-        logits=_gap([_rows(raw.logits, raw.num_classes)], [heads["cls_logits"][..., keep]]),
-        deltas=_gap([_rows(raw.deltas, 4)], [heads["bbox_regression"]]),
-        anchors=_gap([lattice.boxes(torch.arange(lattice.count(raw.grids)), raw.grids)], [anchors]),
-        found=(sum(map(len, ours)), sum(len(other["labels"]) for other in found)),
+        pixels=largest_difference([pixels], [theirs.tensors]),
+        features=largest_difference(net.fpn(net.backbone(theirs.tensors)), features),
+        logits=largest_difference([_rows(raw.logits, raw.num_classes)], [heads["cls_logits"][..., keep]]),
+        deltas=largest_difference([_rows(raw.deltas, 4)], [heads["bbox_regression"]]),
+        anchors=largest_difference([raw.lattice.boxes(everywhere, raw.grids)], [anchors]),
+        found=(sum(map(len, ours)), sum(map(len, others))),
         matched=same,
-        boxes=_gap([one.boxes for one in ours], [other["boxes"] for other in others if other]) if same else nothing,
-        scores=_gap([one.scores for one in ours], [other["scores"] for other in others if other]) if same else nothing,
+        boxes=boxes,
+        scores=scores,
     )
+
+
+def _detect(
+    peer: TorchvisionRetinaNet,
+    images: Sequence[Tensor],
+    rule: Postprocess,
+    keep: Sequence[int],
+    class_names: tuple[str, ...],
+) -> list[Detections]:
+    """Torchvision's detections by our rule; its slots without a class are silenced, for good."""
+    layer, slots = peer.head.classification_head.cls_logits, peer.head.classification_head.num_classes
+    silent = torch.ones(slots, dtype=torch.bool)
+    silent[list(keep)] = False
+    layer.weight.unflatten(0, (-1, slots))[:, silent] = 0
+    layer.bias.unflatten(0, (-1, slots))[:, silent] = -1e4
+    peer.score_thresh, peer.nms_thresh = rule.score, rule.nms
+    peer.topk_candidates, peer.detections_per_img = rule.topk, rule.max_detections
+    label_of = (~silent).cumsum(0) - 1  # of a slot
+    return [
+        Detections(found["boxes"], found["scores"], label_of[found["labels"]], class_names)
+        for found in peer(list(images))
+    ]
 
 
 def build_peer(spec: ModelSpec, net: RetinaNet, state: dict[str, Tensor]) -> TorchvisionRetinaNet:
@@ -157,7 +184,7 @@ def build_peer(spec: ModelSpec, net: RetinaNet, state: dict[str, Tensor]) -> Tor
     return peer.eval()
 
 
-def _picture(sides: tuple[int, int], seed: int) -> Tensor:
+def _draw_image(sides: tuple[int, int], seed: int) -> Tensor:
     """An image (3, H, W) uint8 of soft blots with noise: something for every level of the pyramid."""
     noise = torch.Generator().manual_seed(seed)
     coarse = torch.rand(1, 3, 7, 7, generator=noise)
@@ -165,68 +192,14 @@ def _picture(sides: tuple[int, int], seed: int) -> Tensor:
     return ((soft + 0.1 * torch.randn(3, *sides, generator=noise)).clamp(0, 1) * 255).round().to(torch.uint8)
 
 
-def _batch(spec: ModelSpec, images: Sequence[Tensor]) -> Batch:
-    preprocess = replace(spec.preprocess, short=SHORT, long=LONG)
-    samples = [
-        Sample(Path(), number, (image.shape[1], image.shape[2]), Target.empty(), torch.zeros(0), image)
-        for number, image in enumerate(images)
-    ]
-    batch = Collate(preprocess)([resized(sample, preprocess) for sample in samples])
-    assert isinstance(batch, Batch)
-    # In torchvision's memory format: another one makes convolutions add up in another order.
-    return replace(batch, images=batch.images.contiguous())
-
-
-def _threshold(raw: RawOutput, score: float) -> float:
+def _lower_threshold(raw: RawOutput, score: float) -> float:
     """The model's own score threshold, or a lower one that lets enough pass to be compared."""
     images = zip(*(level.flatten(1) for level in raw.logits), strict=True)
     passing = min(float(torch.cat(levels).topk(SHOWN * 5).values[-1].sigmoid()) for levels in images)
     return min(score, passing)
 
 
-def _slot_count(peer: TorchvisionRetinaNet) -> int:
-    count: int = peer.head.classification_head.num_classes
-    return count
-
-
-def _silence(peer: TorchvisionRetinaNet, keep: Sequence[int]) -> None:
-    """Slots without a class never fire."""
-    layer, count = peer.head.classification_head.cls_logits, _slot_count(peer)
-    silent = torch.ones(count, dtype=torch.bool)
-    silent[list(keep)] = False
-    layer.weight.unflatten(0, (-1, count))[:, silent] = 0
-    layer.bias.unflatten(0, (-1, count))[:, silent] = -1e4
-
-
-def _ordered_as(ours: Detections, other: dict[str, Tensor], keep: Sequence[int]) -> dict[str, Tensor] | None:
-    """The other detections in the order of ours, each the nearest of its class, or None where they do not pair up."""
-    if len(ours) != len(other["labels"]):
-        return None
-    if not len(ours):
-        return other
-    distance = (ours.boxes[:, None] - other["boxes"]).abs().amax(dim=-1)
-    distance += 1e4 * (ours.scores[:, None] - other["scores"]).abs()
-    distance[torch.tensor(list(keep))[ours.labels][:, None] != other["labels"]] = torch.inf
-    order: list[int] = []
-    for row in distance:  # each takes the nearest that is left
-        order.append(int(row.argmin()))
-        if not row[order[-1]].isfinite():
-            return None
-        distance[:, order[-1]] = torch.inf
-    return {key: value[order] for key, value in other.items()}
-
-
 def _rows(levels: Sequence[Tensor], per_anchor: int) -> Tensor:
     """L maps (N, A*k, H_l, W_l) -> (N, anchors, k), in the order of the lattice."""
     flat = [level.permute(0, 2, 3, 1).reshape(len(level), -1, per_anchor) for level in levels]
     return torch.cat(flat, dim=1)
-
-
-def _gap(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
-    """The largest absolute difference; infinite where shapes differ."""
-    gaps = [0.0]
-    for one, other in zip(ours, theirs, strict=True):
-        if one.shape != other.shape:
-            return float("inf")
-        gaps += [float((one - other).abs().max())] if one.numel() else []
-    return max(gaps)

@@ -1,264 +1,226 @@
-"""A reader of pickles that hold numpy arrays in plain containers: it calls nothing that a file names.
+"""Read pickles without running anything in them: see numpy_pickle.py and torch_pickle.py for what they hold.
 
-The opcodes are interpreted here, not by ``pickle.Unpickler``. A ``find_class`` alone is no wall: extension codes can
-pass by it, and the BUILD opcode can write into whatever functions it hands out. Here a name in the file stays a name.
+Three walls, each for what the others cannot see. The instructions are checked before any is followed: those that pass
+``find_class`` by (extension codes) or that only code needs are refused, and so is a small pickle that means a large
+amount of work. A name in the file becomes one of our stand-ins, never what it names. And the stand-ins have no
+attributes that an instruction could write to.
 """
 
 from __future__ import annotations
 
+import pickle
 import pickletools
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import prod
 from pickle import UnpicklingError
 from typing import Any, BinaryIO
 
-import numpy as np
+from torch import Tensor
+
+MOST_INSTRUCTIONS = 5_000_000
+MOST_WORK = 10_000_000  # items, each counted as often as the tuples that hold it are used
+LARGEST_FRAME = 1 << 24  # bytes; pickle itself closes a frame after 64 KiB
+ALLOWED = frozenset(
+    {
+        *("PROTO", "FRAME", "STOP", "MARK", "NONE", "NEWTRUE", "NEWFALSE", "FLOAT", "BINFLOAT"),
+        *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4"),
+        *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+        *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+        *("EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_LIST", "APPEND", "APPENDS"),
+        *("EMPTY_DICT", "SETITEM", "SETITEMS", "EMPTY_SET", "ADDITEMS"),
+        *("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE", "GET", "BINGET", "LONG_BINGET"),
+        *("GLOBAL", "STACK_GLOBAL", "REDUCE", "NEWOBJ", "BUILD", "BINPERSID"),
+    }
+)
 
 
-@dataclass(eq=False, slots=True)
-class PickledArray:
-    """An array of the file; ``value`` is None until its content was met."""
+def check_instructions(file: BinaryIO) -> set[str]:
+    """Go through a pickle without following it, in time linear in its length.
 
-    value: np.ndarray | None = None
-
-
-@dataclass(eq=False, slots=True)
-class _DType:
-    value: np.dtype
-
-
-@dataclass(frozen=True)
-class _Name:
-    dotted: str
-
-
-_MARK = object()
-
-
-def read_pickle(file: BinaryIO) -> Any:
-    """The content of a pickle, protocols 0 to 5, from the position of ``file`` on.
+    Two references to one tuple make a pair, sixty such pairs take 300 bytes, and hashing the last takes 2**60 steps.
+    So an item weighs as much as hashing it would take: a tuple its items and 1, anything else 1.
 
     Args:
-        file: an open binary file.
+        file: an open binary file, at the start of the pickle; afterwards it is behind its end.
 
     Returns:
-        dicts, lists, tuples, sets, plain values and :class:`PickledArray`; an OrderedDict comes as a dict, a numpy
-        scalar as a number. Containers may hold themselves.
+        The dotted names that GLOBAL instructions ask for.
 
     Raises:
-        UnpicklingError: the pickle asks for anything else. A damaged one may raise any other exception.
+        UnpicklingError: an instruction that weights do not need, or too much work. A damaged pickle may raise any other
+            exception.
     """
-    stack: list[Any] = []
-    memo: dict[int, Any] = {}
+    names: set[str] = set()
+    stack: list[int] = []  # the weights of what would lie on pickle's own stack
+    memo: dict[int, int] = {}
+    marks: list[int] = []
+    work = 0
     argument: Any
-    for opcode, argument, _ in pickletools.genops(file):
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
         name = opcode.name
-        if name in _LITERALS:
-            stack.append(argument)
-        elif name in _FRESH:
-            stack.append(_FRESH[name]())
-        elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
-            memo[argument] = stack[-1]
-        elif name == "MEMOIZE":
-            memo[len(memo)] = stack[-1]
+        if name not in ALLOWED:
+            raise UnpicklingError(f"it uses the pickle instruction {name}, which weights do not need")
+        if name == "GLOBAL":
+            names.add(_dotted(*argument.split(" ", 1)))
+        if name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
+            number = len(memo) if argument is None else argument
+            if number > count:  # pickle makes room for as many entries
+                raise UnpicklingError(f"it stores an item under the number {number}, but has no so many items")
+            memo[number] = stack[-1]
         elif name in ("GET", "BINGET", "LONG_BINGET"):
             stack.append(memo[argument])
-        elif name == "GLOBAL":
-            stack.append(_name(*argument.split(" ", 1)))
-        elif name in _STEPS:
-            _STEPS[name](stack)
-        elif name not in ("PROTO", "FRAME", "STOP"):
-            raise UnpicklingError(
-                f"it uses the pickle instruction {name}, which arrays in plain containers do not need"
-            )
-    (result,) = stack
-    if result is _MARK or isinstance(result, _Name | _DType):
-        raise UnpicklingError("it holds no data")
-    return result
+        elif name == "MARK":
+            marks.append(len(stack))
+        else:
+            before = opcode.stack_before
+            marked = pickletools.markobject in before
+            start = (marks.pop() - before.index(pickletools.markobject)) if marked else len(stack) - len(before)
+            if start < 0:
+                raise UnpicklingError("it takes more items than there are")
+            weight = sum(stack[start:])
+            work += weight
+            stack[start:] = [1 + weight * (name.startswith("TUPLE") or name == "REDUCE")] * len(opcode.stack_after)
+        if work > MOST_WORK or count > MOST_INSTRUCTIONS or (name == "FRAME" and argument > LARGEST_FRAME):
+            raise UnpicklingError("it would take a long time or much memory to read, as no weights do")
+    return names
 
 
-def _name(module: Any, name: Any) -> _Name:
-    """A name, if it is one of those that we give a meaning."""
-    if type(module) is not str or type(name) is not str:
-        raise UnpicklingError("it builds a name from something that is not text")
-    dotted = f"{module}.{name}"
-    modern = dotted.replace("__builtin__.", "builtins.", 1) if dotted.startswith("__builtin__.") else dotted
-    modern = modern.replace("numpy.core.", "numpy._core.", 1) if modern.startswith("numpy.core.") else modern
-    if modern not in _MAKERS and modern != "numpy.ndarray":
-        raise UnpicklingError(f"it asks for {dotted}, which arrays in plain containers do not need")
-    return _Name(modern)
+class StandIn:
+    """What a pickle works on in place of an object of its own; the instruction BUILD cannot set its attributes."""
 
+    __slots__ = ()
 
-def _stack_global(stack: list[Any]) -> None:
-    name, module = stack.pop(), stack.pop()
-    stack.append(_name(module, name))
-
-
-def _since_mark(stack: list[Any]) -> list[Any]:
-    """What lies above the last mark, taken off the stack with it."""
-    for at in range(len(stack) - 1, -1, -1):
-        if stack[at] is _MARK:
-            items = stack[at + 1 :]
-            del stack[at:]
-            return items
-    raise UnpicklingError("it has no mark where one is needed")
-
-
-def _append(stack: list[Any]) -> None:
-    _extend_list(stack, [stack.pop()])
-
-
-def _extend_list(stack: list[Any], items: list[Any]) -> None:
-    if type(stack[-1]) is not list:
-        raise UnpicklingError("it appends to something that is not a list")
-    stack[-1].extend(items)
-
-
-def _set_items(stack: list[Any], items: list[Any]) -> None:
-    if type(stack[-1]) is not dict:
-        raise UnpicklingError("it sets an item of something that is not a dict")
-    stack[-1].update(zip(items[::2], items[1::2], strict=True))
-
-
-def _set_item(stack: list[Any]) -> None:
-    value, key = stack.pop(), stack.pop()
-    _set_items(stack, [key, value])
-
-
-def _add_items(stack: list[Any], items: list[Any]) -> None:
-    if type(stack[-1]) is not set:
-        raise UnpicklingError("it adds to something that is not a set")
-    stack[-1].update(items)
-
-
-def _tuple(size: int) -> Callable[[list[Any]], None]:
-    def step(stack: list[Any]) -> None:
-        stack[-size:] = [tuple(stack[-size:])]
-
-    return step
-
-
-def _reduce(stack: list[Any]) -> None:
-    """Where pickle would call a function of the file's choice, one of our own makers reads the arguments."""
-    arguments, function = stack.pop(), stack.pop()
-    if type(function) is not _Name or function.dotted not in _MAKERS or type(arguments) is not tuple:
-        raise UnpicklingError("it calls something that is not a function")
-    stack.append(_MAKERS[function.dotted](*arguments))
-
-
-def _build(stack: list[Any]) -> None:
-    state, made = stack.pop(), stack[-1]
-    if type(made) is PickledArray:
-        _, shape, dtype, fortran, content = state
-        made.value = _array(content, dtype, shape, "F" if fortran else "C")
-    elif type(made) is _DType:
-        _, order, subdtype, names, fields = state[:5]
-        if not (subdtype is names is fields is None) or order not in ("<", ">", "=", "|"):
-            raise UnpicklingError("it holds an array whose dtype is not a plain number")
-        made.value = made.value.newbyteorder(order)
-    elif type(made) is not dict:  # a dict's state is attributes such as _metadata, which nobody reads
+    def __setstate__(self, state: Any) -> None:
+        """Refuse the instruction BUILD."""
         raise UnpicklingError("it sets the state of something that is not an array")
 
 
-def _dtype(code: str, align: Any = False, copy: Any = True) -> _DType:
-    if type(code) is not str or not re.fullmatch(r"[<>=|]?([fiu][1248]|b1)", code):
-        objects = "; an array of Python objects is refused" if str(code).lstrip("<>=|").startswith("O") else ""
-        raise UnpicklingError(f"it holds an array of dtype {code!r}, expected numbers{objects}")
-    return _DType(np.dtype(code))
+class Function(StandIn):
+    """Stands for a function that the file names: one of ours is called in its place."""
+
+    __slots__ = ("_call",)
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        self._call = call
+
+    def __call__(self, *arguments: Any) -> Any:
+        """What our function makes of the arguments."""
+        return self._call(*arguments)
 
 
-def _array(content: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
-    if type(content) is str:  # Python 2 had no bytes
-        content = content.encode("latin1")
-    if type(content) not in (bytes, bytearray) or type(dtype) is not _DType or order not in ("C", "F"):
-        raise UnpicklingError("it holds an array whose content is not bytes and a plain dtype")
-    shape = tuple(shape)
-    if not all(type(size) is int and size >= 0 for size in shape):
-        raise UnpicklingError("it holds an array whose shape is not made of whole numbers")
-    if prod(shape) * dtype.value.itemsize != len(content):
-        raise UnpicklingError(f"it holds an array of shape {shape} with {len(content)} bytes of content")
-    found = np.ndarray(shape, dtype.value, content, order=order)
-    return found.astype(dtype.value.newbyteorder("="), order="C")  # a copy: native, contiguous, writable
+class PlainDict(dict[Any, Any]):
+    """A dict that is made empty and forgets attributes, such as ``_metadata`` of a state dict."""
+
+    __slots__ = ()
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__()
+
+    def __setstate__(self, state: Any) -> None:
+        """Forget the state."""
 
 
-def _reconstruct(kind: Any, shape: Any, code: Any) -> PickledArray:
-    if kind != _Name("numpy.ndarray"):
-        raise UnpicklingError("it holds an array of another class than numpy.ndarray")
-    return PickledArray()
+class Inert:
+    """Stands for any class or function of a training checkpoint: takes everything, keeps nothing, does nothing."""
+
+    __slots__ = ()
+
+    def __new__(cls, *arguments: Any) -> Inert:
+        """An instance, whatever the arguments."""
+        return object.__new__(cls)
+
+    def __init__(self, *arguments: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        """Forget the state."""
 
 
-def _from_buffer(content: Any, dtype: Any, shape: Any, order: Any) -> PickledArray:
-    return PickledArray(_array(content, dtype, shape, order))
+class SafeUnpickler(pickle.Unpickler):
+    """Pickle's own unpickler over the stand-ins of this package.
+
+    Args:
+        file: an open binary file, at the start of a pickle that :func:`check_instructions` let pass.
+        stand_in: dotted name -> what the file gets in its place, or None where it may not have it.
+        load_tensor_data: what an external item of the pickle stands for, given its id; without it there may be none.
+    """
+
+    def __init__(
+        self,
+        file: BinaryIO,
+        stand_in: Callable[[str], Any],
+        load_tensor_data: Callable[[Any], Any] | None = None,
+    ) -> None:
+        super().__init__(file, encoding="latin1")  # Python 2 had no bytes
+        self._stand_in = stand_in
+        self._load_tensor_data = load_tensor_data
+
+    def find_class(self, module: str, name: str, /) -> Any:
+        """The stand-in of a name; nothing is imported."""
+        dotted = _dotted(module, name)
+        found = self._stand_in(dotted)
+        if found is None:
+            raise UnpicklingError(f"it asks for {dotted}, which weights do not need")
+        return found
+
+    def persistent_load(self, pid: Any, /) -> Any:
+        """What an external item stands for."""
+        if self._load_tensor_data is None:
+            raise UnpicklingError("it asks for an item that is not in it")
+        return self._load_tensor_data(pid)
 
 
-def _scalar(dtype: Any, content: Any) -> Any:
-    return _array(content, dtype, (), "C").item()
+def _read_nothing() -> Tensor:
+    raise UnpicklingError("an array without content; the file is damaged")
 
 
-def _encode(text: Any, encoding: Any) -> bytes:
-    """The bytes that protocol 2 writes as text; no other codec, some of them decompress."""
+@dataclass(eq=False, slots=True)
+class PickledTensor(StandIn):
+    """A tensor or array of the file, whose content is copied when it is asked for: many may share one content.
+
+    Attributes:
+        shape: of the tensor.
+        nbytes: how much memory reading it takes.
+        read: makes the tensor, on the CPU; it raises ``UnpicklingError`` where that cannot be done.
+    """
+
+    shape: tuple[int, ...] = ()
+    nbytes: int = 0
+    read: Callable[[], Tensor] = _read_nothing
+
+
+def _dotted(module: str, name: str) -> str:
+    """A name as Python 3 calls it."""
+    return f"builtins.{PYTHON_2.get(name, name)}" if module == "__builtin__" else f"{module}.{name}"
+
+
+def encode_latin1(text: Any, encoding: Any) -> bytes:
+    """The bytes that protocol 2 writes as text; no other codec: some multiply what they are given."""
     if type(text) is not str or encoding not in ("latin1", "latin-1"):
         raise UnpicklingError(f"it encodes with {encoding!r}, expected text in latin1")
     return text.encode("latin1")
 
 
-def _ordered_dict(pairs: Any = ()) -> dict[Any, Any]:
-    if type(pairs) not in (list, tuple):
-        raise UnpicklingError("it makes an OrderedDict of something that is not a list of pairs")
-    return dict(pairs)
+def make_dict(items: Any = ()) -> PlainDict:
+    """A dict of another one or of a list of pairs."""
+    if not isinstance(items, dict | list | tuple):
+        raise UnpicklingError("it makes a dict of something that is neither a dict nor a list of pairs")
+    made = PlainDict()
+    made.update(items)
+    return made
 
 
-def _set(items: Any = ()) -> set[Any]:
+def make_set(items: Any = ()) -> set[Any]:
+    """A set of the items of a list."""
     if type(items) not in (list, tuple):
         raise UnpicklingError("it makes a set of something that is not a list")
     return set(items)
 
 
-def _empty_bytes() -> bytes:
-    return b""
-
-
-_MAKERS: dict[str, Callable[..., Any]] = {
-    "numpy.dtype": _dtype,
-    "numpy._core.multiarray._reconstruct": _reconstruct,
-    "numpy._core.multiarray.scalar": _scalar,
-    "numpy._core.numeric._frombuffer": _from_buffer,
-    "_codecs.encode": _encode,
-    "collections.OrderedDict": _ordered_dict,
-    "builtins.set": _set,
-    "builtins.bytes": _empty_bytes,
-}
-_LITERALS = frozenset(
-    {
-        *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
-        *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
-        *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
-    }
-)
-_FRESH: dict[str, Callable[[], Any]] = {
-    "NONE": lambda: None,
-    "NEWTRUE": lambda: True,
-    "NEWFALSE": lambda: False,
-    "MARK": lambda: _MARK,
-    "EMPTY_TUPLE": tuple,
-    "EMPTY_LIST": list,
-    "EMPTY_DICT": dict,
-    "EMPTY_SET": set,
-}
-_STEPS: dict[str, Callable[[list[Any]], None]] = {
-    "TUPLE": lambda stack: stack.append(tuple(_since_mark(stack))),
-    "TUPLE1": _tuple(1),
-    "TUPLE2": _tuple(2),
-    "TUPLE3": _tuple(3),
-    "LIST": lambda stack: stack.append(_since_mark(stack)),
-    "APPEND": _append,
-    "APPENDS": lambda stack: _extend_list(stack, _since_mark(stack)),
-    "SETITEM": _set_item,
-    "SETITEMS": lambda stack: _set_items(stack, _since_mark(stack)),
-    "ADDITEMS": lambda stack: _add_items(stack, _since_mark(stack)),
-    "STACK_GLOBAL": _stack_global,
-    "REDUCE": _reduce,
-    "BUILD": _build,
+PYTHON_2 = {"long": "int", "unicode": "str"}
+BUILT_IN: Mapping[str, Function] = {
+    "_codecs.encode": Function(encode_latin1),
+    "collections.OrderedDict": Function(make_dict),
+    "builtins.set": Function(make_set),
+    "builtins.bytes": Function(lambda: b""),
 }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
+import logging
 import os
 import re
 import shutil
@@ -12,15 +14,33 @@ from pathlib import Path
 from retinanet import __version__
 from retinanet.errors import UserError
 from retinanet.interop.conversion import save_conversion
-from retinanet.interop.convert import converted
+from retinanet.interop.convert import convert_weights
 from retinanet.interop.files import read_weights
-from retinanet.interop.hub import cache_folder, repository, torchvision_file
+from retinanet.interop.torchvision import download_torchvision
 from retinanet.model.presets import PRESETS
-from retinanet.spec import CONFIG
+from retinanet.spec import CONFIG, TENSORS
+
+FILE_SUFFIXES = (
+    ".bin",
+    ".ckpt",
+    ".h5",
+    ".json",
+    ".onnx",
+    ".pkl",
+    ".pt",
+    ".pt2",
+    ".pth",
+    ".safetensors",
+    ".xml",
+    ".yaml",
+)
 
 
 def model_folder(name: str | Path) -> Path | None:
     """The local folder of a model.
+
+    A slip in a local path is told as such and asks no network: ``owner/name`` is looked up on the hub only where there
+    is no folder ``owner`` here, no local path of nearly that name, and ``name`` does not end as a file does.
 
     Args:
         name: a model folder; ``torchvision/retinanet_resnet50_fpn`` or ``..._v2``, which is downloaded and converted
@@ -30,26 +50,42 @@ def model_folder(name: str | Path) -> Path | None:
         The folder, or None where ``name`` is a preset or nothing of the kind.
 
     Raises:
-        UserError: what is named cannot be downloaded or converted.
+        UserError: what is named cannot be downloaded or converted, or differs a little from a path that exists.
     """
     path, text = Path(name), str(name)
     if (path / CONFIG).is_file():
         return path
     if text in PRESETS or path.exists():
         return None
-    if file := torchvision_file(text):
-        return _converted_once(file)
-    # A slip in the name of a local folder is told as such; only a name that leads nowhere here is looked up elsewhere.
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", text) and not path.parent.exists():
-        return repository(text)
-    return None
+    if file := download_torchvision(text):
+        return _convert_once(file)
+    if len(path.parts) > 1 and (near := _nearest_path(path)):
+        raise UserError(f"no model in {text}; did you mean {near}?")
+    is_repository = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", text) and path.suffix.lower() not in FILE_SUFFIXES
+    return _download_repository(text) if is_repository and not path.parent.exists() else None
 
 
-def _converted_once(file: Path) -> Path:
+def _nearest_path(path: Path) -> Path | None:
+    """The path that exists and whose every part is spelt nearly as that of ``path``."""
+    here = Path(path.anchor)
+    for part in path.parts[len(here.parts) :]:
+        try:
+            names = os.listdir(here)
+        except OSError:  # a file, or one that may not be read
+            return None
+        near = [part] if part in names else difflib.get_close_matches(part, names, n=1, cutoff=0.75)
+        if not near:
+            return None
+        here /= near[0]
+    return here
+
+
+def _convert_once(file: Path) -> Path:
     """The model folder of torchvision's file, in the cache."""
     with file.open("rb") as stream:
         digits = hashlib.file_digest(stream, "sha256").hexdigest()[:16]
-    folder = cache_folder() / __version__ / f"{file.stem}-{digits}"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = cache / "retinanet" / __version__ / f"{file.stem}-{digits}"
     if not (folder / CONFIG).is_file():
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -60,9 +96,36 @@ def _converted_once(file: Path) -> Path:
                 f"that can be written, or convert once: retinanet convert {file} FOLDER"
             ) from None
         try:
-            save_conversion(converted(read_weights(file)), scratch)
+            save_conversion(convert_weights(read_weights(file)), scratch)
             shutil.rmtree(folder, ignore_errors=True)  # whatever is there is no whole model
             os.replace(scratch, folder)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+    return folder
+
+
+def _download_repository(name: str) -> Path:
+    """The local copy of a hub repository ``owner/name`` that holds a model folder, downloaded if need be.
+
+    Raises:
+        UserError: it cannot be had, or holds no model of this format.
+    """
+    from huggingface_hub import snapshot_download
+
+    quiet = logging.getLogger("huggingface_hub")
+    level = quiet.level
+    quiet.setLevel(logging.CRITICAL)  # it tells every retry; one message, ours, says all
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=[CONFIG, TENSORS]))
+    except Exception as error:  # the hub's library, its transport and the file system have dozens between them
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"no model in {name}: it is no local folder, and as a hub repository it could not be fetched "
+            f"({type(error).__name__}: {reason}). Check the name; without a network, copy its {CONFIG} and {TENSORS} "
+            "into a folder and name that"
+        ) from None
+    finally:
+        quiet.setLevel(level)
+    if not (folder / CONFIG).is_file():
+        raise UserError(f"the hub repository {name} holds no {CONFIG}: it is no model of this package")
     return folder

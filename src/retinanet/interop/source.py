@@ -25,7 +25,7 @@ Tensors = Mapping[str, Tensor]
 CLS, BOX = "heads.cls.output", "heads.box.output"
 
 # blocks of the four stages, shape (out, in of a group) of the first 3x3 convolution of a bottleneck -> timm's name
-TRUNKS = {
+BACKBONES = {
     ((2, 2, 2, 2), None): "resnet18",
     ((3, 4, 6, 3), None): "resnet34",
     ((3, 4, 6, 3), (64, 64)): "resnet50",
@@ -89,7 +89,7 @@ class Source:
         rename: its key -> ours, or None where it has no place in our network.
         left_out: patterns of keys that have none, each with the reason; any other such key is an error.
         settings: what a file implies; it gets the file, the tensors under our names and the names of the classes that
-            the user gave, and refuses with :class:`~retinanet.types.UserError` what cannot be converted.
+            the user gave, and refuses with :class:`~retinanet.errors.UserError` what cannot be converted.
         measured: whether its own code is at hand, so that every conversion is compared with it (torchvision alone).
     """
 
@@ -125,16 +125,16 @@ def backbone(tensors: Tensors) -> str:
     middle = tensors.get("backbone.body.layer1.0.conv2.weight")
     width = (int(middle.shape[0]), int(middle.shape[1])) if bottleneck and middle is not None else None
     blocks = tuple(len(stage) for stage in stages)
-    name = TRUNKS.get((blocks, width))  # type: ignore[arg-type]
+    name = BACKBONES.get((blocks, width))  # type: ignore[arg-type]
     if name is None:
         raise UserError(
             f"the backbone is none that can be converted: its stages have {', '.join(map(str, blocks))} blocks"
-            f"{f' of width {width}' if width else ''}. Expected one of {', '.join(TRUNKS.values())}"
+            f"{f' of width {width}' if width else ''}. Expected one of {', '.join(BACKBONES.values())}"
         )
     return name
 
 
-def shape_facts(tensors: Tensors) -> dict[str, Any]:
+def read_architecture(tensors: Tensors) -> dict[str, Any]:
     """The fields of ``Architecture`` that the shapes of the tensors tell.
 
     Raises:
@@ -155,7 +155,7 @@ def shape_facts(tensors: Tensors) -> dict[str, Any]:
     }
 
 
-def slot_count(tensors: Tensors) -> int:
+def count_slots(tensors: Tensors) -> int:
     """How many classes the class layer has room for.
 
     Raises:
@@ -194,7 +194,7 @@ def check_anchors(
             raise UserError(f"the file holds other anchors than assumed, on level P{level + 3} first. {GIVE_ANCHORS}")
 
 
-def anchor_order(lattice: AnchorLattice, *, scale_major: bool, ratio_order: tuple[float, ...] = ()) -> tuple[int, ...]:
+def order_anchors(lattice: AnchorLattice, *, scale_major: bool, ratio_order: tuple[float, ...] = ()) -> tuple[int, ...]:
     """For each of our templates that of a source, which counts by scale outside or has its ratios in another order."""
     # Ratios that the user named stand for those of the file, in the order in which they were trained.
     ratios = ratio_order if sorted(ratio_order) == sorted(lattice.ratios) else lattice.ratios
@@ -206,7 +206,9 @@ def anchor_order(lattice: AnchorLattice, *, scale_major: bool, ratio_order: tupl
     )
 
 
-def reordered(tensors: Tensors, order: tuple[int, ...], slots: int, keep: tuple[int, ...] | None) -> dict[str, Tensor]:
+def reorder_outputs(
+    tensors: Tensors, order: tuple[int, ...], slots: int, keep: tuple[int, ...] | None
+) -> dict[str, Tensor]:
     """The tensors with the outputs of both heads in our order of anchors, and only the class slots to keep.
 
     Args:

@@ -1,20 +1,37 @@
-"""Files of torch.save, by torch's own weights-only reader, with the bystanders of training made inert."""
+"""Files of torch.save, zip archives and the older kind; nothing in them is run, nothing of training is built.
+
+torch's own weights-only reader runs nothing either, but a small file can make it work or allocate without end, and
+what is nobody's weights (an optimiser's state) it reads as well.
+"""
 
 from __future__ import annotations
 
-import pickletools
 import re
-import warnings
 import zipfile
-from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from math import prod
 from pathlib import Path
-from typing import Any
+from pickle import UnpicklingError
+from typing import Any, BinaryIO
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from retinanet.errors import UserError
+from retinanet.interop.plain_pickle import (
+    BUILT_IN,
+    Function,
+    Inert,
+    PickledTensor,
+    PlainDict,
+    SafeUnpickler,
+    StandIn,
+    check_instructions,
+    make_dict,
+)
 
 # Classes that training checkpoints hold beside the weights; nothing is built of them, see Inert.
 INERT_ROOTS = frozenset(
@@ -29,36 +46,15 @@ INERT_NAME = re.compile(
     r"|numpy\.(dtype|ndarray|bool_?|u?int\d+|float\d+|dtypes\.\w+DType)"
     r"|numpy\._?core\.(multiarray\.(_reconstruct|scalar)|numeric\._frombuffer)"
 )
-PYTHON_2 = {"long": "builtins.int", "unicode": "builtins.str"}  # protocol 2 writes the old names, torch reads the new
 INERT_DICTS = ("AttributeDict", "CfgNode", "ConfigDict", "Dict", "defaultdict")
-
-
-class Inert:
-    """Stands for any class or function of a training checkpoint: takes everything, keeps nothing, does nothing.
-
-    torch's weights-only unpickler can construct it (REDUCE, NEWOBJ) and hand it a state (BUILD). It cannot call, extend
-    or index an instance, and puts it where the file says; the reader then drops it.
-    """
-
-    __slots__ = ()
-
-    def __new__(cls, *arguments: Any) -> Inert:
-        """An instance, whatever the arguments."""
-        return object.__new__(cls)
-
-    def __init__(self, *arguments: Any) -> None:
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        """Forget the state."""
-
-
-class InertDict:
-    """As :class:`Inert` for subclasses of dict, whose items torch sets only in a plain one."""
-
-    def __new__(cls, *arguments: Any) -> OrderedDict:  # type: ignore[misc]
-        """An empty OrderedDict, whatever the arguments."""
-        return OrderedDict()
+# What torch's own reader builds beside tensors: plain things of no use to weights, not worth a note.
+UNUSED = re.compile(r"torch\.(Tensor|Size|device|per_\w+)|builtins\.(bytearray|complex)")
+STORAGES = {  # whose class is named after its dtype; the others are of bytes
+    **{"Double": torch.float64, "Float": torch.float32, "Half": torch.float16, "BFloat16": torch.bfloat16},
+    **{"Long": torch.int64, "Int": torch.int32, "Short": torch.int16, "Char": torch.int8, "Bool": torch.bool},
+    **{"ComplexDouble": torch.complex128, "ComplexFloat": torch.complex64, "QInt32": torch.int32},
+}
+LEGACY_PREAMBLE = 3  # pickles before the one that holds what was saved: a magic number, the version, the machine
 
 
 def resave(name: str, *, module: bool = False) -> str:
@@ -75,103 +71,221 @@ def resave(name: str, *, module: bool = False) -> str:
 
 
 def read_torch(path: Path, *, zipped: bool) -> tuple[Any, list[str]]:
-    """Read a file of torch.save without running anything in it.
+    """Read a file of torch.save without running anything in it; the content of tensors is left where it is.
 
     Args:
         path: the file.
         zipped: whether it is of torch 1.6 or later.
 
     Returns:
-        what the file holds, with instances and classes :class:`Inert` in it, and the names that were made inert.
+        what the file holds, its tensors as :class:`PickledTensor` and with instances and classes :class:`Inert` in it,
+        and the names that were made inert.
 
     Raises:
         UserError: damaged, a whole module, TorchScript, or a file that asks for anything that weights do not need.
     """
+    reader = _TorchReader(path)
     try:
-        names = _names_in_zip(path) if zipped else _names_in_legacy(path)
+        with path.open("rb") as file:
+            tree = reader.read_zip(file) if zipped else reader.read_legacy(file)
     except UserError:
         raise
-    except Exception as error:  # a damaged pickle can fail anywhere
-        raise UserError(f"{path} is damaged or cut short ({error}). Download or copy it again") from None
-    inert = sorted(name for name in names if name.split(".")[0] in INERT_ROOTS or INERT_NAME.fullmatch(name))
-    try:
-        with _nothing_allowed_but(inert), warnings.catch_warnings(action="ignore"):
-            return torch.load(path, map_location="cpu", weights_only=True), inert
-    except Exception as error:  # a damaged or malicious pickle can fail anywhere
-        raise UserError(f"{path} {_why_refused(path.name, names, str(error))}") from None
+    except Exception as error:  # a damaged or malicious file can fail anywhere
+        raise UserError(f"{path} {_why_refused(path.name, reader.names, str(error))}") from None
+    return tree, sorted(reader.inert)
 
 
 def _why_refused(name: str, names: set[str], error: str) -> str:
-    """What torch's reader found wrong, and what to do."""
+    """What is wrong with a file, and what to do."""
     if modules := sorted(each for each in names if each.startswith("torch.nn.modules.")):
         return (
             f"holds a whole module ({modules[0]}, ...), not a state dict; to open it would run code of the file's "
             f"choice. If you trust it, {resave(name, module=True)}"
         )
-    if asked := re.search(r"GLOBAL (\S+)", error):
+    if asked := re.search(r"asks for (\S+), which", error):
         return (
-            f"asks for {asked.group(1)}, which weights do not need; to open it might run code, and nothing of it was "
-            f"run. If you trust it, {resave(name)}"
+            f"asks for {asked[1]}, which weights do not need; to open it might run code, and nothing of it was run. If "
+            f"you trust it, {resave(name)}"
         )
-    lines = error.split("WeightsUnpickler error:")[-1].split("\n\nCheck the doc")[0].strip().splitlines()
     return (
-        f"is damaged, cut short or not plain weights ({lines[-1].strip() if lines else 'no reason given'}). Download "
-        f"or copy it again; if it is whole and you trust it, {resave(name)}"
+        f"is damaged or cut short, or not plain weights ({error or 'no reason given'}). Download or copy it again; if "
+        f"it is whole and you trust it, {resave(name)}"
     )
 
 
-@contextmanager
-def _nothing_allowed_but(inert: list[str]) -> Iterator[None]:
-    """Let torch's reader meet these names as placeholders, and none that the process has allowed elsewhere."""
-    allowed = torch.serialization.get_safe_globals()
-    torch.serialization.clear_safe_globals()
-    try:
-        stand_ins: list[Any] = [(InertDict if name.split(".")[-1] in INERT_DICTS else Inert, name) for name in inert]
-        torch.serialization.add_safe_globals(stand_ins)
-        yield
-    finally:
-        torch.serialization.clear_safe_globals()
-        torch.serialization.add_safe_globals(allowed)
+@dataclass(slots=True, eq=False)
+class _Storage(StandIn):
+    """Numbers of the file: ``count`` elements of a dtype, from the byte ``start`` of the file on."""
+
+    path: Path
+    dtype: torch.dtype
+    count: int
+    start: int = -1
+
+    @property
+    def nbytes(self) -> int:
+        return self.count * self.dtype.itemsize
+
+    def tensor(self, dtype: Any, offset: Any, shape: Any, stride: Any) -> PickledTensor:
+        """A view of the storage; its elements are read when it is asked for."""
+        numbers = (offset, *shape, *stride)
+        if not all(type(number) is int and number >= 0 for number in numbers) or len(shape) != len(stride):
+            raise UnpicklingError("it holds a tensor whose shape is not made of whole numbers")
+        shape, size = tuple(shape), dtype.itemsize
+        span = 1 + sum((n - 1) * step for n, step in zip(shape, stride, strict=True)) if prod(shape) else 0
+        if (offset + span) * size > self.nbytes:
+            raise UnpicklingError(f"it holds a tensor of shape {shape} that is larger than its storage")
+
+        def read() -> Tensor:
+            if prod(shape) > self.count * self.dtype.itemsize // size:
+                raise UnpicklingError(f"a tensor expanded over its memory, shape {shape}. Save its .clone()")
+            content = np.fromfile(self.path, np.uint8, span * size, offset=self.start + offset * size)
+            return torch.from_numpy(content).view(dtype).as_strided(shape, stride)
+
+        return PickledTensor(shape, span * size, read)
 
 
-def _names_in_zip(path: Path) -> set[str]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.namelist()
-            if any(member.endswith("/constants.pkl") or member == "constants.pkl" for member in members):
-                raise UserError(
-                    f"{path} is a TorchScript archive, a program. Where it runs, save its weights: "
-                    f'torch.save(torch.jit.load("{path.name}").state_dict(), "{path.stem}_state_dict.pth")'
-                )
-            pickles = [member for member in members if member.split("/")[-1] == "data.pkl"]
-            if len(pickles) != 1:
-                raise UserError(
-                    f"{path} is a zip archive, but not one of torch.save: it holds {', '.join(members[:5])}. Give the "
-                    "checkpoint itself, unpacked"
-                )
-            with archive.open(pickles[0]) as file:
-                return _names(file)
-    except zipfile.BadZipFile as error:
-        raise UserError(f"{path} is damaged or cut short ({error}). Download or copy it again") from None
+class _TorchReader:
+    """One file, with what was met in it.
+
+    Attributes:
+        names: that it asks for.
+        inert: those of them that were made inert.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.names: set[str] = set()
+        self.inert: set[str] = set()
+        self._records: dict[str, tuple[int, int]] = {}  # of a zip archive: first byte and size
+        self._storages: dict[str, _Storage] = {}  # of a file of the older kind
+
+    def read_zip(self, file: BinaryIO) -> Any:
+        """What an archive of torch 1.6 or later holds."""
+        with zipfile.ZipFile(file) as archive:
+            members = archive.infolist()
+        names = [member.filename for member in members]
+        if any(name.split("/")[-1] == "constants.pkl" for name in names):
+            raise UserError(
+                f"{self.path} is a TorchScript archive, a program. Where it runs, save its weights: "
+                f'torch.save(torch.jit.load("{self.path.name}").state_dict(), "{self.path.stem}_state_dict.pth")'
+            )
+        pickles = [name for name in names if name.split("/")[-1] == "data.pkl"]
+        if len(pickles) != 1:
+            raise UserError(
+                f"{self.path} is a zip archive, but not one of torch.save: it holds {', '.join(names[:5])}. Give the "
+                "checkpoint itself, unpacked"
+            )
+        folder = pickles[0].removesuffix("data.pkl")
+        for member in members:
+            file.seek(member.header_offset + 26)
+            lengths = np.frombuffer(file.read(4), "<u2")  # of the name and of the extra field, behind 30 bytes
+            start = member.header_offset + 30 + int(lengths.sum())
+            if member.compress_type != zipfile.ZIP_STORED or start + member.file_size > self.path.stat().st_size:
+                raise UnpicklingError(f"its member {member.filename} is compressed or cut short")
+            self._records[member.filename.removeprefix(folder)] = start, member.file_size
+        if "byteorder" in self._records and self._record(file, "byteorder") != b"little":
+            raise UnpicklingError("it was saved on a machine with another order of bytes")
+        return self._unpickle(BytesIO(self._record(file, "data.pkl")))
+
+    def read_legacy(self, file: BinaryIO) -> Any:
+        """What a file from before torch 1.6 holds: pickles, and behind them each storage after its length."""
+        for _ in range(LEGACY_PREAMBLE):
+            check_instructions(file)
+        tree = self._unpickle(file)
+        keys = self._unpickle(file)
+        for key in keys:
+            storage = self._storages[key]
+            count = int.from_bytes(file.read(8), "little")
+            storage.start = file.tell()
+            end = file.seek(storage.nbytes, 1)
+            if count != storage.count or end > self.path.stat().st_size:
+                raise UnpicklingError(f"the storage {key} has another size than expected")
+        if any(storage.start < 0 for storage in self._storages.values()):
+            raise UnpicklingError("a storage is missing")
+        return tree
+
+    def _record(self, file: BinaryIO, name: str) -> bytes:
+        start, size = self._records[name]
+        file.seek(start)
+        return file.read(size)
+
+    def _unpickle(self, file: BinaryIO) -> Any:
+        start = file.tell()
+        self.names |= check_instructions(file)
+        end = file.tell()
+        file.seek(start)
+        tree = SafeUnpickler(file, self._stand_in, self._storage).load()
+        file.seek(end)
+        return tree
+
+    def _storage(self, pid: Any) -> _Storage:
+        """The storage that a tensor of the pickle lies in; no memory is taken."""
+        kind, dtype, key, _, count, *view = pid
+        if kind != "storage" or type(dtype) is not torch.dtype or type(count) is not int or count < 0 or any(view):
+            raise UnpicklingError("it holds a storage of another kind than torch.save writes")
+        storage = _Storage(self.path, dtype, count)
+        if not self._records:
+            return self._storages.setdefault(key, storage)
+        storage.start, size = self._records[f"data/{key}"]
+        if storage.nbytes > size:
+            raise UnpicklingError(f"the storage {key} is said to have {storage.nbytes} bytes and has {size}")
+        return storage
+
+    def _stand_in(self, dotted: str) -> Any:
+        """See :class:`retinanet.interop.plain_pickle.SafeUnpickler`."""
+        if dotted in TORCH:
+            return TORCH[dotted]
+        if storage := re.fullmatch(r"torch\.(?:cuda\.|storage\.)?(\w+)Storage", dotted):
+            return STORAGES.get(storage[1], torch.uint8)
+        if isinstance(dtype := vars(torch).get(dotted.removeprefix("torch.")), torch.dtype):
+            return dtype
+        if dotted.split(".")[0] in INERT_ROOTS or INERT_NAME.fullmatch(dotted):
+            self.inert.add(dotted)
+            return PlainDict if dotted.split(".")[-1] in INERT_DICTS else Inert
+        return Inert if UNUSED.fullmatch(dotted) else None
 
 
-def _names_in_legacy(path: Path) -> set[str]:
-    """The fourth pickle of the file holds what was saved, after the magic number, the version and the machine."""
-    with path.open("rb") as file:
-        for _ in range(3):
-            _names(file)
-        return _names(file)
+def _view(storage: Any, offset: Any, shape: Any, stride: Any, *rest: Any) -> PickledTensor:
+    """A tensor of torch.save; the third version names a dtype, which its storage of bytes does not have."""
+    if type(storage) is not _Storage:
+        raise UnpicklingError("it holds a tensor without a storage")
+    dtype = next((entry for entry in rest if type(entry) is torch.dtype), storage.dtype)
+    return storage.tensor(dtype, offset, shape, stride)
 
 
-def _names(file: Any) -> set[str]:
-    """The dotted names of all classes and functions that a pickle asks for; nothing is looked up."""
-    found, texts = set(), ["", ""]
-    for opcode, argument, _ in pickletools.genops(file):
-        if opcode.name == "GLOBAL":
-            module, name = str(argument).split(" ", 1)
-            found.add(PYTHON_2.get(name, f"builtins.{name}") if module == "__builtin__" else f"{module}.{name}")
-        elif opcode.name == "STACK_GLOBAL":  # torch refuses it; the names serve the message
-            found.add(".".join(texts))
-        elif isinstance(argument, str):
-            texts = [texts[1], argument]
-    return found
+def _refuse_tensor(kind: str) -> Function:
+    """Stands for the function that makes a tensor that is not dense."""
+
+    def read() -> Tensor:
+        raise UnpicklingError(f"a {kind} tensor, expected a dense one. Save it from the model before compression")
+
+    return Function(lambda *_: PickledTensor(read=read))
+
+
+def _rebuild_typed(rebuild: Any, _kind: Any, arguments: Any, _state: Any) -> Any:
+    """A tensor that something was hung on, without it."""
+    if type(rebuild) is not Function:
+        raise UnpicklingError("it calls something that is not a function")
+    return rebuild(*arguments)
+
+
+TORCH: Mapping[str, Any] = {
+    **BUILT_IN,
+    "collections.Counter": Function(make_dict),
+    "torch._utils._rebuild_tensor": Function(_view),
+    "torch._utils._rebuild_tensor_v2": Function(_view),
+    "torch._utils._rebuild_tensor_v3": Function(_view),
+    "torch._utils._rebuild_parameter": Function(lambda tensor, *_: tensor),
+    "torch._utils._rebuild_parameter_with_state": Function(lambda tensor, *_: tensor),
+    "torch.nn.parameter.Parameter": Function(lambda tensor, *_: tensor),
+    "torch._tensor._rebuild_from_type_v2": Function(_rebuild_typed),
+    "torch._utils._rebuild_device_tensor_from_cpu_tensor": Function(lambda tensor, *_: tensor),
+    "torch._utils._rebuild_device_tensor_from_numpy": _refuse_tensor("foreign device's"),
+    "torch._utils._rebuild_meta_tensor_no_storage": _refuse_tensor("meta"),
+    "torch._utils._rebuild_nested_tensor": _refuse_tensor("nested"),
+    "torch._utils._rebuild_qtensor": _refuse_tensor("quantised"),
+    "torch._utils._rebuild_sparse_tensor": _refuse_tensor("sparse (such as torch.sparse_coo)"),
+    "torch._utils._rebuild_wrapper_subclass": _refuse_tensor("wrapped"),
+    "torch.serialization._get_layout": Function(lambda *_: None),
+}

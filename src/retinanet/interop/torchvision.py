@@ -9,6 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from urllib.error import URLError
 
 import torch
 from torch import Tensor
@@ -17,9 +20,15 @@ from retinanet.anchors.coding import BoxCoder
 from retinanet.anchors.lattice import AnchorLattice, LatticeCompat
 from retinanet.errors import UserError
 from retinanet.images.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess, PreprocessCompat
-from retinanet.interop.classes import coco_slots
 from retinanet.interop.files import WeightsFile
-from retinanet.interop.source import Settings, Source, Tensors, by_prefix, shape_facts, slot_count
+from retinanet.interop.source import (
+    Settings,
+    Source,
+    Tensors,
+    by_prefix,
+    count_slots,
+    read_architecture,
+)
 from retinanet.model.postprocess import Postprocess, PostprocessCompat
 from retinanet.model.retinanet import RetinaNet
 from retinanet.spec import ModelSpec
@@ -27,31 +36,17 @@ from retinanet.spec import ModelSpec
 LATTICE = AnchorLattice(offset=0.0, compat=LatticeCompat(rounding="corners", floor_strides=True))
 NAMES = {
     "backbone.body": "backbone.body",
-    "backbone.fpn.inner_blocks.0.0": "fpn.lateral.p3",
-    "backbone.fpn.inner_blocks.1.0": "fpn.lateral.p4",
-    "backbone.fpn.inner_blocks.2.0": "fpn.lateral.p5",
-    "backbone.fpn.layer_blocks.0.0": "fpn.output.p3",
-    "backbone.fpn.layer_blocks.1.0": "fpn.output.p4",
-    "backbone.fpn.layer_blocks.2.0": "fpn.output.p5",
+    **{f"backbone.fpn.inner_blocks.{i}.0": f"fpn.lateral.p{i + 3}" for i in range(3)},
+    **{f"backbone.fpn.layer_blocks.{i}.0": f"fpn.output.p{i + 3}" for i in range(3)},
     "backbone.fpn.extra_blocks.p6": "fpn.output.p6",
     "backbone.fpn.extra_blocks.p7": "fpn.output.p7",
-    "head.classification_head.conv.0.0": "heads.cls.conv.0",
-    "head.classification_head.conv.1.0": "heads.cls.conv.1",
-    "head.classification_head.conv.2.0": "heads.cls.conv.2",
-    "head.classification_head.conv.3.0": "heads.cls.conv.3",
-    "head.classification_head.conv.0.1": "heads.cls.norm.0",
-    "head.classification_head.conv.1.1": "heads.cls.norm.1",
-    "head.classification_head.conv.2.1": "heads.cls.norm.2",
-    "head.classification_head.conv.3.1": "heads.cls.norm.3",
+    **{
+        f"head.{theirs}_head.conv.{i}.{number}": f"heads.{ours}.{layer}.{i}"
+        for theirs, ours in (("classification", "cls"), ("regression", "box"))
+        for number, layer in enumerate(("conv", "norm"))
+        for i in range(4)
+    },
     "head.classification_head.cls_logits": "heads.cls.output",
-    "head.regression_head.conv.0.0": "heads.box.conv.0",
-    "head.regression_head.conv.1.0": "heads.box.conv.1",
-    "head.regression_head.conv.2.0": "heads.box.conv.2",
-    "head.regression_head.conv.3.0": "heads.box.conv.3",
-    "head.regression_head.conv.0.1": "heads.box.norm.0",
-    "head.regression_head.conv.1.1": "heads.box.norm.1",
-    "head.regression_head.conv.2.1": "heads.box.norm.2",
-    "head.regression_head.conv.3.1": "heads.box.norm.3",
     "head.regression_head.bbox_reg": "heads.box.output",
 }
 SLOTS = 91
@@ -72,12 +67,60 @@ DEFAULTS = {
 }
 
 
+@cache
+def coco_slots() -> dict[int, str]:
+    """COCO's category ids -> its 80 class names, ascending; ids between 1 and 90, with gaps."""
+    from torchvision.models.detection import RetinaNet_ResNet50_FPN_Weights  # a second to import
+
+    slots = RetinaNet_ResNet50_FPN_Weights.COCO_V1.meta["categories"]  # id -> name, "N/A" in the gaps
+    return {slot: name for slot, name in enumerate(slots) if name not in ("__background__", "N/A")}
+
+
+def download_torchvision(name: str) -> Path | None:
+    """The file of ``torchvision:NAME`` (or ``torchvision/NAME``), downloaded if it is not there yet.
+
+    It lies where torchvision itself keeps it.
+
+    Returns:
+        The file, or None where the name is not torchvision's.
+
+    Raises:
+        UserError: torchvision has no such RetinaNet, or its file cannot be had; the message says where to put it.
+    """
+    asked = re.fullmatch(r"torchvision[:/](.+)", name)
+    if asked is None or Path(name).exists():
+        return None
+    from torchvision.models import detection  # a second to import
+
+    published = {
+        "retinanet_resnet50_fpn": detection.RetinaNet_ResNet50_FPN_Weights.COCO_V1,
+        "retinanet_resnet50_fpn_v2": detection.RetinaNet_ResNet50_FPN_V2_Weights.COCO_V1,
+    }
+    if asked[1] not in published:
+        raise UserError(f"torchvision publishes {' and '.join(published)}; there is no {asked[1]!r}")
+    url = published[asked[1]].url
+    file = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    if file.is_file():
+        return file
+    digits = re.search(r"-([a-f0-9]+)\.", file.name)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(file), hash_prefix=digits[1] if digits else None)
+    except (URLError, OSError, RuntimeError) as error:
+        raise UserError(
+            f"torchvision's weights could not be downloaded: tried {url} ({error}). On a machine with a network "
+            f"download that address, and put the file at {file}; or convert it from wherever it lies: "
+            f"retinanet convert {file.name} FOLDER"
+        ) from None
+    return file
+
+
 def rename(key: str) -> str | None:
     """A key of torchvision, old or new -> ours."""
-    return by_prefix(current(key), NAMES)
+    return by_prefix(modernise_key(key), NAMES)
 
 
-def current(key: str) -> str:
+def modernise_key(key: str) -> str:
     """A key of before 2022 as it is called since: ``conv.2.weight`` was convolution 1 of a tower, after its ReLU."""
     if old := re.fullmatch(r"(head\.\w+_head\.conv)\.(\d+)\.(weight|bias)", key):
         return f"{old[1]}.{int(old[2]) // 2}.0.{old[3]}"
@@ -88,10 +131,10 @@ def current(key: str) -> str:
 
 def settings(file: WeightsFile, tensors: Tensors, class_names: tuple[str, ...]) -> Settings:
     """What torchvision's code does with its weights."""
-    names, slots, remark = _classes(slot_count(tensors), class_names)
+    names, slots, remark = _classes(count_slots(tensors), class_names)
     released = file.sha256.startswith(RELEASED_WITHOUT_EPSILON)
     remarks = [remark]
-    if shape_facts(tensors)["p6_from"] == "P5" and not released:
+    if read_architecture(tensors)["p6_from"] == "P5" and not released:
         remarks.append(
             "epsilon of the batch norms: 1e-5 assumed. If the model was made with weights=COCO_V1 and fine-tuned, it "
             "is 0: pass --architecture.norm_eps 0"
@@ -105,7 +148,7 @@ def settings(file: WeightsFile, tensors: Tensors, class_names: tuple[str, ...]) 
         class_names=names,
         slots=slots,
         loss={
-            "box": "giou" if shape_facts(tensors)["head_norm"] == "group" else "l1",
+            "box": "giou" if read_architecture(tensors)["head_norm"] == "group" else "l1",
             "forced": "argmax",
             "normaliser": "image",
         },
@@ -151,10 +194,10 @@ def to_torchvision(spec: ModelSpec, net: RetinaNet) -> dict[str, Tensor]:
     Raises:
         UserError: torchvision has no such network.
     """
-    _refuse_foreign(spec)
+    _check_buildable(spec)
     state = {key: value.detach().cpu() for key, value in net.state_dict().items()}
     theirs = {ours: name for name, ours in NAMES.items()}
-    slots = slots_of(spec.class_names)
+    slots = find_slots(spec.class_names)
     total = SLOTS if len(slots) == len(coco_slots()) and slots[-1] == SLOTS - 1 else len(slots) + 1
     prior = spec.architecture.prior
     fill = {"weight": 0.0, "bias": float(torch.logit(torch.tensor(prior)))}
@@ -171,19 +214,19 @@ def to_torchvision(spec: ModelSpec, net: RetinaNet) -> dict[str, Tensor]:
     return converted
 
 
-def slots_of(class_names: tuple[str, ...]) -> tuple[int, ...]:
+def find_slots(class_names: tuple[str, ...]) -> tuple[int, ...]:
     """The slot of each class in torchvision's class layer."""
     coco = coco_slots()
     return tuple(coco) if class_names == tuple(coco.values()) else tuple(range(1, len(class_names) + 1))
 
 
-def how_to_build(spec: ModelSpec, file: str) -> str:
+def write_instructions(spec: ModelSpec, file: str) -> str:
     """The lines of Python that build the same detector in torchvision, from the file of converted weights."""
     name = "retinanet_resnet50_fpn_v2" if spec.architecture.head_norm == "group" else "retinanet_resnet50_fpn"
     arguments: dict[str, object] = {
         "weights": None,
         "weights_backbone": None,
-        "num_classes": slots_of(spec.class_names)[-1] + 1,
+        "num_classes": find_slots(spec.class_names)[-1] + 1,
     }
     arguments |= {key: value for key, value in detector_arguments(spec).items() if value != DEFAULTS[key]}
     given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
@@ -216,7 +259,7 @@ def detector_arguments(spec: ModelSpec) -> dict[str, object]:
     }
 
 
-def _refuse_foreign(spec: ModelSpec) -> None:
+def _check_buildable(spec: ModelSpec) -> None:
     """A detector that torchvision's two functions do not build."""
     architecture, before, after = spec.architecture, spec.preprocess, spec.postprocess
     wanted: Mapping[str, tuple[object, object]] = {
@@ -241,8 +284,8 @@ def _refuse_foreign(spec: ModelSpec) -> None:
         )
 
 
-def numbering(class_names: tuple[str, ...]) -> str:
+def describe_labels(class_names: tuple[str, ...]) -> str:
     """How torchvision's labels are numbered for these classes, in a sentence."""
-    slots = slots_of(class_names)
+    slots = find_slots(class_names)
     kind = "COCO's category ids" if slots[-1] > len(slots) else "0 is the background"
     return f"{len(slots)}, labels {slots[0]} to {slots[-1]} ({kind})"
