@@ -20,7 +20,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -150,7 +150,7 @@ def heads_entry(model: ExportedModel, pixels: np.ndarray) -> Entry:
 
     def call(_: int) -> Seconds:
         began = time.perf_counter()
-        model.graph(*pad_arrays(model.preprocess, [prepared.pixels]))
+        model.graph(*pad_arrays(model.spec.preprocess, [prepared.pixels]))
         return {"all": time.perf_counter() - began}
 
     return Entry(call, 0)
@@ -167,7 +167,7 @@ def entries(only: list[str], size: int, folder: Path) -> dict[str, Entry]:
     for name in (name for name in only if name.startswith("torch ")):
         inner: dict[str, float] = {}
         timed = TimedPostprocess(**vars(detector.spec.postprocess), inner=inner)
-        backend = TorchBackend(replace(detector, postprocess=timed), device="cpu", precision=name.split()[1])
+        backend = TorchBackend(detector.with_spec(postprocess=timed), device="cpu", precision=name.split()[1])
         found[name] = our_entry(backend, pixels, inner)
     exported = [name for name in only if not name.startswith("torch ")]
     for name, graph in graphs(detector, folder, exported).items():

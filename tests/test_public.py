@@ -1,6 +1,7 @@
 """What ``import retinanet`` offers, and what it costs."""
 
 import importlib
+import importlib.resources
 import subprocess
 import sys
 
@@ -31,6 +32,42 @@ def test_functions_and_modules_of_one_name_do_not_shadow_each_other():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=1200, check=False)
     assert done.returncode == 0, done.stderr
+
+
+IN_ANY_ORDER = """
+import importlib, inspect, pkgutil, random, sys
+from unittest import mock
+import retinanet
+
+names = [module.name for module in pkgutil.walk_packages(retinanet.__path__, "retinanet.")]
+assert len(names) > 100
+random.Random(int(sys.argv[1])).shuffle(names)
+for name in names:
+    assert importlib.import_module(name) is sys.modules[name]
+for name in retinanet.__all__:
+    public = getattr(retinanet, name)
+    assert public is getattr(importlib.import_module(f"retinanet.{retinanet._HOME[name]}"), name), name
+    assert callable(public) and inspect.signature(public).parameters, name
+
+import retinanet.training.loop as x
+assert inspect.ismodule(x) and x is sys.modules["retinanet.training.loop"]
+for target in ("training.run.train", "inference.predict.predict", "evaluation.evaluate.evaluate", "deploy.export.export"):
+    module = importlib.import_module(f"retinanet.{target.rpartition('.')[0]}")
+    with mock.patch(f"retinanet.{target}") as stand_in:
+        assert getattr(module, target.rpartition(".")[2]) is stand_in
+"""
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_modules_are_imported_in_any_order(seed):
+    """No module needs another to be there first, and none takes the place of a function of its name."""
+    code = [sys.executable, "-c", IN_ANY_ORDER, str(seed)]
+    done = subprocess.run(code, capture_output=True, text=True, timeout=1200, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_types_are_told_to_type_checkers():
+    assert importlib.resources.files("retinanet").joinpath("py.typed").is_file()
 
 
 def test_an_unknown_name():

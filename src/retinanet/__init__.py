@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from retinanet.data.transforms import Augment
     from retinanet.deploy.benchmark import benchmark
     from retinanet.deploy.export import export
+    from retinanet.detector import Detector
     from retinanet.errors import UserError
     from retinanet.evaluation.evaluate import evaluate
     from retinanet.inference.predict import predict
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from retinanet.interop.convert import convert
     from retinanet.model.postprocess import Postprocess
     from retinanet.model.retinanet import RetinaNet
+    from retinanet.spec import ModelSpec
     from retinanet.training.config import ImageConfig, LossConfig, OptimConfig, RunConfig
     from retinanet.training.run import train
     from retinanet.types import Detections
@@ -28,8 +30,10 @@ __version__ = "0.1.0"
 __all__ = [
     "Augment",
     "Detections",
+    "Detector",
     "ImageConfig",
     "LossConfig",
+    "ModelSpec",
     "OptimConfig",
     "Postprocess",
     "Predictor",
@@ -51,8 +55,10 @@ __all__ = [
 _HOME = {
     "Augment": "data.transforms",
     "Detections": "types",
+    "Detector": "detector",
     "ImageConfig": "training.config",
     "LossConfig": "training.config",
+    "ModelSpec": "spec",
     "OptimConfig": "training.config",
     "Postprocess": "model.postprocess",
     "Predictor": "inference.predictor",

@@ -81,7 +81,7 @@ def test_names_and_streams(exported, card):
     quick, many = Predictor.load(exported).backend, Predictor.load(exported, mode="throughput").backend
     assert quick.streams == 1 and many.streams >= 1
     assert quick.name in ("ONNX Runtime fp32", "OpenVINO fp32")
-    assert quick.preprocess == card.preprocess and quick.thresholds == {"spot": 0.2}
+    assert quick.spec == card.spec and quick.spec.thresholds == {"spot": 0.2}
 
 
 BLOCKED = ("torch", "timm", "torchvision", "torchgen", "matplotlib")

@@ -192,7 +192,7 @@ def test_overwrite(state, tmp_path):
     weights, folder = saved(state, tmp_path / "weights.pth"), tmp_path / "model"
     convert(weights, str(folder))
     convert(weights, str(folder), class_names="x,y", overwrite=True)
-    assert Detector.load(folder).class_names == ("x", "y")
+    assert Detector.load(folder).spec.class_names == ("x", "y")
 
 
 def test_a_pickled_model_is_refused_with_instructions(tmp_path, capsys):

@@ -2,7 +2,6 @@
 
 import math
 import re
-from dataclasses import replace
 
 import pytest
 import torch
@@ -22,6 +21,7 @@ from retinanet.interop.files import WeightsFile, read_weights
 from retinanet.interop.torchvision import coco_slots, modernise_key, to_torchvision, write_instructions
 from retinanet.losses.box import L1, GIoU
 from retinanet.losses.detection import DetectionLoss
+from retinanet.plain import with_changes
 from retinanet.types import Target
 
 FREE = {0, 12, 26, 29, 30, 45, 66, 68, 69, 71, 83}  # ids without a class (torchvision's labels are COCO's ids)
@@ -109,11 +109,11 @@ def test_parity_would_see_a_difference(tmp_path):
     ):
         kept = state[key].clone()
         state[key] += 0.5  # all of it: one channel may be dead
-        found = parity.compare(detector, file, (1, 2, 3))
+        found = parity.compare(detector.spec, detector.net, file, (1, 2, 3))
         state[key].copy_(kept)
         assert getattr(found, seen) > 0 and getattr(found, unseen) == found.features == 0, key
     state["backbone.body.bn1.running_mean"][0] += 0.5
-    found = parity.compare(detector, file, (1, 2, 3))
+    found = parity.compare(detector.spec, detector.net, file, (1, 2, 3))
     assert found.features > 0 and found.pixels == 0 and found.anchors == 0
     assert parity.Parity("x", 0, 0, 0, 0, 0, (3, 4), False, 0, 0).summary().endswith("DIFFER: 3 here, 4 there")
 
@@ -252,7 +252,7 @@ def test_there_and_back(slots, names, tmp_path, unmeasured, monkeypatch):
     monkeypatch.setattr(conversion, "compare", lambda *_: parity.Parity("x", 0, 0, 0, 0, 0, (1, 1), True, 0, 0))
     text = convert(str(tmp_path / "model"), str(tmp_path / "model.pth"), to="torchvision")
     assert f"{'80, labels 1 to 90' if slots == 91 else '3, labels 1 to 3'}" in text
-    lines = write_instructions(detector, str(tmp_path / "model.pth"))
+    lines = write_instructions(detector.spec, str(tmp_path / "model.pth"))
     assert all(line.split("(")[0] in text for line in lines.splitlines())
     scope = {}
     exec(lines, scope)  # as its user would type it
@@ -272,25 +272,21 @@ def test_there_and_back(slots, names, tmp_path, unmeasured, monkeypatch):
     again = Detector.load(tmp_path / "again")
     mine, theirs = detector.net.state_dict(), again.net.state_dict()
     assert mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in mine)
-    assert (again.architecture, again.preprocess, again.postprocess, again.class_names) == (
-        detector.spec.architecture,
-        detector.spec.preprocess,
-        detector.spec.postprocess,
-        detector.spec.class_names,
-    )
+    assert again.spec == detector.spec
     empty = state["head.classification_head.cls_logits.weight"].unflatten(0, (9, slots))[:, 0]
     assert not empty.any()
 
 
 def test_what_torchvision_cannot_be(tmp_path, unmeasured):
-    detector = convert_weights(file_of(small(91), tmp_path))
+    done = convert_weights(file_of(small(91), tmp_path))
+    detector = Detector(done.spec, done.net)
     with pytest.raises(UserError, match="no such RetinaNet: backbone 'resnet18', not 'resnet50'"):
-        to_torchvision(detector)
+        to_torchvision(detector.spec, detector.net)
     detector.save(tmp_path / "model")
     with pytest.raises(UserError, match="no such RetinaNet"):
         convert(str(tmp_path / "model"), str(tmp_path / "model.pth"), to="torchvision")
     for part, change in (("postprocess", {"class_agnostic": True}), ("preprocess", {"compat": {"channels": "BGR"}})):
-        spoilt = replace(detector, **{part: replace(getattr(detector, part), **change)})
+        spoilt = detector.with_spec(**{part: with_changes(getattr(detector.spec, part), change, part)})
         with pytest.raises(UserError, match=next(iter(change))):
-            to_torchvision(spoilt)
+            to_torchvision(spoilt.spec, spoilt.net)
     assert not (tmp_path / "model.pth").exists() and not list(tmp_path.glob("*.part"))

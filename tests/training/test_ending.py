@@ -115,14 +115,14 @@ def test_the_disk_is_full(end, tmp_path, workers):
     assert code == 2 and "Traceback" not in said
     assert f"{folder / 'last' / TENSORS} cannot be written (File too large). It takes about" in said
     assert not list(folder.rglob(".*"))  # drafts, and what safetensors writes first
-    assert Detector.load(folder).metrics["epoch"] == 1 and step_of(folder) == 2
+    assert Detector.load(folder).spec.metrics["epoch"] == 1 and step_of(folder) == 2
 
 
 def test_the_disk_is_full_at_the_state(end, tmp_path):
     code, said = end("disk-full-at-state")
     folder = tmp_path / "run"
     assert code == 2 and "Traceback" not in said and f"{folder / STATE} cannot be written (File too large)" in said
-    assert not list(folder.rglob(".*")) and Detector.load(folder).metrics["epoch"] == 1
+    assert not list(folder.rglob(".*")) and Detector.load(folder).spec.metrics["epoch"] == 1
 
 
 @pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])

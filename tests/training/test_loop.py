@@ -282,8 +282,8 @@ def test_patience_and_the_best_model(assembled, scripted, capfd):
     progress = loop.fit(training, Progress(), log_of(training))
     assert (progress.step, progress.best, progress.stale) == (4, 0.5, 2)
     assert evaluations(training) == [(1, "0.25"), (2, "0.5"), (3, "0.375"), (4, "0.5")]
-    assert Detector.load(training.folder).metrics["epoch"] == 2
-    assert Detector.load(training.folder / "last").metrics["epoch"] == 4
+    assert Detector.load(training.folder).spec.metrics["epoch"] == 2
+    assert Detector.load(training.folder / "last").spec.metrics["epoch"] == 4
     assert "stopped early: no better AP in 2 evaluations" in capfd.readouterr().err
     again = loop.fit(training, Progress(4, 0.5, 2), log_of(training))  # as --resume would
     assert again.step == 4

@@ -167,7 +167,7 @@ def test_going_on_from_a_model_folder(data, tiny, trained, tmp_path, capfd):
     told = capfd.readouterr().err
     assert f"weights from {trained}:\n  kept all {len(before)} tensors\n" in told
     assert "  new: " not in told and "left out" not in told and "warning" not in told
-    assert Detector.load(tmp_path / "next").metrics["epoch"] == 1
+    assert Detector.load(tmp_path / "next").spec.metrics["epoch"] == 1
 
 
 def test_the_size_of_the_images_is_the_model_folders_unless_given(data, tiny, trained, tmp_path):
@@ -176,7 +176,7 @@ def test_the_size_of_the_images_is_the_model_folders_unless_given(data, tiny, tr
     options = folder_options(tiny, trained)
     for number, (image, size) in enumerate(((ImageConfig(), (64, 96)), (ImageConfig(long=80), (64, 80)))):
         train(str(data), str(tmp_path / str(number)), **{**options, "image": image})
-        preprocess = Detector.load(tmp_path / str(number)).preprocess
+        preprocess = Detector.load(tmp_path / str(number)).spec.preprocess
         assert (preprocess.short, preprocess.long) == size
 
 
@@ -219,7 +219,7 @@ def test_a_fine_tuned_run_is_repeated_by_its_configuration_and_goes_on(
     monkeypatch.chdir(tmp_path)
     assert main(["train", "--config", "whole/config.yaml", "--output", "again"]) == 0
     assert same(weights("again"), weights("whole")) and same(weights("again/last"), weights("whole/last"))
-    assert Detector.load("again").architecture.anchors.sizes == (12, 24, 48, 96, 192)
+    assert Detector.load("again").spec.architecture.anchors.sizes == (12, 24, 48, 96, 192)
 
     original, steps = train_run.RunLog.step, []
 
@@ -249,7 +249,7 @@ def test_the_same_classes_in_another_order_keep_those_of_the_model(data, data_co
         file.write_text(json.dumps(content))
     assert load_dataset(data_copy, "train").class_names == ("square", "disc")
     train(str(data_copy), str(tmp_path / "next"), **folder_options(tiny, trained))
-    assert Detector.load(tmp_path / "next").class_names == ("disc", "square")
+    assert Detector.load(tmp_path / "next").spec.class_names == ("disc", "square")
     one, two = (start.load_sets(str(path), None, None, strict=True, origin=trained) for path in (data_copy, data))
     labels = [[sample.target.labels.tolist() for sample in sets[0].samples] for sets in (one, two)]
     assert labels[0] == labels[1]
@@ -346,7 +346,7 @@ def test_a_data_set_in_another_form_without_splits(data, tiny, tmp_path):
         lines += [] if len(sample.target) else [f"{sample.path.name},,,,,"]
     (tmp_path / "csv" / "boxes.csv").write_text("\n".join(lines) + "\n")
     result = train(str(tmp_path / "csv"), str(tmp_path / "run"), **tiny(epochs=1))
-    assert result.steps == 2 and Detector.load(tmp_path / "run").class_names == ("class 0", "class 1")
+    assert result.steps == 2 and Detector.load(tmp_path / "run").spec.class_names == ("class 0", "class 1")
 
 
 def test_norms_are_trained_without_pretrained_weights_and_frozen_with_them(data, tiny, tmp_path):
