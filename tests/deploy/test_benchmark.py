@@ -135,7 +135,7 @@ def test_the_stages_of_an_image(fake_clock, monkeypatch, data):
     """Each stage is what the clock says; what a backend does inside of ``run`` goes to its own stage."""
 
     class Slow:
-        preprocess = Preprocess(short=64, long=96)
+        spec = ModelSpec(("a",), Preprocess(short=64, long=96))
 
         def prepare(self, image, rule=None):
             fake_clock(2.0)
@@ -269,7 +269,7 @@ def test_what_is_not_installed_is_left_out_by_name(home, data, monkeypatch):
 def test_timed_postprocess_finds_the_same(trained, data):
     detector = Detector.load(trained)
     inner = {}
-    timed = replace(detector, postprocess=TimedPostprocess(**vars(detector.spec.postprocess), inner=inner))
+    timed = detector.with_spec(postprocess=TimedPostprocess(**vars(detector.spec.postprocess), inner=inner))
     pixels = read_pixels(data / "test" / "test_0.png")
     one, other = (
         backend.run([backend.prepare(pixels)])[0]
