@@ -33,12 +33,13 @@ from retinanet.data.loader import StepSampler
 from retinanet.data.transforms import Augment
 from retinanet.detector import Detector
 from retinanet.images.preprocess import Preprocess
+from retinanet.model.postprocess import Postprocess
 from retinanet.model.presets import preset
 from retinanet.spec import ModelSpec
-from retinanet.training.config import LossConfig, OptimConfig, RunConfig
+from retinanet.training.build import build_training
+from retinanet.training.config import ImageConfig, LossConfig, OptimConfig, RunConfig, TrainConfig
 from retinanet.training.loop import train_step
 from retinanet.training.precision import build_fabric
-from retinanet.training.run import assemble
 from retinanet.types import Batch, Sample, Target
 
 CLASSES, LR = 80, 1e-4
@@ -66,19 +67,26 @@ def our_step(images: list[Sample], size: int, precision: str, folder: Path) -> S
     names = tuple(str(label) for label in range(CLASSES))
     detector = Detector(ModelSpec(names, preprocess, architecture=architecture), architecture.build(CLASSES))
     dataset = DetectionDataset(images, names)
-    config = {
-        "model": "resnet50",
-        "output": str(folder),
-        "batch_size": len(images),
-        "epochs": 1,
-        "seed": 0,
-        "augment": Augment(),
-        "loss": LossConfig(box="l1"),
-        "optim": OptimConfig(optimizer="sgd", lr=LR, lr_batch=len(images), ema=0.0),
-        "run": RunConfig(accelerator="cpu", precision=precision),
-    }
-    fabric = build_fabric(config["run"])
-    training = assemble(fabric, detector, dataset, dataset, config)
+    config = TrainConfig(
+        data="random",
+        output=str(folder),
+        model="resnet50",
+        weights="none",
+        epochs=1,
+        batch_size=len(images),
+        seed=0,
+        train_split=None,
+        val_split=None,
+        strict=False,
+        architecture=None,
+        image=ImageConfig(),
+        augment=Augment(),
+        loss=LossConfig(box="l1"),
+        optim=OptimConfig(optimizer="sgd", lr=LR, lr_batch=len(images), ema=0.0),
+        postprocess=Postprocess(),
+        run=RunConfig(accelerator="cpu", precision=precision),
+    )
+    training = build_training(config, build_fabric(config.run), detector, dataset, dataset)
     assert isinstance(training.sampler, StepSampler)
     pixels, sizes = preprocess.pad([sample.image for sample in images if sample.image is not None])
     batch = Batch(pixels, sizes, tuple(sample.target for sample in images), tuple(images))

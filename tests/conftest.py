@@ -135,38 +135,35 @@ def tiny_words():
     return text.split()
 
 
+@pytest.fixture(scope="session")
+def train_config():
+    """Makes a ``TrainConfig`` of options of ``train``; those left out have the defaults of its signature."""
+    import inspect
+
+    from retinanet.training.config import TrainConfig
+    from retinanet.training.run import train
+
+    parameters = inspect.signature(train).parameters
+    defaults = {name: parameter.default for name, parameter in parameters.items() if name != "resume"}
+    return lambda **options: TrainConfig(**{**defaults, **options})
+
+
 @pytest.fixture
-def assembled(data, tiny, tmp_path):
+def assembled(data, tiny, tmp_path, train_config):
     """Builds a ``Training`` and its log, as ``train`` does before it starts; the options are those of ``tiny``."""
     import torch
 
-    from retinanet.data.dataset import training_datasets
-    from retinanet.data.transforms import Augment
-    from retinanet.training.config import LossConfig
+    from retinanet.training.build import build_training
     from retinanet.training.precision import build_fabric
-    from retinanet.training.run import assemble
-    from retinanet.training.start import build_detector
+    from retinanet.training.start import build_detector, load_sets
 
     def build(**changes):
-        config = {
-            "seed": 0,
-            "output": str(tmp_path / "run"),
-            "augment": Augment(),
-            "loss": LossConfig(),
-            **tiny(**changes),
-        }
-        torch.manual_seed(config["seed"])
-        train_set, val_set = training_datasets(config.pop("data", data))
-        detector = build_detector(
-            config["model"],
-            config["weights"],
-            train_set,
-            config["architecture"],
-            config["image"],
-            config["postprocess"],
-        )
-        (tmp_path / "run").mkdir(exist_ok=True)
-        return assemble(build_fabric(config["run"]), detector, train_set, val_set, config)
+        config = train_config(**{"data": str(data), "output": str(tmp_path / "run"), **tiny(**changes)})
+        torch.manual_seed(config.seed)
+        train_set, val_set = load_sets(config, None)
+        detector = build_detector(config, train_set)
+        config.folder.mkdir(exist_ok=True)
+        return build_training(config, build_fabric(config.run), detector, train_set, val_set)
 
     return build
 

@@ -30,7 +30,6 @@ HOMES = {  # heavy library -> the only files or packages that import it
     "matplotlib": ("plotting/", "analysis/"),
     "faster_coco_eval": ("evaluation/coco.py",),
     "timm": ("model/",),
-    "jsonargparse": ("cli/",),
     "lightning_fabric": ("training/",),
     "safetensors": ("model_folder.py", "interop/", "model/backbone.py"),
     "defusedxml": ("data/",),

@@ -41,7 +41,7 @@ def with_changes(value: T, changes: Mapping[str, Any], where: str) -> T:
     Args:
         value: the dataclass.
         changes: new values by field; lists become tuples, and whole numbers do for floats.
-        where: what the dataclass is called in messages, such as ``architecture``.
+        where: what the dataclass is called in messages, such as ``architecture``; "" for the options of a command.
 
     Raises:
         UserError: there is no such field (the message names the nearest), or a value is of another type.
@@ -50,9 +50,10 @@ def with_changes(value: T, changes: Mapping[str, Any], where: str) -> T:
     names = [field.name for field in option_fields(value)]
     new = {}
     for name, change in changes.items():
+        full = f"{where}.{name}".removeprefix(".")
         if name not in names:
-            raise UserError(f"unknown option {where}.{name}{suggest(name, names)} Expected one of {', '.join(names)}")
-        new[name] = _typed(change, hints[name], getattr(value, name), f"{where}.{name}")
+            raise UserError(f"unknown option {full}{suggest(name, names)} Expected one of {', '.join(names)}")
+        new[name] = _typed(change, hints[name], getattr(value, name), full)
     return dataclasses.replace(value, **new)  # type: ignore[type-var]
 
 
@@ -77,6 +78,20 @@ def flatten_fields(value: Any) -> dict[str, Any]:
     return flat
 
 
+def check_types(value: Any, where: str) -> None:
+    """Check that every field of a dataclass has the type that it declares.
+
+    Raises:
+        UserError: one has not; ``where`` is as for :func:`with_changes`.
+    """
+    hints = get_type_hints(type(value))
+    for field in option_fields(value):
+        entry, hint, full = getattr(value, field.name), hints[field.name], f"{where}.{field.name}".removeprefix(".")
+        if dataclasses.is_dataclass(hint) and not isinstance(entry, hint):  # type: ignore[arg-type]
+            raise UserError(f"{full}: expected {_describe(hint)} as {hint.__name__}(...), got {entry!r}")  # type: ignore[union-attr]
+        _typed(entry, hint, None, full)
+
+
 def option_fields(value: Any) -> list[dataclasses.Field[Any]]:
     """The fields of a dataclass that can be set; those marked ``settled`` follow from others."""
     return [field for field in dataclasses.fields(value) if "settled" not in field.metadata]
@@ -95,6 +110,8 @@ def _typed(value: Any, hint: Any, present: Any, where: str) -> Any:
         fits = isinstance(value, str) and value in get_args(hint)
     elif get_origin(hint) is tuple:
         return _typed_tuple(value, get_args(hint), hint, where)
+    elif get_origin(hint) is list and isinstance(value, list):
+        return [_typed(entry, get_args(hint)[0], None, f"{where}[{number}]") for number, entry in enumerate(value)]
     elif hint is float:
         fits = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
         value = float(value) if fits else value
@@ -137,6 +154,6 @@ def _describe(hint: Any) -> str:
     if get_origin(hint) is tuple:
         inner = get_args(hint)
         return "a list of numbers" if inner[-1] is Ellipsis else f"a list of {len(inner)} numbers"
-    return (
-        "names with values" if dataclasses.is_dataclass(hint) or hint is dict else getattr(hint, "__name__", str(hint))
-    )
+    if dataclasses.is_dataclass(hint) or dict in (hint, get_origin(hint)):
+        return "names with values"
+    return "a list" if get_origin(hint) is list else getattr(hint, "__name__", str(hint))

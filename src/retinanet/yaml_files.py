@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,15 @@ MOST_BYTES = 100_000  # a configuration of ours has about 2,000
 
 
 class PlainLoader(yaml.SafeLoader):
-    """PyYAML's safe loader without aliases, with which a few lines would stand for billions of values."""
+    """PyYAML's safe loader without aliases, with which a few lines would stand for billions of values.
+
+    As in YAML 1.2, ``1e-3`` is a number and ``2026-01-02`` a text.
+    """
+
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         """The next node, as long as it is no alias."""
@@ -23,6 +32,11 @@ class PlainLoader(yaml.SafeLoader):
             problem = f"*{event.anchor} stands for something written elsewhere; write it out"
             raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
         return super().compose_node(parent, index)
+
+
+PlainLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
 
 
 class _PlainDumper(yaml.SafeDumper):
@@ -43,7 +57,7 @@ def load_plain(text: str) -> Any:
     """
     try:
         return yaml.load(text, Loader=PlainLoader)
-    except (ValueError, OverflowError, RecursionError) as error:  # such as a date of month 13
+    except (ValueError, OverflowError, RecursionError) as error:  # such as a number of 50,000 digits
         raise yaml.YAMLError(str(error)) from None
 
 

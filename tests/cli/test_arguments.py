@@ -54,7 +54,7 @@ def work(
 
 
 def told(*words, positionals=("source", "files")):
-    return vars(parse(work, [str(word) for word in words], positionals=positionals, usage="retinanet work SOURCE [x]"))
+    return parse(work, [str(word) for word in words], positionals=positionals, usage="retinanet work SOURCE [x]")
 
 
 def refusal(*words):
@@ -113,6 +113,45 @@ def test_options_without_their_group():
     assert told("a", "b", "--rate", "0.5", "--wild")["knobs"] == Knobs(rate=0.5, wild=True)
 
 
+def test_lists_with_commas_or_brackets():
+    assert told("a", "--files", "b,c d")["files"] == told("a", "--files=[b, c d]")["files"] == ["b", "c d"]
+    assert told("a", "--files", "b")["files"] == ["b"]
+    assert refusal("a", "--files", "[b, 1]") == "--files[1]: expected a text, got 1"
+
+
+def test_other_names_of_an_option():
+    options = {"positionals": ("source", "files"), "usage": "x", "aliases": {"from": "source"}}
+    for words in (["--from", "a", "b"], ["b", "--from=a"]):
+        found = parse(work, words, **options)
+        assert (found["source"], found["files"]) == ("a", ["b"])
+
+
+def test_the_printed_configuration_is_read_as_a_file(tmp_path, capsys):
+    words = ["a", "b", "--knobs.rate", "1e-5", "--make.norm", "batch", "--go-on"]
+    with pytest.raises(SystemExit) as stopped:
+        told(*words, "--print_config")
+    assert stopped.value.code == 0
+    (tmp_path / "c.yaml").write_text(capsys.readouterr().out)
+    assert told("--config", tmp_path / "c.yaml") == told(*words)
+
+
+def test_a_later_file_has_the_last_word(tmp_path):
+    for name, content in {"a": "count: 1\nknobs: {rate: 1, wild: true}\n", "b": "count: 2\nknobs.rate: 3e1\n"}.items():
+        (tmp_path / name).write_text(content)
+    found = told("s", "f", "--config", tmp_path / "a", "--config", tmp_path / "b")
+    assert found["count"] == 2 and found["knobs"] == Knobs(rate=30.0, wild=True)
+
+
+def test_the_help_says_type_default_and_description(capsys):
+    with pytest.raises(SystemExit):
+        told("--help")
+    out = " ".join(capsys.readouterr().out.split())
+    assert "--source SOURCE where it comes from. (required, type: str)" in out
+    assert "--count COUNT how many. (type: int, default: 3)" in out
+    assert "--knobs.kind {soft,hard} of what kind. (type: Literal['soft', 'hard'], default: soft)" in out
+    assert "--knobs.rate RATE how fast. (type: float | null, default: null)" in out
+
+
 def test_keys_of_a_mapping():
     assert told("a", "b", "--make.prior", "1e-3", "--make.name", "x y", "--make.flag=true")["make"] == {
         "prior": 1e-3,
@@ -122,6 +161,8 @@ def test_keys_of_a_mapping():
     found = told("a", "b", "--make.norm", "batch", "--make.anchors.sizes", "[1, 2]", "--make.anchors.ratios=[1.5]")
     assert found["make"] == {"norm": "batch", "anchors": {"sizes": [1, 2], "ratios": [1.5]}}
     assert told("a", "b", "--make", '{"depth": 2}')["make"] == {"depth": 2}
+    for words in (["--make", "{depth: 2}", "--make.norm", "x"], ["--make.norm", "x", "--make", "{depth: 2}"]):
+        assert told("a", "b", *words)["make"] == {"depth": 2, "norm": "x"}
 
 
 def test_the_command_line_has_the_last_word_over_a_file(tmp_path):
@@ -148,18 +189,18 @@ def test_a_key_of_a_mapping_is_added_to_those_of_a_file(tmp_path):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--cuont", "3"], ["unknown option --cuont, did you mean --count?"]),
+        (["--cuont", "3"], ["unknown option --cuont, did you mean '--count'?"]),
         (["--knobs.rat", "3"], ["knobs.rat", "did you mean", "knobs.rate"]),
         (["--qqqqqq", "3"], ["unknown option --qqqqqq", "--help"]),
         (["-c", "3"], ["unknown option -c"]),
-        (["--count", "abc"], ["--count", "int", "abc"]),
-        (["--count", "2.5"], ["--count", "int", "2.5"]),
+        (["--count", "abc"], ["--count", "a whole number", "abc"]),
+        (["--count", "2.5"], ["--count", "a whole number", "2.5"]),
         (["--count"], ["option --count needs a value"]),
         (["--count", "--go-on"], ["option --count needs a value"]),
-        (["--go-on=maybe"], ["--go_on", "bool", "maybe"]),
-        (["--knobs.kind", "firm"], ["--knobs.kind", "'soft', 'hard'", "firm"]),
+        (["--go-on=maybe"], ["--go_on", "true or false", "maybe"]),
+        (["--knobs.kind", "firm"], ["--knobs.kind", "soft or hard", "firm"]),
         (["--knobs.rate", "-1"], ["knobs.rate: expected at least 0, got -1.0"]),
-        (["--knobs.rate", "fast"], ["--knobs.rate", "float", "fast"]),
+        (["--knobs.rate", "fast"], ["--knobs.rate", "a number or null", "fast"]),
         (["--knobs.pair", "[1]"], ["--knobs.pair", "[1]"]),
         (["--config", "none.yaml"], ["none.yaml", "not exist"]),
     ],
@@ -182,10 +223,10 @@ def test_too_few_and_too_many():
     ("content", "expected"),
     [
         (b"count: [1,\n  b: {", ["line 2"]),
-        (b"coutn: 3\n", ["unknown option coutn, did you mean count?"]),
-        (b"knobs:\n  kindd: hard\n", ["unknown option knobs.kindd, did you mean knobs.kind?"]),
-        (b"knobs:\n  kind: firm\n", ["knobs.kind", "'soft', 'hard'", "firm"]),
-        (b"count: many\n", ["count", "int", "many"]),
+        (b"coutn: 3\n", ["unknown option coutn, did you mean 'count'?"]),
+        (b"knobs:\n  kindd: hard\n", ["unknown option knobs.kindd, did you mean 'kind'?"]),
+        (b"knobs:\n  kind: firm\n", ["knobs.kind", "soft or hard", "firm"]),
+        (b"count: many\n", ["count", "a whole number", "many"]),
         (b"just words\n", []),
         (b"- a\n- b\n", []),
         (b"\xff\xfe\x00\n", []),

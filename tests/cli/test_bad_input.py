@@ -385,13 +385,13 @@ def test_other_classes(refused, trained, tmp_path):
 
 def test_unknown_names(train_refused, refused, trained, data):
     has(train_refused(data, "--model", "resnet51"), "unknown model 'resnet51'", "did you mean 'resnet50'")
-    has(train_refused(data, "--epoch", "3"), "unknown option --epoch", "did you mean --epochs")
+    has(train_refused(data, "--epoch", "3"), "unknown option --epoch", "did you mean '--epochs'")
     has(train_refused(data, "--optim.lrr", "3"), "optim.lrr", "did you mean", "optim.lr")
     has(train_refused(data, "--architecture.norms", "batch"), "architecture.norms", "did you mean 'norm'")
     has(train_refused(data, "--architecture.backbone", "resnet10s"), "unknown backbone 'resnet10s'", "resnet10t")
-    has(train_refused(data, "--epochs", "abc"), "--epochs", "int", "abc")
-    has(refused("evaluate", trained, data, "--splitt", "val"), "unknown option --splitt", "did you mean --split")
-    has(refused("predict", trained, data, "--scores", "1"), "unknown option --scores", "did you mean --score")
+    has(train_refused(data, "--epochs", "abc"), "--epochs", "a whole number", "abc")
+    has(refused("evaluate", trained, data, "--splitt", "val"), "unknown option --splitt", "did you mean '--split'")
+    has(refused("predict", trained, data, "--scores", "1"), "unknown option --scores", "did you mean '--score'")
     has(refused("predict", trained), "missing: images")
 
 

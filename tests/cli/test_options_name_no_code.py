@@ -72,7 +72,7 @@ def test_a_file_names_no_code(capsys, command, text):
     Path("c.yaml").write_text(text)
     message = refusal(capsys, *COMMANDS[command], "--config", "c.yaml")
     assert message.startswith(f"retinanet {command}: c.yaml"), message
-    assert any(advice in message for advice in ("Remove it", "expected a mapping", "Correct the line")), message
+    assert any(advice in message for advice in ("Remove it", "expected names with values", "Correct the line")), message
 
 
 @pytest.mark.parametrize("suffix", [".json", ".yml", ".jsonnet", ".toml", ""])
@@ -94,7 +94,7 @@ def test_a_file_names_no_other_file(capsys, key):
     Path("inner.yaml").write_text(f"x: {CALL}\n")
     Path("c.yaml").write_text(f"{key}: inner.yaml\n")
     message = refusal(capsys, *COMMANDS["train"], "--config", "c.yaml")
-    assert "c.yaml: " in message and ("Pass --config twice" in message or "expected a mapping" in message)
+    assert "c.yaml: " in message and ("unknown option config" in message or "expected names with values" in message)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,9 @@ def test_the_command_line_names_no_code(capsys, words):
     message = refusal(capsys, *COMMANDS["train"], *words)
     option = words[0].partition("=")[0]
     assert option in message or "--config" in option, message
-    assert any(part in message for part in ("Remove it", "expected a ", "unknown option")), message
+    assert any(
+        part in message for part in ("Remove it", "expected names with values", "expected a ", "unknown option")
+    ), message
 
 
 @pytest.mark.parametrize("name", ["ARCHITECTURE", "IMAGE", "IMAGE__CLASS_PATH", "CONFIG"])
@@ -167,6 +169,6 @@ def test_values_arrive_as_they_were_written():
         "weights: w.pth\noutput: 2026-01-02\noverwrite: true\nsource: null\n"
         "architecture: {prior: 1e-3, clip: .inf, sizes: &same [1, 2.5], none: ~}\n"
     )
-    arguments = vars(parse(convert, ["--config", "c.yaml"], positionals=["weights", "output"], usage="x"))
+    arguments = parse(convert, ["--config", "c.yaml"], positionals=["weights", "output"], usage="x")
     assert arguments["output"] == "2026-01-02" and arguments["overwrite"] is True and arguments["source"] is None
     assert arguments["architecture"] == {**{"prior": 1e-3, "clip": float("inf"), "sizes": [1, 2.5], "none": None}}

@@ -99,7 +99,7 @@ def test_validation_in_training_finds_what_prediction_finds(assembled, model, mi
     training.detector = training.detector.with_spec(preprocess=detector.spec.preprocess)
     dataset = training.val_set = load_dataset(mixed)
     wanted = one_by_one(detector, dataset)
-    report, found = loop._evaluate(training, RunLog(training.folder, total=1, enabled=False))
+    report, found = loop._evaluate(training, RunLog(training.config.folder, total=1))
     assert_alike(found, wanted)
     assert report.metrics.ap == pytest.approx(coco_metrics(dataset.samples, wanted, dataset.class_names).ap, abs=1e-9)
 

@@ -85,7 +85,7 @@ def test_names_and_streams(exported, card):
 
 
 BLOCKED = ("torch", "timm", "torchvision", "torchgen", "matplotlib")
-HEAVY = ("jsonargparse", "rich", "yaml", "safetensors", "huggingface_hub", "lightning_fabric", "faster_coco_eval")
+HEAVY = ("rich", "yaml", "safetensors", "huggingface_hub", "lightning_fabric", "faster_coco_eval")
 
 
 def without(names, code, *words):

@@ -18,33 +18,42 @@ from retinanet.data.transforms import Augment
 from retinanet.detector import Detector
 from retinanet.errors import UserError
 from retinanet.evaluation.evaluate import one_pass
+from retinanet.model.postprocess import Postprocess
 from retinanet.training import loop
-from retinanet.training.config import LossConfig, OptimConfig, RunConfig
+from retinanet.training.build import build_training
+from retinanet.training.config import ImageConfig, LossConfig, OptimConfig, RunConfig, TrainConfig
 from retinanet.training.precision import build_fabric
 from retinanet.training.ranks import on_any
-from retinanet.training.run import assemble
 from retinanet.training.stop import stop_if_not_finite
 
 
 def measure(devices: str, data: str, model: str, folder: str) -> dict[str, object]:
     """What one step and one evaluation give, on every rank."""
-    config = {
-        "optim": OptimConfig(optimizer="sgd", clip=0.0, ema=0.0),
-        "run": RunConfig(accelerator="cpu", devices=devices, precision="32", workers=0),
-        "batch_size": 4,
-        "epochs": 1,
-        "seed": 0,
-        "loss": LossConfig(),
-        "augment": Augment(),
-        "output": folder,
-        "model": model,
-    }
-    fabric = build_fabric(config["run"])
+    config = TrainConfig(
+        data=data,
+        output=folder,
+        model=model,
+        weights="none",
+        epochs=1,
+        batch_size=4,
+        seed=0,
+        train_split=None,
+        val_split=None,
+        strict=False,
+        architecture=None,
+        image=ImageConfig(),
+        augment=Augment(),
+        loss=LossConfig(),
+        optim=OptimConfig(optimizer="sgd", clip=0.0, ema=0.0),
+        postprocess=Postprocess(),
+        run=RunConfig(accelerator="cpu", devices=devices, precision="32", workers=0),
+    )
+    fabric = build_fabric(config.run)
     fabric.launch()
     detector = Detector.load(model)
-    training = assemble(fabric, detector, load_dataset(data, "train"), load_dataset(data, "val"), config)
+    training = build_training(config, fabric, detector, load_dataset(data, "train"), load_dataset(data, "val"))
     batches = training_batches(
-        training.train_set, preprocess=detector.spec.preprocess, augment=training.augment, sampler=training.sampler
+        training.train_set, preprocess=detector.spec.preprocess, augment=config.augment, sampler=training.sampler
     )
     parts = list(islice(batches, training.sampler.parts))
     gradient: dict[str, torch.Tensor] = {}

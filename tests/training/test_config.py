@@ -7,7 +7,8 @@ from retinanet.errors import UserError
 from retinanet.losses.box import L1, GIoU, SmoothL1
 from retinanet.losses.focal import FocalLoss
 from retinanet.losses.ohem import OHEM
-from retinanet.training.config import ImageConfig, LossConfig, OptimConfig, RunConfig, plain
+from retinanet.plain import to_plain, with_changes
+from retinanet.training.config import LossConfig, OptimConfig, RunConfig
 
 
 @pytest.mark.parametrize(
@@ -60,9 +61,23 @@ def test_the_criterion_is_what_the_knobs_say():
     assert (LossConfig(box="l1").build().box, LossConfig(box="giou").build().box) == (L1(), GIoU())
 
 
-def test_plain_survives_yaml(tmp_path):
-    config = {"optim": OptimConfig(lr=1e-5), "image": ImageConfig(short=3), "path": tmp_path, "pair": (1.0, 2.0)}
-    text = yaml.safe_dump(plain(config))
-    assert yaml.safe_load(text) == plain(config)
-    assert plain(config)["optim"]["lr"] == 1e-5 and plain(config)["pair"] == [1.0, 2.0]
-    assert plain(config)["path"] == str(tmp_path)
+@pytest.mark.parametrize(
+    ("config", "field", "value"),
+    [(OptimConfig, "warmup", "3"), (OptimConfig, "ema", None), (RunConfig, "devices", 2), (LossConfig, "gamma", True)],
+)
+def test_values_of_another_type_are_refused_by_name(config, field, value):
+    with pytest.raises(UserError, match=rf"\.{field}: expected .*, got {value!r}"):
+        config(**{field: value})
+
+
+@pytest.mark.parametrize(("field", "value"), [("epochs", 0), ("batch_size", 0), ("seed", -1), ("optim", {"lr": 1.0})])
+def test_a_run_is_refused_before_it_begins(train_config, field, value):
+    with pytest.raises(UserError, match=field):
+        train_config(data="cells", output="out", **{field: value})
+
+
+def test_the_options_survive_yaml(train_config):
+    config = train_config(data="cells", output="out", optim=OptimConfig(lr=1e-5), architecture={"depth": 2})
+    content = yaml.safe_load(yaml.safe_dump(to_plain(config)))
+    assert content["optim"]["lr"] == 1e-5 and content["image"]["short"] is None
+    assert with_changes(train_config(data="x", output="y"), content, "") == config

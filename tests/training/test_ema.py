@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from retinanet.training.ema import averaged
+from retinanet.training.optim import average_weights
 from retinanet.training.precision import prepare_for_cpu
 
 
@@ -19,7 +19,7 @@ def net_of(*values):
 
 def test_the_average_follows_its_formula():
     net = net_of(1.0, -2.0)
-    average = averaged(net, 0.5)
+    average = average_weights(net, 0.5)
     values = torch.tensor([[1.0, -2.0], [3.0, 4.0], [-1.0, 0.5], [10.0, 20.0], [0.0, 7.0]])
     expected = None
     for updates, value in enumerate(values):
@@ -38,7 +38,7 @@ def test_the_average_follows_its_formula():
 
 def test_the_decay_reaches_its_limit():
     net = net_of(0.0, 0.0)
-    average = averaged(net, 0.2)
+    average = average_weights(net, 0.2)
     for _ in range(3):
         average.update_parameters(net)
     with torch.no_grad():
@@ -49,7 +49,7 @@ def test_the_decay_reaches_its_limit():
 
 def test_the_average_does_not_follow_the_net_by_itself():
     net = net_of(1.0, 1.0)
-    average = averaged(net, 0.9)
+    average = average_weights(net, 0.9)
     average.update_parameters(net)
     with torch.no_grad():
         net[0].weight.fill_(5.0)
@@ -60,7 +60,7 @@ def test_copies_of_a_prepared_net_compute_with_their_own_weights():
     net = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4, bias=False))
     prepare_for_cpu(net)
     images = torch.randn(2, 4, 6, 6)
-    for other in (copy.deepcopy(net), averaged(net, 0.9).module):
+    for other in (copy.deepcopy(net), average_weights(net, 0.9).module):
         with torch.no_grad():
             other[0].weight.zero_()
             assert float(other(images).abs().max()) == 0

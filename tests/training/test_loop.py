@@ -27,7 +27,7 @@ def parts_of(training, step=0):
     batches = training_batches(
         training.train_set,
         preprocess=training.detector.spec.preprocess,
-        augment=training.augment,
+        augment=training.config.augment,
         sampler=replace(training.sampler, start=step),
     )
     return list(islice(batches, training.sampler.parts))
@@ -51,7 +51,7 @@ def gradients(training, parts, monkeypatch):
 
 
 def log_of(training):
-    return RunLog(training.folder, total=training.sampler.stop)
+    return RunLog(training.config.folder, total=training.sampler.stop)
 
 
 def test_one_step_is_the_step_that_one_would_write(assembled):
@@ -224,7 +224,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(assembled, which):
     before = training.detector.net.state_dict()["heads.cls.conv.0.weight"].clone()
     with pytest.raises(UserError) as stopped:
         loop.fit(training, Progress(), log_of(training))
-    file = training.folder / "nonfinite_batch.pt"
+    file = training.config.folder / "nonfinite_batch.pt"
     (batch,) = parts_of(training)
     images = [str(sample.path) for sample in batch.samples]
     message = str(stopped.value)
@@ -238,7 +238,10 @@ def test_a_loss_that_is_not_finite_stops_the_run(assembled, which):
         for kept, target in zip(saved["targets"], batch.targets, strict=True)
     )
     assert torch.equal(before, training.detector.net.state_dict()["heads.cls.conv.0.weight"])
-    assert not (training.folder / "model.safetensors").exists() and not (training.folder / "state.pt").exists()
+    assert (
+        not (training.config.folder / "model.safetensors").exists()
+        and not (training.config.folder / "state.pt").exists()
+    )
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run_before_the_weights_are_lost(assembled):
@@ -249,7 +252,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_the_weights_are_lost
     with pytest.raises(UserError, match=r"the norm of the gradient is (nan|inf) at step 5") as stopped:
         loop.train_step(training, parts, 4)
     for number, batch in enumerate(parts):
-        file = training.folder / f"nonfinite_batch_0_{number}.pt"
+        file = training.config.folder / f"nonfinite_batch_0_{number}.pt"
         assert str(file) in str(stopped.value) and str(batch.samples[0].path) in str(stopped.value)
         assert torch.equal(torch.load(file, weights_only=True)["images"], batch.images)
     parameters = dict(training.detector.net.named_parameters())
@@ -273,7 +276,7 @@ def scripted(monkeypatch):
 
 
 def evaluations(training):
-    return [(int(row["epoch"]), row["AP"]) for row in read_log(training.folder / "log.csv") if row["AP"]]
+    return [(int(row["epoch"]), row["AP"]) for row in read_log(training.config.folder / "log.csv") if row["AP"]]
 
 
 def test_patience_and_the_best_model(assembled, scripted, capfd):
@@ -282,8 +285,8 @@ def test_patience_and_the_best_model(assembled, scripted, capfd):
     progress = loop.fit(training, Progress(), log_of(training))
     assert (progress.step, progress.best, progress.stale) == (4, 0.5, 2)
     assert evaluations(training) == [(1, "0.25"), (2, "0.5"), (3, "0.375"), (4, "0.5")]
-    assert Detector.load(training.folder).spec.metrics["epoch"] == 2
-    assert Detector.load(training.folder / "last").spec.metrics["epoch"] == 4
+    assert Detector.load(training.config.folder).spec.metrics["epoch"] == 2
+    assert Detector.load(training.config.folder / "last").spec.metrics["epoch"] == 4
     assert "stopped early: no better AP in 2 evaluations" in capfd.readouterr().err
     again = loop.fit(training, Progress(4, 0.5, 2), log_of(training))  # as --resume would
     assert again.step == 4
@@ -294,7 +297,7 @@ def test_a_validation_set_without_objects_keeps_the_last_model(assembled, script
     training = assembled(batch_size=6, run={"patience": 1})
     progress = loop.fit(training, Progress(), log_of(training))
     assert (progress.step, progress.best, progress.stale) == (2, -1.0, 0)
-    detector = Detector.load(training.folder)
+    detector = Detector.load(training.config.folder)
     assert detector.spec.metrics["epoch"] == 2 and detector.spec.metrics["AP"] is None
 
 
@@ -315,14 +318,17 @@ def test_save_every_and_the_ends_of_epochs(assembled, monkeypatch):
 def test_what_is_saved_is_what_was_evaluated(assembled):
     training = assembled(epochs=1)
     loop.fit(training, Progress(), log_of(training))
-    saved = Detector.load(training.folder)
+    saved = Detector.load(training.config.folder)
     average = training.best_net.state_dict()
     assert all(torch.equal(value, average[key]) for key, value in saved.net.state_dict().items())
     net = training.detector.net.state_dict()
     assert not torch.equal(net["heads.cls.output.weight"], average["heads.cls.output.weight"])
     assert training.net.training and not training.best_net.training
     assert saved.spec.class_names == ("disc", "square") and saved.spec.preprocess.short == 64
-    assert Path(training.folder, "evaluation.json").is_file() and Path(training.folder, "predictions.json").is_file()
+    assert (
+        Path(training.config.folder, "evaluation.json").is_file()
+        and Path(training.config.folder, "predictions.json").is_file()
+    )
 
 
 def watch_norms(norms, warmup=0):

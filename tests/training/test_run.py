@@ -126,19 +126,19 @@ def test_what_is_going_to_happen_is_told(data, tiny, tmp_path, capfd):
 
 def test_anchors_that_do_not_fit_get_a_hint(assembled, monkeypatch):
     fitting = assembled(architecture={"anchors": {"sizes": [12, 20, 30, 60, 120]}})
-    assert "hint" not in "".join(train_run.anchor_lines(fitting, "shapes"))
+    assert "hint" not in "".join(train_run.describe_anchors(fitting))
     training = assembled(architecture={"anchors": {"sizes": [64, 128, 256, 512, 1024]}})
-    found = train_run.anchor_lines(training, "shapes")
+    found = train_run.describe_anchors(training)
     assert "100.0% none at 0.4" in found[0] and "looked at" not in found[0]
-    assert "retinanet check shapes" in found[-1]
+    assert f"retinanet check {training.config.data}" in found[-1]
     monkeypatch.setattr(train_run, "AUDITED", 6)  # of 15 boxes: every third of 6 images
-    less = train_run.anchor_lines(training, "shapes")
+    less = train_run.describe_anchors(training)
     assert "of 5 boxes" in less[0] and "(one image in 3 was looked at)" in less[0] and "retinanet check" in less[-1]
 
 
 def test_the_audit_is_of_the_loss_that_is_minimised(assembled):
     training = assembled(loss=LossConfig(foreground=0.9, background=0.8, forced="off"))
-    assert "none at IoU 0.9, 100.0% none at 0.8" in train_run.anchor_lines(training, "shapes")[0]
+    assert "none at IoU 0.9, 100.0% none at 0.8" in train_run.describe_anchors(training)[0]
 
 
 @pytest.fixture
@@ -240,7 +240,9 @@ def test_a_fine_tuned_run_is_repeated_by_its_configuration_and_goes_on(
     assert (tmp_path / "part" / "transfer.txt").read_text() == told
 
 
-def test_the_same_classes_in_another_order_keep_those_of_the_model(data, data_copy, tiny, trained, tmp_path):
+def test_the_same_classes_in_another_order_keep_those_of_the_model(
+    data, data_copy, tiny, trained, tmp_path, train_config
+):
     for file in (data_copy / "annotations").iterdir():
         content = json.loads(file.read_text())
         content["categories"] = [{"id": 3, "name": "square"}, {"id": 7, "name": "disc"}]
@@ -250,7 +252,9 @@ def test_the_same_classes_in_another_order_keep_those_of_the_model(data, data_co
     assert load_dataset(data_copy, "train").class_names == ("square", "disc")
     train(str(data_copy), str(tmp_path / "next"), **folder_options(tiny, trained))
     assert Detector.load(tmp_path / "next").spec.class_names == ("disc", "square")
-    one, two = (start.load_sets(str(path), None, None, strict=True, origin=trained) for path in (data_copy, data))
+    one, two = (
+        start.load_sets(train_config(data=str(path), output="out", strict=True), trained) for path in (data_copy, data)
+    )
     labels = [[sample.target.labels.tolist() for sample in sets[0].samples] for sets in (one, two)]
     assert labels[0] == labels[1]
 
@@ -349,7 +353,7 @@ def test_a_data_set_in_another_form_without_splits(data, tiny, tmp_path):
     assert result.steps == 2 and Detector.load(tmp_path / "run").spec.class_names == ("class 0", "class 1")
 
 
-def test_norms_are_trained_without_pretrained_weights_and_frozen_with_them(data, tiny, tmp_path):
+def test_norms_are_trained_without_pretrained_weights_and_frozen_with_them(data, tiny, tmp_path, train_config):
     import timm
     from safetensors.torch import save_file
 
@@ -357,26 +361,9 @@ def test_norms_are_trained_without_pretrained_weights_and_frozen_with_them(data,
     backbone = tmp_path / "backbone.safetensors"
     save_file(timm.create_model("resnet10t").state_dict(), backbone)
     for weights_from, norm in (("none", "batch"), (str(backbone), "frozen")):
-        options = tiny(weights=weights_from)
-        detector = start.build_detector(
-            options["model"],
-            weights_from,
-            load_dataset(data, "train"),
-            options["architecture"],
-            options["image"],
-            options["postprocess"],
-        )
-        assert detector.spec.architecture.norm == norm
-        asked = {**options["architecture"], "norm": "group"}
-        built = start.build_detector(
-            options["model"],
-            weights_from,
-            load_dataset(data, "train"),
-            asked,
-            options["image"],
-            options["postprocess"],
-        )
-        assert built.architecture.norm == "group"
+        for changes, expected in (({}, norm), ({"norm": "group"}, "group")):
+            config = train_config(data=str(data), output="out", **tiny(weights=weights_from, architecture=changes))
+            assert start.build_detector(config, load_dataset(data, "train")).architecture.norm == expected
 
 
 def test_the_result_names_the_best_ap(data, tiny, tmp_path, monkeypatch):

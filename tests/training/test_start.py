@@ -14,41 +14,49 @@ from retinanet.errors import UserError
 from retinanet.images.preprocess import Preprocess
 from retinanet.model.postprocess import Postprocess
 from retinanet.model.presets import Architecture
+from retinanet.plain import to_plain
 from retinanet.spec import ModelSpec
-from retinanet.training.config import ImageConfig, OptimConfig, RunConfig, plain
-from retinanet.training.resume import STATE
-from retinanet.training.start import build_detector, check_output, fine_tuned, magnification, origin_of, starts_anew
+from retinanet.training.config import ImageConfig, OptimConfig, RunConfig
+from retinanet.training.resume import STATE, check_output
+from retinanet.training.start import (
+    adapt_detector,
+    build_detector,
+    find_origin,
+    magnification,
+    starts_anew,
+)
 
 
 @pytest.fixture
-def options(tmp_path):
+def options(tmp_path, train_config):
     """A run that was started with these options and has a saved step."""
-    config = {"data": "cells", "optim": OptimConfig(), "run": RunConfig()}
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(plain(config)))
+    config = train_config(data="cells", output=str(tmp_path))
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(to_plain(config)))
     (tmp_path / STATE).touch()
     return config
 
 
 def test_a_run_goes_on_with_the_same_options_and_on_other_devices(tmp_path, options):
-    check_output(tmp_path, options, resume=True)
+    check_output(options, resume=True)
     elsewhere = RunConfig(accelerator="cpu", devices="2", workers=0, save_every=7)
-    check_output(tmp_path, {**options, "run": elsewhere, "optim": OptimConfig(accumulate=2)}, resume=True)
+    check_output(replace(options, run=elsewhere, optim=OptimConfig(accumulate=2)), resume=True)
 
 
 def test_what_decides_the_result_may_not_differ(tmp_path, options):
     with pytest.raises(UserError, match=r"optim\.lr None -> 0\.1.*--resume"):
-        check_output(tmp_path, {**options, "optim": OptimConfig(lr=0.1, accumulate=2)}, resume=True)
+        check_output(replace(options, optim=OptimConfig(lr=0.1, accumulate=2)), resume=True)
 
 
 @pytest.fixture
-def go_on(data, trained):
-    """What ``fine_tuned`` makes of the trained model: detector, transfer, and the tensors before."""
+def go_on(data, trained, train_config):
+    """What ``adapt_detector`` makes of the trained model: detector, transfer, and the tensors before."""
 
-    def build(names=("disc", "square"), weights="imagenet", image=ImageConfig(), postprocess=Postprocess(), **changes):
+    def build(names=("disc", "square"), options=None, **changes):
         dataset = load_dataset(data, "train")
         dataset.class_names = tuple(names)
         torch.manual_seed(1)
-        detector, moved = fine_tuned(trained, weights, dataset, changes, image, postprocess)
+        config = train_config(data=str(data), output="out", architecture=changes, **(options or {}))
+        detector, moved = adapt_detector(config, trained, dataset)
         return detector, moved, Detector.load(trained).net.state_dict()
 
     return build
@@ -193,19 +201,21 @@ def test_the_norm_is_the_folders_unless_given(go_on):
     assert detector.spec.architecture.frozen_stages == 1
 
 
-def test_norms_that_hold_their_activation_keep_their_weights_too(data, tmp_path):
+def test_norms_that_hold_their_activation_keep_their_weights_too(data, tmp_path, train_config):
     architecture = Architecture(backbone="tf_efficientnet_lite0", channels=16, depth=0)
     dataset = load_dataset(data, "train")
     net = architecture.build(2)
     Detector(ModelSpec(dataset.class_names, architecture=architecture), net).save(tmp_path)
-    _, moved = fine_tuned(tmp_path, "imagenet", dataset, {"norm": "group"}, ImageConfig(), Postprocess())
+    config = train_config(data=str(data), output="out", architecture={"norm": "group"})
+    _, moved = adapt_detector(config, tmp_path, dataset)
     assert not moved.fresh and "backbone.body.bn1.0.weight" in moved.kept
 
 
-def test_no_statistics_to_freeze_after_group_norms(go_on, data, tmp_path):
+def test_no_statistics_to_freeze_after_group_norms(go_on, data, tmp_path, train_config):
     go_on(norm="group")[0].save(tmp_path)
+    config = train_config(data=str(data), output="out", architecture={"norm": "frozen"})
     with pytest.raises(UserError, match=r"norm frozen: .* has group norms, .*Expected batch or group"):
-        fine_tuned(tmp_path, "imagenet", load_dataset(data, "train"), {"norm": "frozen"}, ImageConfig(), Postprocess())
+        adapt_detector(config, tmp_path, load_dataset(data, "train"))
 
 
 def test_another_backbone_is_refused(go_on, trained):
@@ -220,22 +230,22 @@ def test_another_backbone_is_refused(go_on, trained):
 @pytest.mark.parametrize("weights", ["none", "backbone.safetensors"])
 def test_weights_of_a_backbone_are_refused(go_on, weights):
     with pytest.raises(UserError, match=rf"--weights {weights}: .*Leave out --weights"):
-        go_on(weights=weights)
+        go_on(options={"weights": weights})
 
 
 def test_thresholds_are_the_folders_where_options_are_at_their_defaults(go_on):
     saved = Postprocess(score=0.0, topk=50, max_detections=20)  # what the folder was trained with
     assert go_on()[0].postprocess == saved
     given = Postprocess(nms=0.3, topk=70)
-    assert go_on(postprocess=given)[0].postprocess == replace(saved, nms=0.3, topk=70)
+    assert go_on(options={"postprocess": given})[0].postprocess == replace(saved, nms=0.3, topk=70)
 
 
 def test_a_model_is_a_preset_or_a_folder(trained, tmp_path):
-    assert origin_of("lite") is None and origin_of(str(trained)) == trained
+    assert find_origin("lite") is None and find_origin(str(trained)) == trained
     with pytest.raises(UserError, match=r"unknown model 'resnet5'.*did you mean 'resnet50'"):
-        origin_of("resnet5")
+        find_origin("resnet5")
     with pytest.raises(UserError, match=r"no model in .*: expected a folder with config\.json"):
-        origin_of(str(tmp_path))
+        find_origin(str(tmp_path))
 
 
 def test_the_scale_is_the_median_over_the_training_images(data):
@@ -248,11 +258,12 @@ def test_the_scale_is_the_median_over_the_training_images(data):
     assert magnification(dataset, rule) == pytest.approx(0.128)
 
 
-def test_a_model_remembers_the_scale_of_the_images_that_it_learned_from(go_on, trained, data):
+def test_a_model_remembers_the_scale_of_the_images_that_it_learned_from(go_on, trained, data, train_config):
     """The images have 64 x 80 pixels."""
     saved = Detector.load(trained)
     assert saved.spec.scale == pytest.approx(saved.spec.preprocess.size(64, 80)[0] / 64, rel=0.02)
     assert go_on()[0].scale == saved.spec.scale
-    assert go_on(image=ImageConfig(short=32, long=40))[0].scale == 0.5
-    made_of = ("none", load_dataset(data, "train"), {}, ImageConfig(short=128, long=160), Postprocess())
-    assert build_detector("resnet18", *made_of).scale == 2.0
+    assert go_on(options={"image": ImageConfig(short=32, long=40)})[0].scale == 0.5
+    image = ImageConfig(short=128, long=160)
+    config = train_config(data=str(data), output="out", model="resnet18", weights="none", image=image)
+    assert build_detector(config, load_dataset(data, "train")).scale == 2.0

@@ -1,188 +1,252 @@
-"""A function's parameters as a command line, with jsonargparse: names, types and help come from the function."""
+"""A function's parameters as a command line: names, types and help come from its signature and docstrings.
+
+Nothing that a user writes is ever imported or called: an option's value is a text or plain YAML, and
+:func:`retinanet.plain.with_changes` decides whether it has the type of its parameter.
+"""
 
 from __future__ import annotations
 
-import difflib
 import inspect
-import json
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
-from typing import Any
+from argparse import ArgumentParser
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import is_dataclass, make_dataclass
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace
 
-from retinanet.cli.values import read_option, read_options
-from retinanet.errors import UserError
-from retinanet.yaml_files import load_plain
+from retinanet.errors import UserError, suggest
+from retinanet.plain import option_fields, to_plain, with_changes
+from retinanet.yaml_files import dump_plain, load_plain, read_mapping
 
-NO_PATH = "#".ljust(5000) + "\n"  # a comment longer than any path: the parser takes what follows for text, not a file
+NAMING_CODE = ("class_path", "init_args", "dict_kwargs")  # what other tools take for an order to call something
+MAY_BE_NESTED = frozenset("{[:?\n")  # a text without any of these holds no list and no mapping
 
 
-def parse(function: Callable[..., Any], words: Sequence[str], *, positionals: Sequence[str], usage: str) -> Namespace:
+class Option(NamedTuple):
+    """A parameter or a field of one: its type (several for a union), default and description."""
+
+    kinds: tuple[Any, ...]
+    default: Any
+    text: str
+
+
+def parse(
+    function: Callable[..., Any],
+    words: Sequence[str],
+    *,
+    positionals: Sequence[str],
+    usage: str,
+    aliases: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
     """The arguments for ``function``, from a command line and the configuration files that it names.
 
-    Options are values: one that names code is refused before it is parsed, see :mod:`retinanet.cli.values`. The
-    environment is not read.
-
-    Words without a dash are the positionals, in order; the last one takes all that are left where its type is a list.
-    Options may be written with dashes or underscores, and without their group where only one group has them; a switch
-    needs no value.
+    Words without a dash are the positionals that are not given by name, in order; the last one takes all that are left
+    where its type is a list. Options may be written with dashes or underscores, and without their group where only one
+    group has them; a switch needs no value. The command line has the last word over files, a file over those before.
 
     Args:
         function: its signature and docstring make the options.
         words: the command line after the command.
         positionals: parameters that may be given without their name.
         usage: first line of the help.
+        aliases: other names of options.
 
     Raises:
-        UserError: an unknown option or an unusable value.
+        UserError: an unknown option or an unusable value. SystemExit: the help or the configuration was printed.
     """
-    parser = ArgumentParser(
-        prog=usage.split(" [")[0], usage=usage, description=inspect.getdoc(function), exit_on_error=False
-    )
-    parser.add_argument("--config", action="config", help="file with options, such as the config.yaml of a run")
-    parser.add_function_arguments(function, fail_untyped=True)
-    summary = (inspect.getdoc(function) or "").split("\n")[0]
-    parser.description = summary
-    files, named, options = _as_options(parser, function, words, positionals)
-    groups = {name.partition(".")[0].removeprefix("--") for name in _names(parser) if "." in name} | _mappings(parser)
-    options = [*named, *(_checked(option, groups) for option in options)]
-    keys = [option for option in options if _mapping_of(option, parser)]
-    options = [option for option in options if option not in keys]
-    try:
-        contents = [f"--config={NO_PATH}{read_options(file, groups)}" for file in files]
-        # files first: whatever the order, the command line has the last word
-        arguments = parser.parse_args([*contents, *options], env=False)
-        arguments.pop("config", None)
-        for option in keys:
-            mapping = _mapping_of(option, parser)
-            arguments[mapping] = _with_key(arguments[mapping] or {}, option.removeprefix(f"--{mapping}."))
-        return parser.instantiate(arguments)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(_explained(" ".join(str(error).split()), parser, files, options)) from None
-
-
-def _checked(option: str, groups: Collection[str]) -> str:
-    """An option without a name of code in it, see :func:`retinanet.cli.values.read_option`."""
-    name, equals, text = option.partition("=")
-    return f"{name}={read_option(name, text, mapping=name[2:] in groups)}" if equals else option
-
-
-def _explained(reason: str, parser: ArgumentParser, files: Sequence[str], options: Sequence[str]) -> str:
-    """The parser's message in the words of the command line, with the file and the nearest name."""
-    reason = re.sub(r"<class '(\w+)'>", r"\1", reason).replace("typing.Literal", "one of ")
-    reason = reason.replace("Expected a one of", "expected one of")
-    reason = re.sub(r'^Parser key "([^"]+)": ', r"--\1: ", reason)
-    reason = re.sub(r"the following arguments are required: (.+)", rf"missing: \1. usage: {parser.usage}", reason)
-    unknown = re.search(r"(?:Group '([^']+)' does not accept o|O)ption '([^']+)'", reason)
-    if unknown:
-        name = ".".join(part for part in unknown.groups() if part)
-        reason = f"unknown option {name}{_nearest(f'--{name}', _names(parser)).replace('--', '')}"
-    given = [word.partition("=")[0] for word in options]
-    if files and not reason.startswith(("missing:", *(f"{name}:" for name in given))):
-        return f"{', '.join(files)}: {reason.removeprefix('--')}"
-    return reason
-
-
-def _mapping_of(option: str, parser: ArgumentParser) -> str:
-    """The mapping that an option sets a key of: ``architecture`` for --architecture.norm, "" for other options."""
-    name = option.partition("=")[0]
-    return next((mapping for mapping in _mappings(parser) if name.startswith(f"--{mapping}.")), "")
-
-
-def _mappings(parser: ArgumentParser) -> set[str]:
-    return {action.dest for action in parser._actions if "dict" in str(getattr(action, "_typehint", ""))}
-
-
-def _with_key(mapping: Mapping[str, Any], option: str) -> dict[str, Any]:
-    """The mapping with one key, ``anchors.sizes=[1, 2]``, set."""
-    path, _, text = option.partition("=")
-    key, _, rest = path.partition(".")
-    if rest:
-        inner = mapping.get(key)
-        return {**mapping, key: _with_key(inner if isinstance(inner, Mapping) else {}, f"{rest}={text}")}
-    try:
-        value = load_plain(text)
-    except yaml.YAMLError:
-        value = text
-    with suppress(ValueError):  # 1e-3 is a text to YAML 1.1
-        value = float(value) if isinstance(value, str) else value
-    return {**mapping, key: value}
-
-
-def _names(parser: ArgumentParser) -> set[str]:
-    return {name for action in parser._actions for name in action.option_strings}
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    nearest = difflib.get_close_matches(name, sorted(known), n=1)
-    return f", did you mean {nearest[0]}?" if nearest else "; see --help"
-
-
-def _as_options(
-    parser: ArgumentParser, function: Callable[..., Any], words: Sequence[str], positionals: Sequence[str]
-) -> tuple[list[str], list[str], list[str]]:
-    """The configuration files, the positionals with their names, and the options: full names, every switch a value."""
-    known = _names(parser)
     parameters = inspect.signature(function, eval_str=True).parameters
-    switches = {name for action in parser._actions if _is_switch(action) for name in action.option_strings}
+    required = [name for name, one in parameters.items() if one.default is one.empty]
+    fields = [(name, one.annotation, None if name in required else one.default) for name, one in parameters.items()]
+    defaults = make_dataclass("Options", fields, frozen=True)()
+    known = dict(find_options(defaults, read_descriptions(function)))
+    if {"-h", "--help"} & set(words):
+        print(format_help(function, known, required, usage), end="")
+        raise SystemExit(0)
+
+    printing = {"--print_config", "--print-config"}
+    files, given, loose = split_words([word for word in words if word not in printing], known, aliases or {})
+    named = {**name_positionals(loose, [name for name in positionals if name not in given], known), **given}
+    options: dict[str, Any] = {}
+    for file in files:
+        content = read_mapping(Path(file))
+        refuse_code(content, file)
+        set_option(options, "", content, known)
+    for name in sorted(named, key=lambda name: name.count(".")):  # a mapping before its keys
+        set_option(options, name, named[name], known)
+
+    try:
+        value = with_changes(defaults, options, "")
+    except UserError as error:
+        option = re.match(r"[\w.]*", str(error))
+        if option and option[0] in named:
+            raise UserError(f"--{error}") from None
+        raise UserError(f"{', '.join(files)}: {error}" if files else str(error)) from None
+    if printing & set(words):
+        print(dump_plain(to_plain(value)), end="")
+        raise SystemExit(0)
+    if missing := [name for name in required if name not in options]:
+        raise UserError(f"missing: {', '.join(missing)}. usage: {usage}")
+    return {name: getattr(value, name) for name in parameters}
+
+
+def find_options(defaults: Any, texts: Mapping[str, str], group: str = "") -> Iterator[tuple[str, Option]]:
+    """The fields of a dataclass with defaults by their dotted names; a field that is a dataclass precedes its own."""
+    hints = get_type_hints(type(defaults))
+    for entry in option_fields(defaults):
+        name, hint, default = f"{group}{entry.name}", hints[entry.name], getattr(defaults, entry.name)
+        kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        yield name, Option(kinds, default, texts.get(entry.name, ""))
+        if is_dataclass(default):
+            yield from find_options(default, read_descriptions(type(default)), f"{name}.")
+
+
+def read_descriptions(documented: Any) -> dict[str, str]:
+    """The descriptions of parameters in a Google-style docstring, by their names."""
+    texts: dict[str, str] = {}
+    name = ""
+    _, *sections = re.split(r"\n(?:Args|Attributes):\n", inspect.getdoc(documented) or "")
+    for line in "".join(sections[:1]).splitlines():
+        if line and not line.startswith("    "):
+            break
+        if start := re.match(r"    (\w+): (.*)", line):
+            name, texts[start[1]] = start.groups()
+        elif line:
+            texts[name] += f" {line.strip()}"
+    return texts
+
+
+def split_words(
+    words: Sequence[str], known: Mapping[str, Option], aliases: Mapping[str, str]
+) -> tuple[list[str], dict[str, Any], list[str]]:
+    """The configuration files, the values of the options by full name, and the words that belong to no option."""
     files: list[str] = []
-    options: list[str] = []
+    given: dict[str, Any] = {}
     loose: list[str] = []
     rest = list(words)
     while rest:
-        word = rest.pop(0)
+        word, equals, text = rest.pop(0).partition("=")
         if not word.startswith("-") or word == "-":
-            loose.append(word)
+            loose.append(word + equals + text)
             continue
-        name, equals, value = word.partition("=")
-        name = "--" + name[2:].replace("-", "_") if name.startswith("--") else name
-        name = name if _mapping_of(name, parser) else _in_full(name, known)
-        if name in ("-h", "--help", "--print_config"):
-            options.append(name)
-        elif equals:
-            files.append(value) if name == "--config" else options.append(f"{name}={value}")
-        elif name in switches and not (rest and rest[0].lower() in ("true", "false")):
-            options.append(f"{name}=true")
-        elif rest and not rest[0].startswith("--"):
-            value = rest.pop(0)
-            files.append(value) if name == "--config" else options.append(f"{name}={value}")
+        name = find_name(word, known, aliases)
+        if not equals:
+            if name in known and bool in known[name].kinds and not (rest and rest[0].lower() in ("true", "false")):
+                text = "true"
+            elif rest and not rest[0].startswith("--"):
+                text = rest.pop(0)
+            else:
+                raise UserError(f"option --{name} needs a value")
+        if name == "config":
+            files.append(text)
         else:
-            raise UserError(f"option {name} needs a value")
-    return files, _named(loose, positionals, parameters), options
+            refuse_code({name: text}, f"--{name}")
+            given[name] = read_text(text, known[name].kinds if name in known else ())
+    return files, given, loose
 
 
-def _is_switch(action: Any) -> bool:
-    return getattr(action, "_typehint", None) is bool or action.type is bool
-
-
-def _in_full(name: str, known: set[str]) -> str:
-    """The option with its group: --devices is --run.devices, as long as no other group has devices."""
-    if name in known:
+def find_name(word: str, known: Mapping[str, Option], aliases: Mapping[str, str]) -> str:
+    """The full name of an option: ``--devices`` is run.devices, as long as no other group has devices."""
+    name = word.removeprefix("--").replace("-", "_")
+    name = aliases.get(name, name)
+    mappings = [one for one, option in known.items() if any(get_origin(kind) is dict for kind in option.kinds)]
+    is_key = any(name.startswith(f"{mapping}.") for mapping in mappings)
+    if word.startswith("--") and (name in known or name == "config" or is_key):
         return name
-    grouped = [one for one in known if one.endswith(f".{name[2:]}")] if name.startswith("--") else []
+    grouped = [f"--{option}" for option in known if word.startswith("--") and option.endswith(f".{name}")]
     if len(grouped) == 1:
-        return grouped[0]
+        return grouped[0].removeprefix("--")
     if grouped:
-        raise UserError(f"option {name} could be {' or '.join(sorted(grouped))}: write one of them")
-    raise UserError(f"unknown option {name}{_nearest(name, known)}")
+        raise UserError(f"option {word} could be {' or '.join(sorted(grouped))}: write one of them")
+    raise UserError(f"unknown option {word}{suggest(f'--{name}', [f'--{option}' for option in known])} See --help")
 
 
-def _named(loose: Sequence[str], positionals: Sequence[str], parameters: Any) -> list[str]:
-    named: list[str] = []
+def name_positionals(loose: Sequence[str], positionals: Sequence[str], known: Mapping[str, Option]) -> dict[str, Any]:
+    """The values of positionals, in order, by their names."""
+    named: dict[str, Any] = {}
     left = list(loose)
     for name in positionals:
-        if not left:
-            break
-        if parameters[name].annotation in (list[str],):
-            named.append(f"--{name}={json.dumps(left)}")
-            left = []
-        else:
-            named.append(f"--{name}={left.pop(0)}")
+        if left:
+            named[name], left = (left, []) if list[str] in known[name].kinds else (left[0], left[1:])
     if left:
         raise UserError(f"unexpected argument {left[0]!r}: expected {' '.join(name.upper() for name in positionals)}")
     return named
+
+
+def read_text(text: str, kinds: Sequence[Any]) -> Any:
+    """The value that a word stands for: the text itself where the option may be a text, else what it says in YAML."""
+    if text == "null" and NoneType in kinds:
+        return None
+    if any(kind in (str, Path) or get_origin(kind) is Literal for kind in kinds):
+        return text
+    if list[str] in kinds and not text.startswith("["):
+        return text.split(",")
+    try:
+        return load_plain(text)
+    except yaml.YAMLError:
+        return text
+
+
+def set_option(options: dict[str, Any], name: str, value: Any, known: Mapping[str, Option]) -> None:
+    """Set an option by its dotted name among nested options; a group keeps what its value does not name."""
+    if isinstance(value, Mapping) and (not name or (name in known and is_dataclass(known[name].default))):
+        for key, inner in value.items():
+            set_option(options, f"{name}.{key}".removeprefix("."), inner, known)
+        return
+    *path, last = name.split(".")
+    for part in path:
+        if not isinstance(options.get(part), dict):
+            options[part] = {}
+        options = options[part]
+    options[last] = value
+
+
+def refuse_code(value: Any, where: str) -> None:
+    """Refuse values that name code, at any depth, also in a text: they could never be run, but somebody hoped so.
+
+    Raises:
+        UserError: one does; ``where`` is named.
+    """
+    if isinstance(value, str) and MAY_BE_NESTED & set(value):
+        try:
+            loaded = load_plain(value)
+        except yaml.YAMLError:
+            return  # a text, such as *.jpg
+        value = None if isinstance(loaded, str) else loaded
+    if isinstance(value, Mapping):
+        for name in value:
+            if any(part.strip() in NAMING_CODE or part.startswith("__") for part in str(name).split(".")):
+                raise UserError(
+                    f"{where}: {name!r} names code, and options hold values only. Remove it and what it holds"
+                )
+        value = list(value.values())
+    for inner in value if isinstance(value, list | tuple | set) else ():
+        refuse_code(inner, where)
+
+
+def format_help(function: Callable[..., Any], known: Mapping[str, Option], required: Sequence[str], usage: str) -> str:
+    """The help of a command: every option with its description, type and default."""
+    title = (inspect.getdoc(function) or "").split("\n")[0]
+    parser = ArgumentParser(usage=usage, description=title, add_help=False)
+    parser.add_argument("-h", "--help", action="store_true", help="show this help and exit")
+    parser.add_argument("--config", metavar="FILE", help="file with options, such as the config.yaml of a run")
+    parser.add_argument("--print_config", action="store_true", help="print the options as such a file and exit")
+    groups = {"": parser.add_argument_group(title.rstrip("."))}
+    for name, (kinds, default, text) in known.items():
+        if is_dataclass(default):
+            groups[name] = parser.add_argument_group(text.rstrip("."))
+            continue
+        group, _, short = name.rpartition(".")
+        choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
+        choices += ["true", "false"] * (bool in kinds)
+        types = re.sub(r"typing\.|pathlib\.", "", " | ".join(map(inspect.formatannotation, kinds)))
+        facts = f"required, type: {types}" if name in required else f"type: {types}, default: {to_plain(default)}"
+        facts = facts.replace("NoneType", "null").replace("None", "null")
+        groups[group].add_argument(
+            f"--{name}",
+            metavar=f"{{{','.join(choices)}}}" if choices else short.upper(),
+            help=f"{text} ({facts})".replace("%", "%%"),
+        )
+    return parser.format_help()

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
-from retinanet.cli.arguments import parse
 from retinanet.data.dataset import load_dataset
 from retinanet.data.synthetic import render_scenes
 from retinanet.data.transforms import Augment
@@ -77,7 +75,6 @@ def demo(output: str = "runs/demo", *, epochs: int = 6, seed: int = 0) -> float:
         ("hits, misses and false alarms", folder / "comparison.png"),
     ):
         print(f"{what}: {where}")
-    print(f"find objects with the model: retinanet predict {folder} IMAGE --output out")
     _tell(began, "done")
     return report.metrics.ap
 
@@ -99,8 +96,3 @@ def _compare(folder: Path, data: Path) -> None:
 
 def _tell(began: float, text: str) -> None:
     print(f"[{time.perf_counter() - began:4.0f} s] {text}", flush=True)
-
-
-def run(words: Sequence[str]) -> None:
-    """Parse and run."""
-    demo(**vars(parse(demo, words, positionals=[], usage="retinanet demo [--output runs/demo] [options]")))

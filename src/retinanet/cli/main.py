@@ -6,22 +6,59 @@ import importlib
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import Any, NamedTuple
 
-from retinanet import __version__
+import retinanet
+from retinanet.errors import Interrupted, UserError, suggest
 
-# command -> what it does; the module retinanet.cli.COMMAND has its run(arguments)
+
+class Command(NamedTuple):
+    """A function of the package as a command: what it does, parameters that need no name, how it is called."""
+
+    about: str
+    positionals: tuple[str, ...]
+    usage: str
+
+
 COMMANDS = {
-    "demo": "render a data set, train, evaluate and predict, in a few minutes",
-    "check": "before training: is the data sound, and do the anchors fit it?",
-    "train": "learn from annotated images",
-    "evaluate": "measure average precision on annotated images",
-    "predict": "find objects in images",
-    "diagnose": "after training: where does the loss go, what goes wrong, what would fixing it be worth?",
-    "export": "write a model for ONNX Runtime, OpenVINO or torch.export, with proof that it finds the same",
-    "benchmark": "measure every way to run a model on this machine: AP, latency, images/s, memory, size",
-    "convert": "make a model of somebody's RetinaNet weights, or write one for torchvision",
-    "why": "say what happened to every annotated box of an image",
+    "demo": Command(
+        "render a data set, train, evaluate and predict, in a few minutes", (), "[--output runs/demo] [options]"
+    ),
+    "check": Command("before training: is the data sound, and do the anchors fit it?", ("data",), "DATA [options]"),
+    "train": Command("learn from annotated images", ("data",), "DATA --output FOLDER [options]"),
+    "evaluate": Command(
+        "measure average precision on annotated images", ("model", "data"), "MODEL DATA [--split test] [options]"
+    ),
+    "predict": Command(
+        "find objects in images", ("model", "images"), "MODEL IMAGE|FOLDER|PATTERN... --output FOLDER [options]"
+    ),
+    "diagnose": Command(
+        "after training: where does the loss go, what goes wrong, what would fixing it be worth?",
+        ("model", "data"),
+        "MODEL DATA [--split val] [options]",
+    ),
+    "export": Command(
+        "write a model for ONNX Runtime, OpenVINO or torch.export, with proof that it finds the same",
+        ("model",),
+        "MODEL --format onnx|openvino|pt2 [--precision int8 --calibrate DATA] [--verify DATA]",
+    ),
+    "benchmark": Command(
+        "measure every way to run a model on this machine: AP, latency, images/s, memory, size",
+        ("model", "data"),
+        "MODEL DATA [--split test] [--backends [torch-fp32,openvino-int8]] [options]",
+    ),
+    "convert": Command(
+        "make a model of somebody's RetinaNet weights, or write one for torchvision",
+        ("weights", "output"),
+        "WEIGHTS|torchvision:NAME FOLDER [options], or MODEL FILE --to torchvision",
+    ),
+    "why": Command(
+        "say what happened to every annotated box of an image",
+        ("model", "image"),
+        "MODEL IMAGE [--data DATA] [--score 0.3] [options]",
+    ),
 }
+ALIASES = {"convert": {"from": "weights"}}  # which is no name for a parameter in Python
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,55 +68,69 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(overview())
         return 0 if words else 2
     if words[0] in ("-V", "--version"):
-        print(f"retinanet {__version__}")
+        print(f"retinanet {retinanet.__version__}")
         return 0
     if words[0] not in COMMANDS:
-        import difflib
-
-        nearest = difflib.get_close_matches(words[0], COMMANDS, n=1)
-        hint = f", did you mean {nearest[0]!r}?" if nearest else "."
-        print(f"retinanet: unknown command {words[0]!r}{hint}\n\n{overview()}", file=sys.stderr)
+        print(f"retinanet: unknown command {words[0]!r}{suggest(words[0], COMMANDS)}\n\n{overview()}", file=sys.stderr)
         return 2
-    return _guarded(words[0], words[1:])
-
-
-def overview() -> str:
-    """The commands, a line each."""
-    lines = [f"  {name:<10}{text}" for name, text in COMMANDS.items()]
-    return "\n".join(
-        [
-            "usage: retinanet COMMAND ...",
-            "",
-            "RetinaNet: dense object detection with focal loss (arXiv 1708.02002).",
-            "",
-            *lines,
-            "",
-            "retinanet COMMAND --help shows its options.",
-        ]
-    )
-
-
-def _guarded(command: str, words: list[str]) -> int:
-    """Run one command; a user's mistake becomes a message instead of a traceback."""
-    module = importlib.import_module(f"retinanet.cli.{command}")
-    from retinanet.errors import Interrupted, UserError
-
     try:
-        code = module.run(words) or 0
+        code = run(words[0], words[1:])
         if sys.stdout is not None:
             sys.stdout.flush()
         return code
     except Interrupted as error:
-        return _stop(command, str(error), 130)
+        return _stop(words[0], str(error), 130)
     except UserError as error:
-        return _stop(command, str(error), 2)
+        return _stop(words[0], str(error), 2)
     except BrokenPipeError:  # whoever reads the output has seen enough, as head does
         sys.stdout = None  # or Python would complain when it flushes
         return 0
     except KeyboardInterrupt:
-        return _stop(command, "interrupted", 130)
+        return _stop(words[0], "interrupted", 130)
     except SystemExit as stop:  # --help, once it is printed
         return stop.code if isinstance(stop.code, int) else 0
+
+
+def overview() -> str:
+    """The commands, a line each."""
+    about = "RetinaNet: dense object detection with focal loss (arXiv 1708.02002)."
+    lines = [f"  {name:<10}{command.about}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        ["usage: retinanet COMMAND ...", "", about, "", *lines, "", "retinanet COMMAND --help shows its options."]
+    )
+
+
+def run(name: str, words: Sequence[str]) -> int:
+    """Parse, call the function, print its result; returns the exit code."""
+    from retinanet.cli.arguments import parse  # which would make ``retinanet --help`` slower
+
+    _, positionals, usage = COMMANDS[name]
+    function = importlib.import_module("retinanet.cli.demo").demo if name == "demo" else getattr(retinanet, name)
+    usage, aliases = f"retinanet {name} {usage}", ALIASES.get(name)
+    arguments = parse(function, words, positionals=positionals, usage=usage, aliases=aliases)
+    result = function(**arguments)
+    print(describe_result(name, result, arguments.get("output")))
+    return int(getattr(result, "stops", False))
+
+
+def describe_result(command: str, result: Any, output: str | None) -> str:
+    """What a person reads when a command is done."""
+    match command:
+        case "demo":
+            return f"find objects with the model: retinanet predict {output} IMAGE --output out"
+        case "train":
+            lines = (
+                f"{result.folder}: AP {result.ap:.3f} after {result.steps} steps; curves in {result.folder}/curves.png"
+            )
+            return f"{lines}\nfind objects with it: retinanet predict {result.folder} IMAGE"
+        case "predict":
+            objects = sum(len(prediction.detections) for prediction in result)
+            return f"{objects} objects in {len(result)} images; pictures, detections.json and .csv are in {output}"
+        case "why":
+            return f"{result.summary()}\nreport.html, why.json and why.png are in {output}"
+        case "check" | "diagnose":
+            return str(result.summary())
+    return str(result)
 
 
 def _stop(command: str, reason: str, code: int) -> int:

@@ -1,10 +1,8 @@
-"""The knobs of a training run, each declared once; ``train`` and its command line are made of them."""
+"""The options of a training run, typed and checked; ``train`` and its command line are made of them."""
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,11 +11,14 @@ from torch import Tensor
 
 from retinanet.anchors.coding import BoxCoder
 from retinanet.anchors.matching import Matcher
+from retinanet.data.transforms import Augment
 from retinanet.errors import UserError
 from retinanet.losses.box import L1, GIoU, SmoothL1
 from retinanet.losses.detection import DetectionLoss
 from retinanet.losses.focal import FocalLoss
 from retinanet.losses.ohem import OHEM
+from retinanet.model.postprocess import Postprocess
+from retinanet.plain import check_types
 
 BoxLoss = Callable[[Tensor, Tensor, Tensor, BoxCoder], Tensor]
 
@@ -69,8 +70,7 @@ class LossConfig:
     normaliser: Literal["batch", "image"] = "batch"
 
     def __post_init__(self) -> None:
-        _expect(self, "loss", "classification", self.classification in ("focal", "ohem"), "focal or ohem")
-        _expect(self, "loss", "box", self.box in ("smooth_l1", "l1", "giou"), "smooth_l1, l1 or giou")
+        check_types(self, "loss")
         self.build()  # which checks the rest
 
     def build(self) -> DetectionLoss:
@@ -81,11 +81,10 @@ class LossConfig:
         """
         classification = FocalLoss(self.alpha, self.gamma) if self.classification == "focal" else OHEM()
         boxes: dict[str, BoxLoss] = {"smooth_l1": SmoothL1(self.beta), "l1": L1(), "giou": GIoU()}
-        box = boxes[self.box]
         return DetectionLoss(
             matcher=Matcher(self.foreground, self.background, self.forced, self.forced_iou),
             classification=classification,
-            box=box,
+            box=boxes[self.box],
             box_weight=self.box_weight,
             normaliser=self.normaliser,
         )
@@ -121,17 +120,12 @@ class OptimConfig:
     ema: float = 0.999
 
     def __post_init__(self) -> None:
-        _expect(self, "optim", "optimizer", self.optimizer in ("adamw", "sgd"), "adamw or sgd")
-        _expect(self, "optim", "lr", self.lr is None or 0 < self.lr < math.inf, "a number above 0")
-        _expect(self, "optim", "lr_batch", self.lr_batch is None or self.lr_batch >= 1, "at least 1")
-        decay = self.weight_decay
-        _expect(self, "optim", "weight_decay", decay is None or 0 <= decay < math.inf, "a number of at least 0")
-        _expect(self, "optim", "backbone_lr", 0 <= self.backbone_lr < math.inf, "a number of at least 0")
-        _expect(self, "optim", "schedule", self.schedule in ("cosine", "steps"), "cosine or steps")
-        _expect(self, "optim", "warmup", self.warmup >= 0, "at least 0")
-        _expect(self, "optim", "clip", 0 <= self.clip < math.inf, "a number of at least 0")
-        _expect(self, "optim", "accumulate", self.accumulate >= 1, "at least 1")
-        _expect(self, "optim", "ema", 0 <= self.ema < 1, "at least 0 and below 1")
+        check_types(self, "optim")
+        _expect_at_least(self, "optim", weight_decay=0, backbone_lr=0, warmup=0, clip=0, accumulate=1, lr_batch=1)
+        if self.lr is not None and self.lr <= 0:
+            raise UserError(f"optim.lr: expected a number above 0, got {self.lr!r}")
+        if not 0 <= self.ema < 1:
+            raise UserError(f"optim.ema: expected at least 0 and below 1, got {self.ema!r}")
 
 
 @dataclass(frozen=True)
@@ -159,22 +153,48 @@ class RunConfig:
     patience: int = 0
 
     def __post_init__(self) -> None:
-        _expect(self, "run", "precision", self.precision in ("auto", "32", "bf16", "16"), "auto, 32, bf16 or 16")
-        for name, least in (("nodes", 1), ("workers", 0), ("evaluate_every", 1), ("save_every", 1), ("patience", 0)):
-            _expect(self, "run", name, getattr(self, name) >= least, f"at least {least}")
+        check_types(self, "run")
+        _expect_at_least(self, "run", nodes=1, workers=0, evaluate_every=1, save_every=1, patience=0)
 
 
-def plain(value: Any) -> Any:
-    """Nested dataclasses, tuples and paths as YAML knows them."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return plain(dataclasses.asdict(value))
-    if isinstance(value, Mapping):
-        return {str(key): plain(entry) for key, entry in value.items()}
-    if isinstance(value, Path):
-        return str(value)
-    return [plain(entry) for entry in value] if isinstance(value, list | tuple) else value
+@dataclass(frozen=True)
+class TrainConfig:
+    """All that decides a run: the parameters of :func:`retinanet.train`, which describes them, without ``resume``."""
+
+    data: str
+    output: str
+    model: str
+    weights: str
+    epochs: int
+    batch_size: int
+    seed: int
+    train_split: str | None
+    val_split: str | None
+    strict: bool
+    architecture: dict[str, Any] | None
+    image: ImageConfig
+    augment: Augment
+    loss: LossConfig
+    optim: OptimConfig
+    postprocess: Postprocess
+    run: RunConfig
+
+    def __post_init__(self) -> None:
+        check_types(self, "")
+        if self.epochs < 1 or self.batch_size < 1 or not 0 <= self.seed < 2**32:
+            raise UserError(
+                "expected epochs and batch_size >= 1 and seed >= 0 (below 2**32), "
+                f"got {self.epochs}, {self.batch_size} and {self.seed}"
+            )
+
+    @property
+    def folder(self) -> Path:
+        """Of the run."""
+        return Path(self.output)
 
 
-def _expect(config: object, part: str, name: str, holds: bool, expected: str) -> None:
-    if not holds:
-        raise UserError(f"{part}.{name}: expected {expected}, got {getattr(config, name)!r}")
+def _expect_at_least(config: object, group: str, **limits: int) -> None:
+    for name, least in limits.items():
+        value = getattr(config, name)
+        if value is not None and value < least:
+            raise UserError(f"{group}.{name}: expected at least {least}, got {value!r}")

@@ -6,7 +6,6 @@ import csv
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console
@@ -14,21 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from retinanet.files import explain_failed_write
 
-COLUMNS = (
-    "step",
-    "epoch",
-    "loss",
-    "classification",
-    "box",
-    "positives",
-    "lr",
-    "grad_norm",
-    "images_per_s",
-    "val_loss",
-    "AP",
-    "AP50",
-    "AP75",
-)
+STEP_COLUMNS = ("step", "epoch", "loss", "classification", "box", "positives", "lr", "grad_norm", "images_per_s")
+COLUMNS = (*STEP_COLUMNS, "val_loss", "AP", "AP50", "AP75")
 
 
 class _Console(Console):
@@ -50,12 +36,10 @@ class RunLog:
     """
 
     def __init__(self, folder: Path, *, total: int, start: int = 0, enabled: bool = True) -> None:
-        self.console = _Console(stderr=True, quiet=not enabled)
         self.path = folder / "log.csv"
         self.enabled = enabled
-        self.rows: list[dict[str, str]] = []
-        self._board = _tensorboard(folder) if enabled else None
-        self._best = "-"
+        self.console = _Console(stderr=True, quiet=not enabled)
+        self._board = None
         self._progress = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(),
@@ -68,27 +52,29 @@ class RunLog:
         self._task = self._progress.add_task(
             "train", total=total, completed=start, epoch="", loss="-", ap="-", speed="-"
         )
-        if enabled:
-            self.rows = [row for row in read_log(self.path) if int(row["step"]) <= start]
-            self._rewrite()
+        if not enabled:
+            return
+        with suppress(ImportError):
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(folder / "tensorboard"))
+        rows = [row for row in read_log(self.path) if int(row["step"]) <= start]
+        with explain_failed_write(self.path), self.path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(rows)
 
     def step(self, row: Mapping[str, Any]) -> None:
         """One optimiser step: a row, and the progress bar."""
         self._write(row)
-        self._progress.update(
-            self._task,
-            completed=row["step"],
-            epoch=row["epoch"],
-            loss=f"{row['loss']:.3f}",
-            ap=self._best,
-            speed=f"{row['images_per_s']:.1f}",
-        )
+        loss, speed = f"{row['loss']:.3f}", f"{row['images_per_s']:.1f}"
+        self._progress.update(self._task, completed=row["step"], epoch=row["epoch"], loss=loss, speed=speed)
 
     def evaluation(self, row: Mapping[str, Any], *, best: bool) -> None:
         """One evaluation: a row, and a line for the person."""
         self._write(row)
         if best:
-            self._best = f"{row['AP']:.3f}"
+            self._progress.update(self._task, ap=f"{row['AP']:.3f}")
         self.say(
             f"epoch {row['epoch']}  step {row['step']}  validation loss {row['val_loss']:.3f}  "
             f"AP {row['AP']:.3f}  AP50 {row['AP50']:.3f}" + ("  best so far" if best else "")
@@ -103,9 +89,7 @@ class RunLog:
         self._progress.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         with suppress(OSError):  # the terminal is gone
             self._progress.stop()
         if self._board is not None:
@@ -114,21 +98,13 @@ class RunLog:
     def _write(self, row: Mapping[str, Any]) -> None:
         if not self.enabled:
             return
-        line = {key: _text(row.get(key)) for key in COLUMNS}
-        self.rows.append(line)
+        line = {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()}
         with explain_failed_write(self.path):
             with self.path.open("a", newline="") as file:
                 csv.DictWriter(file, COLUMNS).writerow(line)
             if self._board is not None:
-                for key, value in row.items():
-                    if key not in ("step", "epoch"):
-                        self._board.add_scalar(key, value, row["step"])
-
-    def _rewrite(self) -> None:
-        with explain_failed_write(self.path), self.path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(self.rows)
+                for key in row.keys() - {"step", "epoch"}:
+                    self._board.add_scalar(key, row[key], row["step"])
 
 
 def read_log(path: Path) -> list[dict[str, str]]:
@@ -140,15 +116,3 @@ def read_log(path: Path) -> list[dict[str, str]]:
         if tuple(reader.fieldnames or ()) != COLUMNS:
             return []
         return [row for row in reader if None not in row.values() and row["step"].isdigit()]
-
-
-def _text(value: Any) -> str:
-    return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def _tensorboard(folder: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(folder / "tensorboard"))

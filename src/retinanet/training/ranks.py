@@ -17,7 +17,7 @@ from retinanet.errors import UserError
 PATIENCE = 20.0  # seconds in which a process may notice by itself that its launcher is gone
 
 
-def summed(fabric: Fabric, tensor: Tensor) -> Tensor:
+def sum_over_ranks(fabric: Fabric, tensor: Tensor) -> Tensor:
     """The sum over all processes, on each of them."""
     result = fabric.all_reduce(tensor, reduce_op="sum")
     assert isinstance(result, Tensor)
@@ -28,7 +28,7 @@ def on_any(fabric: Fabric, here: bool) -> bool:
     """Whether something holds on any process; all of them get the same answer, so none is left waiting for another."""
     if fabric.world_size == 1:
         return here
-    return bool(summed(fabric, torch.tensor([float(here)], device=fabric.device)) > 0)
+    return bool(sum_over_ranks(fabric, torch.tensor([float(here)], device=fabric.device)) > 0)
 
 
 @contextmanager

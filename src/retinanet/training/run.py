@@ -3,33 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 from rich.console import Console
 
 from retinanet.analysis.anchors.audit import audit
-from retinanet.data.dataset import DetectionDataset
-from retinanet.data.loader import StepSampler
 from retinanet.data.transforms import Augment
 from retinanet.data.workers import end_if_imported_by_a_worker
-from retinanet.detector import Detector
-from retinanet.errors import UserError
 from retinanet.files import explain_failed_write, write_atomically
 from retinanet.model.postprocess import Postprocess
+from retinanet.plain import to_plain
 from retinanet.plotting.figures import save_figure, training_curves
-from retinanet.training.config import ImageConfig, LossConfig, OptimConfig, RunConfig, plain
-from retinanet.training.ema import averaged
+from retinanet.training.build import Training, build_training
+from retinanet.training.config import ImageConfig, LossConfig, OptimConfig, RunConfig, TrainConfig
 from retinanet.training.log import RunLog, read_log
-from retinanet.training.loop import LossModule, Training, fit
-from retinanet.training.optim import build_optimizer
-from retinanet.training.precision import build_fabric, prepare_for_cpu
-from retinanet.training.resume import Progress, load_state
-from retinanet.training.start import build_detector, check_images, check_output, fine_tuned, load_sets, origin_of
+from retinanet.training.loop import fit
+from retinanet.training.precision import build_fabric
+from retinanet.training.resume import Progress, check_output, load_state
+from retinanet.training.start import adapt_detector, build_detector, check_images, find_origin, load_sets
 from retinanet.training.transfer import Transfer
 from retinanet.yaml_files import dump_plain
 
@@ -101,85 +95,60 @@ def train(
         UserError: a mistake in the data or the options, with nothing written; later a loss that is not finite, a full
             disk, a process of the run that died. Interrupted: after SIGINT or SIGTERM, with the state saved.
     """
-    config = {key: value for key, value in locals().items() if key != "resume"}
+    config = TrainConfig(
+        data=data,
+        output=output,
+        model=model,
+        weights=weights,
+        epochs=epochs,
+        batch_size=batch_size,
+        seed=seed,
+        train_split=train_split,
+        val_split=val_split,
+        strict=strict,
+        architecture=architecture,
+        image=image,
+        augment=augment,
+        loss=loss,
+        optim=optim,
+        postprocess=postprocess,
+        run=run,
+    )
+    return run_training(config, resume=resume)
+
+
+def run_training(config: TrainConfig, *, resume: bool = False) -> TrainResult:
+    """Check everything, build the parts, fit them; arguments and errors are those of :func:`train`."""
     end_if_imported_by_a_worker()
-    if epochs < 1 or batch_size < 1 or not 0 <= seed < 2**32:
-        raise UserError(
-            f"expected epochs and batch_size >= 1 and seed >= 0 (below 2**32), got {epochs}, {batch_size} and {seed}"
-        )
-    folder = Path(output)
     first = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
     if first:  # the others may find what this one makes
-        check_output(folder, config, resume=resume)
-    origin = origin_of(model)
-    train_set, val_set = load_sets(data, train_split, val_split, strict=strict, origin=origin)
-    torch.manual_seed(seed)
-    made_of = (weights, train_set, architecture or {}, image, postprocess)
-    detector, moved = fine_tuned(origin, *made_of) if origin else (build_detector(model, *made_of), None)
+        check_output(config, resume=resume)
+    origin = find_origin(config.model)
+    train_set, val_set = load_sets(config, origin)
+    torch.manual_seed(config.seed)
+    detector, moved = adapt_detector(config, origin, train_set) if origin else (build_detector(config, train_set), None)
     if first and not resume:
         check_images(train_set, val_set)
-    fabric = build_fabric(run)
+
+    fabric = build_fabric(config.run)
     fabric.launch()
-    training = assemble(fabric, detector, train_set, val_set, config, untrained=origin is None)
-    progress = load_state(folder, training.parts()) if resume else Progress()
+    training = build_training(config, fabric, detector, train_set, val_set, untrained=origin is None)
+    progress = load_state(config.folder, training.parts()) if resume else Progress()
     if fabric.is_global_zero:
-        describe(training, model, None if resume else moved, data)
+        describe(training, None if resume else moved)
         if not resume:
-            write_start(folder, config, moved)
-    log = RunLog(folder, total=training.sampler.stop, start=progress.step, enabled=fabric.is_global_zero)
+            write_start(config, moved)
+
+    log = RunLog(config.folder, total=training.sampler.stop, start=progress.step, enabled=fabric.is_global_zero)
     progress = fit(training, progress, log)
     if fabric.is_global_zero:
-        save_curves(folder)
-    return TrainResult(folder, progress.best if progress.best >= 0 else float("nan"), progress.step)
+        with explain_failed_write(config.folder / "curves.png"):
+            save_figure(training_curves(read_log(config.folder / "log.csv")), config.folder / "curves.png")
+    return TrainResult(config.folder, progress.best if progress.best >= 0 else float("nan"), progress.step)
 
 
-def assemble(
-    fabric: Fabric,
-    detector: Detector,
-    train_set: DetectionDataset,
-    val_set: DetectionDataset,
-    config: Mapping[str, Any],
-    *,
-    untrained: bool = True,
-) -> Training:
-    """Put the parts of a run together on this process; ``untrained`` says that the heads are as initialised."""
-    optim, run = cast(OptimConfig, config["optim"]), cast(RunConfig, config["run"])
-    detector.net.to(fabric.device).to(memory_format=torch.channels_last)
-    if fabric.device.type == "cpu":
-        prepare_for_cpu(detector.net)
-    average = averaged(detector.net, optim.ema) if optim.ema else None
-    net, optimizer = fabric.setup(LossModule(detector.net), build_optimizer(detector.net, optim, config["batch_size"]))
-    net.train()
-    sampler = StepSampler(
-        length=len(train_set),
-        batch_size=config["batch_size"],
-        start=0,
-        stop=-(-len(train_set) // config["batch_size"]) * config["epochs"],
-        seed=config["seed"],
-        parts=optim.accumulate,
-        rank=fabric.global_rank,
-        world=fabric.world_size,
-    )
-    return Training(
-        fabric=fabric,
-        detector=detector,
-        net=net,
-        optimizer=optimizer,
-        criterion=config["loss"].build(),
-        average=average,
-        train_set=train_set,
-        val_set=val_set,
-        augment=config["augment"],
-        sampler=sampler,
-        optim=optim,
-        run=run,
-        folder=Path(config["output"]),
-        untrained=untrained,
-    )
-
-
-def describe(training: Training, model: str, moved: Transfer | None, data: str) -> None:
-    """Tell the person what is going to happen, what was left out, how the anchors fit, what is kept of ``model``."""
+def describe(training: Training, moved: Transfer | None) -> None:
+    """Tell the person what is going to happen, what was left out, how the anchors fit, what is kept of a model."""
     detector, fabric = training.detector, training.fabric
     parameters = sum(p.numel() for p in detector.net.parameters() if p.requires_grad)
     lines = [
@@ -188,15 +157,15 @@ def describe(training: Training, model: str, moved: Transfer | None, data: str) 
         f"validation: {training.val_set.summary()}",
         f"model: {detector.spec.architecture.backbone}, {parameters / 1e6:.1f} M trained parameters, images of "
         f"{detector.spec.preprocess.short} to {detector.spec.preprocess.long} pixels",
-        f"device: {fabric.world_size} x {fabric.device.type}, precision {fabric._precision.precision}",
-        *anchor_lines(training, data),
+        f"device: {fabric.world_size} x {fabric.device.type}, precision {fabric.strategy.precision.precision}",
+        *describe_anchors(training),
     ]
     if moved is not None:
-        lines += [f"weights from {model}:", *(f"  {line}" for line in moved.summary().splitlines())]
+        lines += [f"weights from {training.config.model}:", *(f"  {line}" for line in moved.summary().splitlines())]
     Console(stderr=True).print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
 
 
-def anchor_lines(training: Training, data: str) -> list[str]:
+def describe_anchors(training: Training) -> list[str]:
     """How the anchors fit the training boxes, and a hint where they do not; audited on ``AUDITED`` boxes where more."""
     samples, detector = training.train_set.samples, training.detector
     every = -(-sum(len(sample.target) for sample in samples) // AUDITED) or 1
@@ -210,19 +179,14 @@ def anchor_lines(training: Training, data: str) -> list[str]:
     lines = audited.summary().splitlines()
     lines[0] += f" (one image in {every} was looked at)" if every > 1 else ""
     if audited.below(audited.matcher.background) > BADLY_COVERED:
-        lines.append(f"  hint: many boxes are unlike every anchor; retinanet check {data} proposes anchors that fit")
+        check = f"retinanet check {training.config.data}"
+        lines.append(f"  hint: many boxes are unlike every anchor; {check} proposes anchors that fit")
     return lines
 
 
-def save_curves(folder: Path) -> None:
-    """Draw the log of a run as its ``curves.png``."""
-    with explain_failed_write(folder / "curves.png"):
-        save_figure(training_curves(read_log(folder / "log.csv")), folder / "curves.png")
-
-
-def write_start(folder: Path, config: Mapping[str, Any], moved: Transfer | None) -> None:
+def write_start(config: TrainConfig, moved: Transfer | None) -> None:
     """Make the folder of a run: its options, and what became of each tensor of the model that it starts from."""
-    write_atomically(folder / "config.yaml", dump_plain(plain(config)))
+    write_atomically(config.folder / "config.yaml", dump_plain(to_plain(config)))
     if moved is not None:
-        text = f"weights from {config['model']}\n{moved.summary()}\n\n{moved.report()}\n"
-        write_atomically(folder / "transfer.txt", text)
+        text = f"weights from {config.model}\n{moved.summary()}\n\n{moved.report()}\n"
+        write_atomically(config.folder / "transfer.txt", text)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import track
@@ -18,22 +18,16 @@ from retinanet.detector import Detector
 from retinanet.errors import UserError
 from retinanet.images.preprocess import Preprocess
 from retinanet.interop.pretrained import model_folder
-from retinanet.model.postprocess import Postprocess
 from retinanet.model.presets import PRESETS, Architecture, preset
 from retinanet.model.retinanet import RetinaNet
 from retinanet.model_folder import read_spec
 from retinanet.plain import find_differences, flatten_fields, with_changes
-from retinanet.spec import CONFIG, ModelSpec
-from retinanet.training.config import ImageConfig, plain
-from retinanet.training.resume import STATE
+from retinanet.spec import ModelSpec
+from retinanet.training.config import TrainConfig
 from retinanet.training.transfer import Transfer, named_as, transfer
-from retinanet.yaml_files import read_mapping
-
-# what may differ when a run goes on: where it is computed, not what
-FREE = {f"run.{key}" for key in ("accelerator", "devices", "nodes", "workers", "save_every")} | {"optim.accumulate"}
 
 
-def origin_of(model: str) -> Path | None:
+def find_origin(model: str) -> Path | None:
     """The local folder of a model to start from; None for the name of a preset.
 
     Raises:
@@ -47,28 +41,28 @@ def origin_of(model: str) -> Path | None:
     return folder
 
 
-def load_sets(
-    data: str, train_split: str | None, val_split: str | None, *, strict: bool, origin: Path | None
-) -> tuple[DetectionDataset, DetectionDataset]:
+def load_sets(config: TrainConfig, origin: Path | None) -> tuple[DetectionDataset, DetectionDataset]:
     """What to learn from and what to evaluate on; labels in the order of a model that knows the same classes.
 
     Args:
-        data: annotated images.
-        train_split: what to learn from.
-        val_split: what to evaluate on.
-        strict: refuse the data at its first faulty box.
+        config: names the data.
         origin: folder of the model that the run starts from, if any.
 
     Raises:
         UserError: a mistake in the data.
     """
-    train_set, val_set = training_datasets(data, train_split=train_split, val_split=val_split, strict=strict)
-    if origin is None:
-        return train_set, val_set
-    known = read_spec(origin).class_names
+    load = partial(
+        training_datasets,
+        config.data,
+        train_split=config.train_split,
+        val_split=config.val_split,
+        strict=config.strict,
+    )
+    train_set, val_set = load()
+    known = read_spec(origin).class_names if origin else ()
     if sorted(known) != sorted(train_set.class_names) or known == train_set.class_names:
         return train_set, val_set
-    return training_datasets(data, train_split=train_split, val_split=val_split, strict=strict, class_names=known)
+    return load(class_names=known)
 
 
 def check_images(*datasets: DetectionDataset) -> None:
@@ -93,37 +87,25 @@ def check_images(*datasets: DetectionDataset) -> None:
         pool.shutdown(cancel_futures=True)  # at Ctrl-C, do not read the others first
 
 
-def build_detector(
-    model: str,
-    weights: str,
-    dataset: DetectionDataset,
-    changes: Mapping[str, Any],
-    image: ImageConfig,
-    postprocess: Postprocess,
-) -> Detector:
+def build_detector(config: TrainConfig, dataset: DetectionDataset) -> Detector:
     """A new detector of a preset, for the classes of a data set.
 
     Raises:
         UserError: there is no such preset, an option is unknown, or no network can be built.
     """
-    base = preset(model)
-    if "norm" not in changes and weights == "none":
+    base, changes = preset(config.model), config.architecture or {}
+    if "norm" not in changes and config.weights == "none":
         base = replace(base, norm="batch")
-    architecture: Architecture = with_changes(base, changes, "architecture")
-    net = _build(architecture, len(dataset.class_names), weights)
-    preprocess = with_changes(Preprocess(mean=net.backbone.mean, std=net.backbone.std), _given(image), "image")
+    architecture = with_changes(base, changes, "architecture")
+    net = _build_net(architecture, len(dataset.class_names), config.weights)
+    preprocess = with_changes(
+        Preprocess(mean=net.backbone.mean, std=net.backbone.std), find_differences(config.image), "image"
+    )
     scale = magnification(dataset, preprocess)
-    return Detector(ModelSpec(dataset.class_names, preprocess, postprocess, architecture, scale=scale), net)
+    return Detector(ModelSpec(dataset.class_names, preprocess, config.postprocess, architecture, scale=scale), net)
 
 
-def fine_tuned(
-    origin: Path,
-    weights: str,
-    dataset: DetectionDataset,
-    changes: Mapping[str, Any],
-    image: ImageConfig,
-    postprocess: Postprocess,
-) -> tuple[Detector, Transfer]:
+def adapt_detector(config: TrainConfig, origin: Path, dataset: DetectionDataset) -> tuple[Detector, Transfer]:
     """A detector for the classes of a data set that starts from a saved one.
 
     The architecture is the saved one's with the changes applied. Its tensors are taken over by name and shape, except
@@ -135,16 +117,16 @@ def fine_tuned(
     """
     saved = Detector.load(origin)
     old = saved.spec.architecture
-    new: Architecture = with_changes(old, changes, "architecture")
-    _check_fits(origin, weights, old, new)
-    net = _build(new, len(dataset.class_names), "none")
+    new = with_changes(old, config.architecture or {}, "architecture")
+    _check_fits(origin, config.weights, old, new)
+    net = _build_net(new, len(dataset.class_names), "none")
     fresh = starts_anew(old, new, saved.spec.class_names, dataset.class_names)
     moved = transfer(named_as(saved.net, net), net, fresh=fresh)
-    preprocess = with_changes(saved.spec.preprocess, _given(image), "image")
+    preprocess = with_changes(saved.spec.preprocess, find_differences(config.image), "image")
     spec = ModelSpec(
         class_names=dataset.class_names,
         preprocess=preprocess,
-        postprocess=with_changes(saved.spec.postprocess, find_differences(postprocess), "postprocess"),
+        postprocess=with_changes(saved.spec.postprocess, find_differences(config.postprocess), "postprocess"),
         architecture=new,
         scale=magnification(dataset, preprocess),
     )
@@ -208,17 +190,13 @@ def starts_anew(old: Architecture, new: Architecture, known: Sequence[str], want
     return {prefix: "; ".join(reasons) for prefix, reasons in parts.items() if reasons}
 
 
-def _build(architecture: Architecture, num_classes: int, weights: str) -> RetinaNet:
+def _build_net(architecture: Architecture, num_classes: int, weights: str) -> RetinaNet:
     try:
         return architecture.build(num_classes, weights=weights)
     except UserError:
         raise
     except (ValueError, RuntimeError, ArithmeticError) as error:  # torch's, about numbers that make no layer
         raise UserError(f"no network can be built from {architecture}: {error}") from None
-
-
-def _given(image: ImageConfig) -> dict[str, int]:
-    return {key: value for key, value in vars(image).items() if value is not None}
 
 
 def _differences(old: object, new: object) -> str:
@@ -236,47 +214,3 @@ def _rounded(value: object) -> str:
 
 def _few(names: Sequence[str]) -> str:
     return ", ".join(names) if len(names) <= 5 else f"{', '.join(names[:2])}, ... ({len(names)})"
-
-
-def check_output(folder: Path, config: Mapping[str, Any], *, resume: bool) -> None:
-    """A run is never overwritten, and goes on only as it began.
-
-    Raises:
-        UserError: the folder holds a run and ``resume`` is off, or there is none to resume, or its options differ.
-    """
-    if (folder / CONFIG).exists() and not (folder / STATE).exists():
-        raise UserError(
-            f"{folder} holds a model without the state of its run ({STATE}), so the run cannot go on. Choose another "
-            f"--output; to start from this model: --model {folder}"
-        )
-    if not resume:
-        if any((folder / name).exists() for name in (CONFIG, STATE)):
-            raise UserError(
-                f"{folder} already holds a run. Choose another --output, or go on with it: "
-                f"retinanet train --config {folder}/config.yaml --resume"
-            )
-        place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-        if not place.is_dir():
-            raise UserError(f"--output {folder}: {place} is a file; expected the name of a new folder")
-        if not os.access(place, os.W_OK):
-            raise UserError(f"--output {folder}: {place} cannot be written to. Choose another folder")
-        return
-    if not (folder / STATE).is_file() or not (folder / "config.yaml").is_file():
-        raise UserError(f"nothing to resume: {folder} holds no saved step of a run. Start it without --resume")
-    before = read_mapping(folder / "config.yaml")
-    then, now = _flat(before), _flat(plain(config))
-    names = [name for name in {**now, **then} if name not in FREE and then.get(name) != now.get(name)]
-    differing = [f"{name} {then.get(name)} -> {now.get(name)}" for name in names]
-    if differing:
-        raise UserError(
-            f"{folder} was started with other options ({', '.join(differing)}). Go on with the same: "
-            f"retinanet train --config {folder}/config.yaml --resume"
-        )
-
-
-def _flat(options: Mapping[str, Any], group: str = "") -> dict[str, Any]:
-    """Nested options under dotted names."""
-    flat: dict[str, Any] = {}
-    for key, value in options.items():
-        flat.update(_flat(value, f"{group}{key}.") if isinstance(value, Mapping) else {f"{group}{key}": value})
-    return flat

@@ -106,26 +106,20 @@ def stop_if_not_finite(
         return
     if wrong is None:
         raise UserError(f"the loss of another process is not finite at step {step + 1}; its message names the images")
-    files = [_save(batch, _file(folder, fabric, batches, number)) for number, batch in enumerate(batches)]
+    alone = fabric.world_size == len(batches) == 1
+    files = []
+    for number, batch in enumerate(batches):
+        name = "nonfinite_batch.pt" if alone else f"nonfinite_batch_{fabric.global_rank}_{number}.pt"
+        content = {  # plain tensors and texts, so that torch.load reads them with weights_only=True
+            "images": batch.images.cpu(),
+            "sizes": batch.sizes,
+            "targets": [vars(target) for target in batch.targets],
+            "paths": [str(sample.path) for sample in batch.samples],
+        }
+        write_tensors(folder / name, content)
+        files.append(folder / name)
     images = [str(sample.path) for batch in batches for sample in batch.samples]
     raise UserError(
         f"the {wrong} is {values[wrong]} at step {step + 1}. The batch is saved in {', '.join(map(str, files))}; its "
         f"images are {', '.join(images)}. Look at their boxes, lower --optim.lr, or train with --run.precision 32"
     )
-
-
-def _file(folder: Path, fabric: Fabric, batches: Sequence[Batch], number: int) -> Path:
-    alone = fabric.world_size == len(batches) == 1
-    return folder / ("nonfinite_batch.pt" if alone else f"nonfinite_batch_{fabric.global_rank}_{number}.pt")
-
-
-def _save(batch: Batch, path: Path) -> Path:
-    """Plain tensors and strings, so that ``torch.load`` reads them with ``weights_only=True``."""
-    content = {
-        "images": batch.images.cpu(),
-        "sizes": batch.sizes,
-        "targets": [vars(target) for target in batch.targets],
-        "paths": [str(sample.path) for sample in batch.samples],
-    }
-    write_tensors(path, content)
-    return path

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from retinanet.model.retinanet import RetinaNet
 
@@ -127,4 +126,4 @@ def named_as(old: RetinaNet, net: RetinaNet) -> dict[str, Tensor]:
 
 def _norms(net: RetinaNet) -> list[str]:
     modules = net.backbone.named_modules(prefix="backbone")
-    return [name for name, module in modules if isinstance(module, _BatchNorm | nn.GroupNorm)]
+    return [name for name, module in modules if isinstance(module, nn.BatchNorm2d | nn.GroupNorm)]

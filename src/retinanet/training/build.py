@@ -1,0 +1,121 @@
+"""The parts of a run, put together on one process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from retinanet.data.dataset import DetectionDataset
+from retinanet.data.loader import StepSampler
+from retinanet.detector import Detector
+from retinanet.losses.detection import DetectionLoss, Losses
+from retinanet.model.retinanet import RetinaNet
+from retinanet.training.config import TrainConfig
+from retinanet.training.optim import average_weights, build_optimizer
+from retinanet.training.precision import prepare_for_cpu
+from retinanet.types import RawOutput
+
+
+@dataclass
+class Training:
+    """Everything that takes part in a run, built.
+
+    Attributes:
+        config: the options.
+        fabric: devices, precision and processes.
+        detector: what is trained; its ``net`` is the bare network.
+        net: the network with its loss, a :class:`LossModule` as fabric wraps it.
+        optimizer: over the parameters of ``net``.
+        criterion: the loss.
+        average: moving average of the weights, or None.
+        train_set: what is learned from.
+        val_set: what is evaluated on.
+        sampler: of the whole run, from step 0.
+        untrained: whether the heads start from their initialisation.
+    """
+
+    config: TrainConfig
+    fabric: Fabric
+    detector: Detector
+    net: Any
+    optimizer: torch.optim.Optimizer
+    criterion: DetectionLoss
+    average: AveragedModel | None
+    train_set: DetectionDataset
+    val_set: DetectionDataset
+    sampler: StepSampler
+    untrained: bool
+
+    @property
+    def best_net(self) -> RetinaNet:
+        """The network that is evaluated and saved: the average where there is one."""
+        return self.detector.net if self.average is None else cast(RetinaNet, self.average.module)
+
+    def parts(self) -> dict[str, Any]:
+        """What the training state consists of."""
+        parts = {"net": self.detector.net, "optimizer": self.optimizer}
+        return parts if self.average is None else {**parts, "average": self.average}
+
+
+class LossModule(nn.Module):
+    """The network and its loss as one module.
+
+    Fabric's wrapper copies what a module returns to fp32. So it sees two scalars, and the raw outputs stay as they are.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: Tensor, loss: Callable[[RawOutput], Losses]) -> tuple[Tensor, Tensor]:
+        """Normalised images (N, 3, H, W) -> classification and box loss."""
+        losses = loss(self.net(images))
+        return losses.classification, losses.box
+
+
+def build_training(
+    config: TrainConfig,
+    fabric: Fabric,
+    detector: Detector,
+    train_set: DetectionDataset,
+    val_set: DetectionDataset,
+    *,
+    untrained: bool = True,
+) -> Training:
+    """The optimiser, the loss and the order of the images for a detector, on the device of this process.
+
+    Args:
+        config: the options.
+        fabric: devices, precision and processes, launched.
+        detector: what is trained; its network is changed and moved in place.
+        train_set: what is learned from.
+        val_set: what is evaluated on.
+        untrained: whether the heads are as initialised.
+    """
+    detector.net.to(fabric.device).to(memory_format=torch.channels_last)
+    if fabric.device.type == "cpu":
+        prepare_for_cpu(detector.net)
+    average = average_weights(detector.net, config.optim.ema) if config.optim.ema else None
+    optimizer = build_optimizer(detector.net, config.optim, config.batch_size)
+    net, optimizer = fabric.setup(LossModule(detector.net), optimizer)
+    net.train()
+    sampler = StepSampler(
+        length=len(train_set),
+        batch_size=config.batch_size,
+        start=0,
+        stop=-(-len(train_set) // config.batch_size) * config.epochs,
+        seed=config.seed,
+        parts=config.optim.accumulate,
+        rank=fabric.global_rank,
+        world=fabric.world_size,
+    )
+    criterion = config.loss.build()
+    return Training(
+        config, fabric, detector, net, optimizer, criterion, average, train_set, val_set, sampler, untrained
+    )
