@@ -1,5 +1,8 @@
 """Drawing: what is changed, what is not, and which detection counts as what."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +10,7 @@ from PIL import Image
 
 from retinanet.errors import UserError
 from retinanet.evaluation.matching import match_image
+from retinanet.plotting import marks
 from retinanet.plotting.draw import (
     FALSE,
     HIT,
@@ -197,3 +201,31 @@ def test_arrays_are_drawn_as_tensors_are(image):
     for wrong in (array.astype(np.float32), array[..., 0], np.asarray(image)):
         with pytest.raises(UserError, match=r"an image to draw on is .*\(H, W, 3\) uint8 RGB array, got"):
             to_picture(wrong)
+
+
+def test_names_are_drawn_with_their_letters_or_as_a_number(image, caplog):
+    """Latin, Greek and Cyrillic letters have shapes of their own; a name that the font lacks is never empty boxes."""
+    font = marks.font_for((320, 240))
+    missing = bytes(font.getmask("\uffff"))
+    assert missing != bytes(font.getmask(" ")), "a rectangle stands for a letter that the font lacks"
+    for letter in "éßλЖ":
+        assert bytes(font.getmask(letter)) != missing
+    assert bytes(font.getmask("细")) == missing
+
+    marks._warn_of_letters.cache_clear()
+    names, labels = ("cellule éclatée", "细胞"), torch.tensor([0, 1])
+    assert [marks.choose_class_name(names, label) for label in (0, 1)] == ["cellule éclatée", "class 1"]
+    boxes = torch.tensor([[40.0, 60, 120, 150], [180, 60, 260, 150]])
+    picture = draw_boxes(image, boxes, labels, class_names=names)
+    assert picture.tobytes() == draw_boxes(image, boxes, labels, class_names=(names[0], "class 1")).tobytes()
+    assert len(caplog.records) == 1 and "DejaVu Sans lacks" in caplog.text
+
+
+def test_boxes_are_drawn_without_torch():
+    code = (
+        "import sys, numpy; from retinanet.plotting.draw import draw_boxes; zeros = numpy.zeros\n"
+        "draw_boxes(zeros((90, 90, 3), 'uint8'), zeros((1, 4)) + 40, zeros(1, int), class_names=('ant',))\n"
+        "print('torch' in sys.modules, 'matplotlib.pyplot' in sys.modules)"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.split() == ["False", "False"]

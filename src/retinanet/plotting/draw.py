@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -10,11 +12,23 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from retinanet.errors import UserError
-from retinanet.plotting.marks import Colour, Mark, class_colour, draw_frame, draw_marks, font_for, line_width
+from retinanet.plotting.marks import (
+    Colour,
+    Mark,
+    Rect,
+    choose_class_name,
+    class_colour,
+    draw_frame,
+    draw_marks,
+    font_for,
+    line_width,
+)
 from retinanet.types import Detections, Target
 
 Drawable = Image.Image | NDArray[np.uint8] | Any  # a picture, an array (H, W, 3) or a tensor (3, H, W)
+DrawLine = Callable[[Image.Image, Rect, int], None]  # draws a frame on a picture: its outer edge, its line width
 
+STRIP, PAPER = (38, 40, 46), (240, 240, 240)  # ground and letters below a picture
 # Told apart by colour, by lightness and by line: right, wrong, overlooked, not judged.
 Style = tuple[Colour, tuple[float, float] | None]
 HIT: Style = ((86, 180, 233), None)
@@ -49,7 +63,7 @@ def draw_boxes(
         UserError: if the image is none of these, or the arguments do not fit together.
     """
     picture = to_picture(image, zoom)
-    draw_marks(picture, _class_marks(boxes, labels, class_names, scores, zoom))
+    draw_marks(picture, _mark_classes(boxes, labels, class_names, scores, zoom))
     return picture
 
 
@@ -63,8 +77,8 @@ def draw_target(image: Drawable, target: Target, class_names: Sequence[str], *, 
     """Draw annotated boxes; ignore regions are dotted and grey. See :func:`draw_boxes`."""
     known = target.select(~target.ignore)
     picture = to_picture(image, zoom)
-    ignored = _marks(target.boxes[target.ignore], zoom, IGNORED)
-    draw_marks(picture, [*_class_marks(known.boxes, known.labels, class_names, None, zoom), *ignored])
+    ignored = _make_marks(target.boxes[target.ignore], zoom, repeat(IGNORED))
+    draw_marks(picture, [*_mark_classes(known.boxes, known.labels, class_names, None, zoom), *ignored])
     return picture
 
 
@@ -93,23 +107,57 @@ def draw_comparison(
         zoom: see :func:`draw_boxes`.
 
     Returns:
-        An RGB picture of zoom times the size; one wide enough for a legend has it as a strip below.
+        An RGB picture of zoom times the size, with a legend as a strip below; see :func:`add_legend`.
     """
-    boxes, found = np.asarray(target.boxes), np.asarray(detections.boxes)
-    labels, ignored = np.asarray(target.labels), boxes[np.asarray(target.ignore)]
-    captions = [_captions(name, s) for name, s in zip(detections.names, detections.scores.tolist(), strict=True)]
+    boxes, detected, names = np.asarray(target.boxes), np.asarray(detections.boxes), detections.class_names
+    ignored = boxes[np.asarray(target.ignore)]
+    captions = _write_captions(detections.labels.tolist(), names, detections.scores.tolist())
     picture = to_picture(image, zoom)
     marks = [
-        *_marks(found[false], zoom, FALSE, [captions[i] for i in false]),
-        *_marks(boxes[missed], zoom, MISSED, [(detections.class_names[label],) for label in labels[missed]]),
-        *_marks(found[hits], zoom, HIT, [captions[i] for i in hits]),
-        *_marks(ignored, zoom, IGNORED),
+        *_make_marks(detected[false], zoom, repeat(FALSE), [captions[row] for row in false]),
+        *_make_marks(boxes[missed], zoom, repeat(MISSED), _write_captions(target.labels[missed].tolist(), names)),
+        *_make_marks(detected[hits], zoom, repeat(HIT), [captions[row] for row in hits]),
+        *_make_marks(ignored, zoom, repeat(IGNORED)),
     ]
     draw_marks(picture, marks)
-    entries = [("found", len(hits), HIT), ("false", len(false), FALSE), ("missed", len(missed), MISSED)]
+    entries = [("found", hits, HIT), ("false", false, FALSE), ("missed", missed, MISSED)]
     if len(ignored):
-        entries.append(("ignored", len(ignored), IGNORED))
-    return _with_legend(picture, entries)
+        entries.append(("ignored", ignored, IGNORED))
+    lines = [
+        (f"{len(rows)} {what}", partial(draw_frame, colour=style[0], dash=style[1])) for what, rows, style in entries
+    ]
+    return add_legend(picture, lines, picture.size)
+
+
+def add_legend(picture: Image.Image, entries: Sequence[tuple[str, DrawLine]], size: tuple[int, int]) -> Image.Image:
+    """A picture with a strip below that says what each line means, in as many rows as it takes.
+
+    Args:
+        picture: one narrower than ten letters gets no strip.
+        entries: (words, how the line is drawn).
+        size: (width, height) of the picture for which the letters and lines would be right.
+    """
+    font, line = font_for(size), line_width(size)
+    em = round(font.getlength("M"))
+    if picture.width < 10 * em:
+        return picture
+    places: list[tuple[int, int]] = []
+    x, row = em, 0
+    for words, _ in entries:
+        length = 5 * em + round(font.getlength(words))
+        if x > em and x + length > picture.width:
+            x, row = em, row + 1
+        places.append((x, row))
+        x += length
+
+    height = 2 * em + 4 * line
+    strip = Image.new("RGB", (picture.width, height * (row + 1)), STRIP)
+    draw = ImageDraw.Draw(strip)
+    for (x, row), (words, draw_line) in zip(places, entries, strict=True):
+        middle, half = height * row + height // 2, em // 2 + line
+        draw_line(strip, (x, middle - half, x + 5 * em // 2, middle + half), line)
+        draw.text((x + 3 * em, middle), words, fill=PAPER, font=font, anchor="lm")
+    return contact_sheet([picture, strip], 1, width=picture.width, gap=0)
 
 
 def contact_sheet(images: Sequence[Image.Image], columns: int = 3, *, width: int = 1600, gap: int = 8) -> Image.Image:
@@ -125,7 +173,9 @@ def contact_sheet(images: Sequence[Image.Image], columns: int = 3, *, width: int
         raise UserError(f"a contact sheet needs at least one picture and one column, got {len(images)} and {columns}")
     columns = min(columns, len(images))
     column = max(1, min((width - gap * (columns - 1)) // columns, max(image.width for image in images)))
-    fitted = [_fit(image.convert("RGB"), column) for image in images]
+    fitted = [image.convert("RGB") for image in images]
+    for image in fitted:
+        image.thumbnail((column, image.height), Image.Resampling.LANCZOS)
     rows = [fitted[i : i + columns] for i in range(0, len(fitted), columns)]
     heights = [max(image.height for image in row) for row in rows]
     size = (columns * (column + gap) - gap, sum(heights) + gap * (len(rows) - 1))
@@ -147,11 +197,9 @@ def to_picture(image: Drawable, zoom: int = 1) -> Image.Image:
         picture = image.convert("RGB") if image.mode != "RGB" else image.copy()
     else:
         picture = Image.fromarray(_pixels(image))
-    return (
-        picture
-        if zoom == 1
-        else picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.LANCZOS)
-    )
+    if zoom > 1:
+        picture = picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.LANCZOS)
+    return picture
 
 
 def _pixels(image: Any) -> NDArray[np.uint8]:
@@ -164,24 +212,8 @@ def _pixels(image: Any) -> NDArray[np.uint8]:
     return np.ascontiguousarray(pixels.transpose(1, 2, 0) if planes else pixels)
 
 
-def _fit(image: Image.Image, width: int) -> Image.Image:
-    if image.width <= width:
-        return image
-    return image.resize((width, max(1, round(image.height * width / image.width))), Image.Resampling.LANCZOS)
-
-
-def _corners(boxes: Any, zoom: int) -> list[tuple[float, float, float, float]]:
-    return [(x1 * zoom, y1 * zoom, x2 * zoom, y2 * zoom) for x1, y1, x2, y2 in boxes.tolist()]
-
-
-def _captions(name: str, score: float | None) -> tuple[str, ...]:
-    """Texts for a tag, the longest first."""
-    name = " ".join(name.split())
-    texts = [name] if score is None else [f"{name} {score:.2f}".strip(), name]
-    return tuple(text for text in texts if text)
-
-
-def _class_marks(boxes: Any, labels: Any, class_names: Sequence[str], scores: Any, zoom: int) -> list[Mark]:
+def _mark_classes(boxes: Any, labels: Any, class_names: Sequence[str], scores: Any, zoom: int) -> list[Mark]:
+    """Marks in the colours of the classes; see :func:`draw_boxes` for the arguments and their faults."""
     count = len(boxes)
     for what, given in (("labels", labels), ("scores", scores)):
         if given is not None and len(given) != count:
@@ -191,34 +223,25 @@ def _class_marks(boxes: Any, labels: Any, class_names: Sequence[str], scores: An
         raise UserError(
             f"labels go from {min(numbers)} to {max(numbers)}, but there are {len(class_names)} class names"
         )
-    names = [class_names[n] for n in numbers] if class_names and labels is not None else [""] * count
-    values = [None] * count if scores is None else scores.tolist()
-    rows = zip(_corners(boxes, zoom), numbers, names, values, strict=True)
-    return [Mark(box, class_colour(n), _captions(name, value)) for box, n, name, value in rows]
+    names = () if labels is None else class_names
+    captions = _write_captions(numbers, names, None if scores is None else scores.tolist())
+    return _make_marks(boxes, zoom, [(class_colour(number), None) for number in numbers], captions)
 
 
-def _marks(boxes: Any, zoom: int, style: Style, captions: Sequence[tuple[str, ...]] | None = None) -> list[Mark]:
-    texts = [()] * len(boxes) if captions is None else captions
-    return [Mark(box, style[0], text, style[1]) for box, text in zip(_corners(boxes, zoom), texts, strict=True)]
+def _write_captions(
+    labels: Sequence[int], class_names: Sequence[str], scores: Sequence[float] | None = None
+) -> list[tuple[str, ...]]:
+    """For each of n labels the texts for a tag, the longest first: name and score, name; those that are not empty."""
+    names = [choose_class_name(class_names, label) for label in labels]
+    if scores is None:
+        return [(name,) if name else () for name in names]
+    pairs = zip(names, scores, strict=True)
+    return [(f"{name} {score:.2f}", name) if name else (f"{score:.2f}",) for name, score in pairs]
 
 
-def _with_legend(picture: Image.Image, entries: Sequence[tuple[str, int, Style]]) -> Image.Image:
-    """The picture with a strip below that says what each line means and how many there are."""
-    font = font_for(picture.size)
-    width = line_width(picture.size)
-    em = round(font.getlength("M"))
-    texts = [f"{count} {what}" for what, count, _ in entries]
-    if sum(round(font.getlength(text)) + 5 * em for text in texts) > picture.width:
-        return picture
-    strip = Image.new("RGB", (picture.width, 2 * em + 4 * width), (38, 40, 46))
-    draw = ImageDraw.Draw(strip)
-    x, middle = em, strip.height // 2
-    for text, (_, _, (colour, dash)) in zip(texts, entries, strict=True):
-        half = em // 2 + width
-        draw_frame(strip, (x, middle - half, x + 5 * em // 2, middle + half), width, colour, dash)
-        draw.text((x + 3 * em, middle), text, fill=(240, 240, 240), font=font, anchor="lm")
-        x += 5 * em + round(font.getlength(text))
-    sheet = Image.new("RGB", (picture.width, picture.height + strip.height))
-    sheet.paste(picture, (0, 0))
-    sheet.paste(strip, (0, picture.height))
-    return sheet
+def _make_marks(
+    boxes: Any, zoom: int, styles: Iterable[Style], captions: Iterable[tuple[str, ...]] = repeat(())
+) -> list[Mark]:
+    """A mark for each of the boxes (n, 4), enlarged ``zoom`` times."""
+    rows = zip((zoom * np.asarray(boxes.tolist()).reshape(-1, 4)).tolist(), styles, captions, strict=False)
+    return [Mark(tuple(box), colour, texts, dash) for box, (colour, dash), texts in rows]

@@ -5,19 +5,24 @@ Straight edges lie on whole pixels, so they are crisp at any size; only the roun
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 Colour = tuple[int, int, int]
 Rect = tuple[int, int, int, int]
+Dash = tuple[float, float]
+
+log = logging.getLogger(__name__)
 
 # Okabe and Ito's colours, told apart with every common form of colour blindness, in an order that keeps
 # neighbours far apart in lightness too.
-_BASE: tuple[Colour, ...] = (
+BASE_COLOURS: tuple[Colour, ...] = (
     (230, 159, 0),
     (86, 180, 233),
     (213, 94, 0),
@@ -26,7 +31,7 @@ _BASE: tuple[Colour, ...] = (
     (240, 228, 66),
     (0, 114, 178),
 )
-_SHADES = ((0, 0.0), (255, 0.5), (0, 0.4))  # (towards black or white, how far) for labels beyond the base colours
+SHADES = ((0, 0.0), (255, 0.5), (0, 0.4))  # (towards black or white, how far) for labels beyond the base colours
 
 CASING = (0, 0, 0, 110)
 """The translucent dark seam around a line: it keeps the line visible on any ground."""
@@ -50,13 +55,13 @@ class Mark:
     box: tuple[float, float, float, float]
     colour: Colour
     captions: tuple[str, ...] = ()
-    dash: tuple[float, float] | None = None
+    dash: Dash | None = None
 
 
 def class_colour(label: int) -> Colour:
     """The colour of a class: always the same for the same label; 21 different ones."""
-    base = _BASE[label % len(_BASE)]
-    end, share = _SHADES[label // len(_BASE) % len(_SHADES)]
+    base = BASE_COLOURS[label % len(BASE_COLOURS)]
+    end, share = SHADES[label // len(BASE_COLOURS) % len(SHADES)]
     red, green, blue = (round(channel + (end - channel) * share) for channel in base)
     return red, green, blue
 
@@ -66,14 +71,39 @@ def line_width(size: tuple[int, int]) -> int:
     return max(1, round(0.0032 * float(np.sqrt(size[0] * size[1]))))
 
 
-def font_for(size: tuple[int, int]) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """The font of the tags for a picture of size (width, height)."""
-    return _font(max(10, round(0.021 * float(np.sqrt(size[0] * size[1])))))
+def font_for(size: tuple[int, int]) -> ImageFont.FreeTypeFont:
+    """The font of the tags for a picture of size (width, height): DejaVu Sans, which has Latin, Greek and Cyrillic."""
+    return _load_font(max(10, round(0.019 * float(np.sqrt(size[0] * size[1])))))
+
+
+def choose_class_name(class_names: Sequence[str], label: int) -> str:
+    """The name of a class in one line, "class N" if the font lacks a letter of it; "" if there are no names."""
+    name = " ".join(class_names[label].split()) if class_names else ""
+    if _find_font()[1].issuperset(map(ord, name)):
+        return name
+    _warn_of_letters()
+    return f"class {label}"
+
+
+@cache
+def _warn_of_letters() -> None:
+    """Once, however many names and pictures there are."""
+    log.warning('pictures show "class N" for classes whose names have letters that the font DejaVu Sans lacks')
 
 
 @lru_cache(maxsize=8)
-def _font(pixels: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(pixels)
+def _load_font(pixels: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(_find_font()[0], pixels)
+
+
+@cache
+def _find_font() -> tuple[str, frozenset[int]]:
+    """The path of the font that matplotlib brings along, and the code points that it can show."""
+    import matplotlib  # slow, and not needed for pictures without boxes
+    from matplotlib.ft2font import FT2Font
+
+    path = str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))
+    return path, frozenset(FT2Font(path).get_charmap())
 
 
 def draw_marks(picture: Image.Image, marks: Sequence[Mark]) -> None:
@@ -101,7 +131,7 @@ def _snap(box: tuple[float, float, float, float], width: int, size: tuple[int, i
     return (left, top, max(right, left + 1), max(bottom, top + 1)), width
 
 
-def draw_frame(picture: Image.Image, outer: Rect, width: int, colour: Colour, dash: tuple[float, float] | None) -> None:
+def draw_frame(picture: Image.Image, outer: Rect, width: int, colour: Colour, dash: Dash | None) -> None:
     """Draw one frame in place: ``outer`` is its outer edge, ``width`` its thickness; see :class:`Mark` for ``dash``."""
     pattern = None if dash is None else (max(1, round(dash[0] * width)), max(1, round(dash[1] * width)))
     seam = max(1, round(width / 3)) if min(outer[2] - outer[0], outer[3] - outer[1]) > 4 * width + 6 else 0
@@ -178,7 +208,8 @@ def _draw_tags(picture: Image.Image, marks: Sequence[Mark], frames: list[Rect]) 
     """Write the captions where they hide least; one that would hide another tag or a small object is left out."""
     draw = ImageDraw.Draw(picture, "RGBA")
     font = font_for(picture.size)
-    ascent, descent = _metrics(font)
+    _, top, _, descent = (round(edge) for edge in font.getbbox("Ag", anchor="ls"))  # of capital letters and of tails
+    ascent = -top
     pad = max(2, round(0.22 * (ascent + descent)))
     height = ascent + descent + pad
     boxes = np.array(frames, dtype=np.float64)
@@ -195,12 +226,6 @@ def _draw_tags(picture: Image.Image, marks: Sequence[Mark], frames: list[Rect]) 
             draw.rectangle((left, top, right - 1, bottom - 1), fill=mark.colour)
             draw.text((left + pad, top + pad / 2 + ascent), text, fill=ink_on(mark.colour), font=font, anchor="ls")
             break
-
-
-def _metrics(font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> tuple[int, int]:
-    """(ascent, descent) in pixels of capital letters and of tails."""
-    _, top, _, bottom = font.getbbox("Ag", anchor="ls")
-    return -int(top), int(bottom)
 
 
 def ink_on(colour: Colour) -> Colour:
