@@ -19,7 +19,7 @@ from retinanet.analysis.errors import report as error_report
 from retinanet.analysis.errors.curves import best_thresholds
 from retinanet.analysis.errors.report import ErrorReport
 from retinanet.analysis.loss import report as focal_report
-from retinanet.analysis.loss.statistics import FocalDiagnosis, FocalStatistics
+from retinanet.analysis.loss.statistics import FocalStatistics
 from retinanet.analysis.output import write_report
 from retinanet.analysis.trace import shares as gate_report
 from retinanet.analysis.trace.figures import draw_trace
@@ -59,7 +59,7 @@ class Diagnosis:
         output: the folder of the report.
     """
 
-    focal: FocalDiagnosis
+    focal: FocalStatistics
     errors: ErrorReport
     missed: Shares
     anchors: AnchorAudit
@@ -155,7 +155,7 @@ def diagnose(
     thresholds = best_thresholds(errors.curves) if write_thresholds else None
     if thresholds is not None:
         store_thresholds(local or model, thresholds)
-    result = Diagnosis(watch.focal.result(), errors, watch.gates, anchors, thresholds, folder)
+    result = Diagnosis(watch.focal, errors, watch.gates, anchors, thresholds, folder)
 
     sections = [
         *error_report.section(errors, dataset.samples, run.detections),

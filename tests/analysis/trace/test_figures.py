@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from retinanet.analysis.trace.figures import RIVAL_COLOUR, close_ups, draw_trace, gate_bars
+from retinanet.analysis.trace.figures import RIVAL_COLOUR, close_ups, draw_trace, draw_gate_bars
 from retinanet.analysis.trace.outcomes import GATES, Anchor, AssignedAnchor, BoxTrace, Entry, ImageTrace, Rival
 
 
@@ -82,7 +82,7 @@ def test_a_close_up_at_the_border_of_a_tiny_image():
 
 def test_bars_add_up():
     groups = {"ant (10)": {"found": 5, "below threshold": 3, "wrong class": 2}, "bee (4)": {"found": 4}}
-    figure = gate_bars(groups, list(GATES)[1:])
+    figure = draw_gate_bars(groups, list(GATES)[1:])
     (axes,) = figure.axes
     bars = {c.get_label(): [patch.get_width() for patch in c.patches] for c in axes.containers}
     assert bars == {"below threshold": [pytest.approx(30), 0], "wrong class": [pytest.approx(20), 0]}
@@ -94,4 +94,4 @@ def test_bars_add_up():
 
 
 def test_bars_of_nothing():
-    assert "nothing was missed" in [text.get_text() for text in gate_bars({}, list(GATES)[1:]).axes[0].texts]
+    assert "nothing was missed" in [text.get_text() for text in draw_gate_bars({}, list(GATES)[1:]).axes[0].texts]

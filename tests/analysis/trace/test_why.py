@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from retinanet.analysis.trace.outcomes import FOUND, GATES, Rival
-from retinanet.analysis.trace.shares import Shares, section, size_of
+from retinanet.analysis.trace.shares import Shares, section, name_size
 from retinanet.analysis.trace.why import find_annotated, trace_sample, why
 from retinanet.data.dataset import load_dataset
 from retinanet.detector import Detector
@@ -163,4 +163,4 @@ def test_no_box_at_all():
 
 def test_sizes_are_cut_as_coco_does():
     sides = {31.9: "small", 32: "medium", 95.9: "medium", 96: "large", 1e6: "large", 0: "small"}
-    assert {side: size_of((5, 5, 5 + side, 5 + side)) for side in sides} == sides
+    assert {side: name_size((5, 5, 5 + side, 5 + side)) for side in sides} == sides

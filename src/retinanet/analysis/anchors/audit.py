@@ -11,9 +11,9 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from retinanet.anchors.lattice import AnchorLattice
 from retinanet.anchors.matching import Matcher
+from retinanet.files import make_json_safe
 from retinanet.images.preprocess import Preprocess
 from retinanet.types import Sample
 
@@ -38,12 +39,13 @@ SHAPES = (
     "tall, 1:4 to 1:8",
     "taller than 1:8",
 )
+PARTS = ("sizes", "ratios", "scales")  # of a lattice: what a proposal changes
+IMAGE = ("short", "long", "multiple")  # of a resize: what a proposal and its report say
 MATCHER = Matcher()  # the paper's thresholds
 MATCHED = 2**12  # boxes that are matched together, and those of the last image
 
 
-@dataclass(frozen=True)
-class Group:
+class Group(NamedTuple):
     """Boxes that have something in common.
 
     Attributes:
@@ -170,27 +172,25 @@ class AnchorAudit:
     def to_dict(self) -> dict[str, Any]:
         """The numbers as plain JSON, without those of single boxes; a share of nothing is None."""
         low, high = self.matcher.background, self.matcher.foreground
-        return {
+        values = {
             "boxes": len(self),
             "images": len(self.inputs),
             "anchors": self.anchors,
-            "positives": int(self.positives.sum()),
-            "positives_share": _none_for_nan(self.positives_share),
+            "positives": self.positives.sum(),
+            "positives_share": self.positives_share,
             "foreground": high,
             "background": low,
-            "below_foreground": _none_for_nan(self.below(high)),
-            "below_background": _none_for_nan(self.below(low)),
-            "forced": int(self.forced.sum()),
-            "none": int((self.positives == 0).sum()),
-            "mean_best_iou": float(self.best_iou.mean()) if len(self) else None,
-            "histogram": np.histogram(self.best_iou, 20, (0, 1))[0].tolist(),  # in bins of 0.05
-            "image": {key: getattr(self.preprocess, key) for key in ("short", "long", "multiple")},
-            "lattice": {key: list(getattr(self.lattice, key)) for key in ("strides", "sizes", "ratios", "scales")},
-            "tables": {
-                name: [{key: _none_for_nan(value) for key, value in asdict(group).items()} for group in groups]
-                for name, groups in self.tables.items()
-            },
+            "below_foreground": self.below(high),
+            "below_background": self.below(low),
+            "forced": self.forced.sum(),
+            "none": (self.positives == 0).sum(),
+            "mean_best_iou": self.best_iou.mean() if len(self) else None,
+            "histogram": np.histogram(self.best_iou, 20, (0, 1))[0],  # in bins of 0.05
+            "image": {key: getattr(self.preprocess, key) for key in IMAGE},
+            "lattice": {key: getattr(self.lattice, key) for key in ("strides", *PARTS)},
+            "tables": {name: [group._asdict() for group in groups] for name, groups in self.tables.items()},
         }
+        return make_json_safe(values)
 
     def _group(self, number: NDArray[Any], names: Sequence[str], *, keep_empty: bool = False) -> tuple[Group, ...]:
         """The groups of these names; ``number`` (M,) is that of the group of each box."""
@@ -270,7 +270,3 @@ def audit(
 def name_octave(k: int) -> str:
     """The pixels of an octave of sizes, in words."""
     return "below 1" if k < 0 else f"{2**k} to {2 ** (k + 1)}"
-
-
-def _none_for_nan(value: Any) -> Any:
-    return None if isinstance(value, float) and math.isnan(value) else value

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from retinanet.analysis.anchors.audit import MATCHER, AnchorAudit, audit
+from retinanet.analysis.anchors.audit import IMAGE, MATCHER, PARTS, AnchorAudit, audit
 from retinanet.analysis.anchors.search import fit_lattice
 from retinanet.anchors.lattice import AnchorLattice
 from retinanet.anchors.matching import Matcher
@@ -27,8 +27,6 @@ WORTH = 0.02  # share of the boxes that larger images must win
 ANCHORS_WORTH = 0.005  # share of the boxes that new anchors must win
 JUDGED = 20_000  # boxes that the options are compared on
 FACTORS = (1.25, 1.5, 2.0)  # on the short side
-PARTS = ("sizes", "ratios", "scales")
-IMAGE = ("short", "long", "multiple")
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
-from numpy.typing import NDArray
 
-from retinanet.analysis.anchors.audit import AnchorAudit, name_octave
-from retinanet.analysis.anchors.propose import PARTS, Proposal, format_values, list_parts
-from retinanet.plotting.figures import FAINT, INK, style_axes
+from retinanet.analysis.anchors.audit import PARTS, AnchorAudit, name_octave
+from retinanet.analysis.anchors.propose import Proposal, format_values, list_parts
+from retinanet.plotting.figures import FAINT, INK, LEGEND, make_axes, style_axes
 from retinanet.plotting.html import Section, Table
 
 EXPLANATION = (
@@ -41,13 +39,20 @@ def section(audited: AnchorAudit, proposal: Proposal | None = None) -> Section:
             text.append(_indent(proposal.to_yaml()))
             after = proposal.after
         if proposal.options:
-            tables.append(_tabulate_options(proposal))
+            columns = ("option", "short side", "pixels, times", f"share at {high:g}", f"share at {low:g}", *PARTS)
+            rows = []
+            for option in proposal.options:
+                parts = map(format_values, list_parts(option.audit.lattice).values())
+                short = option.audit.preprocess.short
+                rows.append((option.name, short, option.pixels, option.covered, option.reached, *parts))
+            note = "Share of the boxes with an anchor at this IoU, on a sample where boxes are many."
+            tables.append(Table(columns, rows, note))
     if not len(audited):
         return Section("Anchors", "\n\n".join(text))
     shares = (f"below {high:g}", f"below {low:g}")
     for name, groups in audited.tables.items():
         columns = (f"by {name}", "boxes", *shares, "mean best IoU", "positives per box", "forced only", "no positive")
-        tables.append(Table(columns, [tuple(vars(group).values()) for group in groups]))
+        tables.append(Table(columns, groups))
     figures = [
         ("The best IoU of each box with any anchor.", draw_best_iou(audited, after)),
         ("Boxes and anchors by their sides, now.", draw_sides(audited)),
@@ -59,9 +64,7 @@ def section(audited: AnchorAudit, proposal: Proposal | None = None) -> Section:
 
 def draw_best_iou(now: AnchorAudit, proposed: AnchorAudit | None = None) -> Figure:
     """The best IoU of every box with any anchor, as a histogram; a proposal is drawn over it as an outline."""
-    figure = Figure(figsize=(7.0, 4.2), layout="constrained")
-    axes = figure.subplots()
-    style_axes(axes, "Best anchor of each box", "best IoU with any anchor", "share of boxes")
+    figure, axes = make_axes("Best anchor of each box", "best IoU with any anchor", "share of boxes", size=(7.0, 4.2))
     edges = np.linspace(0, 1, 41)
     high = now.matcher.foreground
     ways: list[tuple[str, AnchorAudit, dict[str, Any]]] = [("now", now, {"fill": True, "color": "#b9bec6"})]
@@ -77,7 +80,7 @@ def draw_best_iou(now: AnchorAudit, proposed: AnchorAudit | None = None) -> Figu
         axes.text(mark + 0.006, 0.99, f"{mark:g}", transform=above, va="top", fontsize=9, color=INK)
     axes.set_xlim(0, 1)
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes.legend(frameon=False, fontsize=9, labelcolor=INK, loc="upper left")
+    axes.legend(**LEGEND, loc="upper left")
     return figure
 
 
@@ -86,9 +89,8 @@ def draw_sides(audited: AnchorAudit) -> Figure:
 
     At most 4000 boxes are drawn, evenly taken.
     """
-    figure = Figure(figsize=(6.2, 5.6), layout="constrained")
-    axes = figure.subplots()
-    style_axes(axes, "Boxes and anchors", "width after the resize / pixels", "height after the resize / pixels")
+    x, y = (f"{side} after the resize / pixels" for side in ("width", "height"))
+    figure, axes = make_axes("Boxes and anchors", x, y, size=(6.2, 5.6))
     high, step = audited.matcher.foreground, -(-len(audited) // DRAWN) or 1
     drawn, missed = audited.sides[::step], audited.best_iou[::step] < np.float32(high)
     below = audited.below(high) if len(audited) else 0.0
@@ -110,7 +112,7 @@ def draw_sides(audited: AnchorAudit) -> Figure:
         axis.set_major_formatter("{x:g}")
     axes.grid(axis="x", color=FAINT, linewidth=0.7)
     axes.set_aspect("equal")
-    axes.legend(frameon=True, framealpha=0.9, edgecolor=FAINT, fontsize=9, labelcolor=INK, loc="upper left")
+    axes.legend(**LEGEND | {"frameon": True}, framealpha=0.9, edgecolor=FAINT, loc="upper left")
     return figure
 
 
@@ -126,7 +128,21 @@ def draw_positives(audited: AnchorAudit) -> Figure:
         return figure
     octaves = range(audited.octave.min(), audited.octave.max() + 1)
     members = [audited.octave == octave for octave in octaves]
-    _draw_boxes(counts, {place: audited.positives[rows] for place, rows in enumerate(members) if rows.any()})
+    filled = {place: audited.positives[rows] for place, rows in enumerate(members) if rows.any()}
+    ink: dict[str, Any] = {"color": INK}
+    counts.boxplot(
+        list(filled.values()),
+        positions=list(filled),
+        whis=(5, 95),
+        widths=0.6,
+        showfliers=False,
+        patch_artist=True,
+        manage_ticks=False,
+        boxprops={"facecolor": FAINT, "edgecolor": INK},
+        medianprops=ink | {"linewidth": 2},
+        whiskerprops=ink,
+        capprops=ink,
+    )
     floor = np.zeros(len(octaves))
     for name, colour, hatch, which in (
         ("no positive anchor", VERMILION, "xx", audited.positives == 0),
@@ -139,35 +155,8 @@ def draw_positives(audited: AnchorAudit) -> Figure:
     counts.set_ylim(bottom=0)
     names = [f"{name_octave(octave)}\nn = {rows.sum():,}" for octave, rows in zip(octaves, members, strict=True)]
     shares.set_xticks(range(len(octaves)), names)
-    shares.legend(frameon=False, fontsize=9, labelcolor=INK)
+    shares.legend(**LEGEND)
     return figure
-
-
-def _draw_boxes(axes: Axes, values: dict[int, NDArray[Any]]) -> None:
-    ink = {"color": INK}
-    axes.boxplot(
-        list(values.values()),
-        positions=list(values),
-        whis=(5, 95),
-        widths=0.6,
-        showfliers=False,
-        patch_artist=True,
-        manage_ticks=False,
-        boxprops={"facecolor": FAINT, "edgecolor": INK},
-        medianprops=ink | {"linewidth": 2},
-        whiskerprops=ink,
-        capprops=ink,
-    )
-
-
-def _tabulate_options(proposal: Proposal) -> Table:
-    low, high = proposal.before.matcher.background, proposal.before.matcher.foreground
-    columns = ("option", "short side", "pixels, times", f"share at {high:g}", f"share at {low:g}", *PARTS)
-    rows = []
-    for option in proposal.options:
-        parts = map(format_values, list_parts(option.audit.lattice).values())
-        rows.append((option.name, option.audit.preprocess.short, option.pixels, option.covered, option.reached, *parts))
-    return Table(columns, rows, "Share of the boxes with an anchor at this IoU, on a sample where boxes are many.")
 
 
 def _indent(text: str) -> str:

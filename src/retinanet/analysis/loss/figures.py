@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import ArrayLike
 
-from retinanet.plotting.figures import INK, shorten_name, style_axes
+from retinanet.plotting.figures import INK, LEGEND, make_axes, say_empty, shorten_name, style_axes
 
 # (colour, line style), told apart in grey by the style; the largest gamma comes first and is a full line.
 LINES: tuple[tuple[str, Any], ...] = (
@@ -58,9 +58,8 @@ def hardest_windows(shares: ArrayLike, background: Mapping[float, ArrayLike], co
         background: for each gamma (n,) the share of the loss that they carry.
         count: of the negatives; a single one is where the axis begins.
     """
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-    axes = figure.subplots()
-    style_axes(axes, "The hardest negatives", "fraction of background windows, hardest first", "share of the loss")
+    x = "fraction of background windows, hardest first"
+    figure, axes = make_axes("The hardest negatives", x, "share of the loss", size=(6.4, 4.2))
     hardest = 1 - np.asarray(shares)[::-1]
     within = (hardest > 0) & (hardest * count > 0.999)
     curves = {gamma: (1 - np.asarray(curve)[::-1])[within] for gamma, curve in background.items()}
@@ -83,9 +82,8 @@ def probability_histograms(
         negative: (n,) counts of negatives.
         threshold: a probability to mark: that above which a detection is reported.
     """
-    figure = Figure(figsize=(7.6, 4.2), layout="constrained")
-    axes = figure.subplots()
-    style_axes(axes, "Probabilities of the windows", "probability (logit scale)", "windows in a bin")
+    x = "probability (logit scale)"
+    figure, axes = make_axes("Probabilities of the windows", x, "windows in a bin", size=(7.6, 4.2))
     edges = np.asarray(logit_edges, dtype=np.float64)
     signs = (("negatives", negative, NEGATIVE, "", "-"), ("positives", positive, POSITIVE, "////", "--"))
     handles = []
@@ -109,7 +107,7 @@ def probability_histograms(
     axes.set_ylim(0.5, top * 6)
     words = f"score threshold {threshold:g}"
     axes.annotate(words, (limit, top * 3.2), xytext=(4, 0), textcoords="offset points", fontsize=8, color=INK)
-    axes.legend(handles=handles, frameon=False, fontsize=9, labelcolor=INK, loc="upper left")
+    axes.legend(handles=handles, **LEGEND, loc="upper left")
     return figure
 
 
@@ -122,9 +120,8 @@ def loss_shares(what: str, names: Sequence[str], positive: ArrayLike, negative: 
         positive: (n,) shares of the positives, in [0, 1].
         negative: (n,) shares of the negatives.
     """
-    figure = Figure(figsize=(7.6, 1.5 + 0.42 * len(names)), layout="constrained")
-    axes = figure.subplots()
-    style_axes(axes, f"Classification loss by {what}", "share of the loss (%)", "", grid="x")
+    title, size = f"Classification loss by {what}", (7.6, 1.5 + 0.42 * len(names))
+    figure, axes = make_axes(title, "share of the loss (%)", "", size=size, grid="x")
     places = np.arange(len(names))
     signs = (("positives", positive, POSITIVE, "", -0.2), ("negatives", negative, NEGATIVE, "////", 0.2))
     for label, shares, colour, hatch, shift in signs:
@@ -134,7 +131,7 @@ def loss_shares(what: str, names: Sequence[str], positive: ArrayLike, negative: 
     axes.set_yticks(places, [shorten_name(name) for name in names])
     axes.invert_yaxis()
     axes.margins(x=0.1)
-    axes.legend(frameon=False, fontsize=9, labelcolor=INK, loc="lower right")
+    axes.legend(**LEGEND, loc="lower right")
     return figure
 
 
@@ -146,10 +143,9 @@ def _draw_curves(axes: Axes, x: np.ndarray, curves: Mapping[float, ArrayLike], w
             axes.plot(x, y, linestyle=style, color=colour, linewidth=1.8, label=f"γ = {gamma:g}")
     lines, labels = axes.get_legend_handles_labels()
     if lines:
-        look: dict[str, Any] = {"frameon": False, "fontsize": 9, "handlelength": 3.2, "labelcolor": INK}
-        axes.legend(lines[::-1], labels[::-1], loc="upper left", **look)
+        axes.legend(lines[::-1], labels[::-1], loc="upper left", handlelength=3.2, **LEGEND)
     else:
-        axes.text(0.5, 0.5, f"no {what} windows", transform=axes.transAxes, ha="center", va="center", color="#6b7280")
+        say_empty(axes, f"no {what} windows")
 
 
 def _bar_label(percent: float) -> str:

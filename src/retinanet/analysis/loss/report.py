@@ -3,77 +3,88 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from retinanet.analysis.loss.curves import LOGIT_EDGES, SHARES, Floats
 from retinanet.analysis.loss.figures import cumulative_loss, hardest_windows, loss_shares, probability_histograms
-from retinanet.analysis.loss.statistics import PROBABILITIES, FocalDiagnosis
+from retinanet.analysis.loss.statistics import PROBABILITIES, FocalStatistics
 from retinanet.errors import UserError
 from retinanet.plotting.html import Section, Table, format_percent
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 MOST_CLASSES = 20
 # A class is named where it has this many times more of the loss than of the positives, and so many positives.
 HEAVY, ENOUGH = 1.5, 20
 
 
-def section(diagnosis: FocalDiagnosis, class_names: Sequence[str]) -> Section:
+def section(statistics: FocalStatistics, class_names: Sequence[str]) -> Section:
     """Where the loss goes, for a reader who knows the focal loss by name.
 
     Args:
-        diagnosis: from :class:`~retinanet.analysis.loss.statistics.FocalStatistics`.
+        statistics: of the whole data set.
         class_names: K names.
 
     Raises:
         UserError: there are more or fewer names than classes.
     """
-    levels, classes = diagnosis.counts.shape
+    levels, classes = statistics.counts.shape
     if len(class_names) != classes:
         raise UserError(f"expected {classes} class names, one for each class of the model, got {len(class_names)}")
-    positive, negative = (diagnosis.share(sign.losses) for sign in (diagnosis.positive, diagnosis.negative))
+    positive, negative = (statistics.share(sign.losses) for sign in (statistics.positive, statistics.negative))
     names = [f"P{level + 3}" for level in range(levels)]
-    facts = {"positives": diagnosis.counts.sum(axis=1)}
+    facts = {"positives": statistics.counts.sum(axis=1)}
     by_group = [_show_shares("level", names, facts, positive.sum(axis=1), negative.sum(axis=1))]
     if classes > 1:
         positive, negative = positive.sum(axis=0), negative.sum(axis=0)
         most = np.argsort(-(positive + negative), kind="stable")[:MOST_CLASSES]
         names = [class_names[i] for i in most]
-        counts, probabilities = diagnosis.counts.sum(axis=0)[most], diagnosis.probabilities[most]
+        counts, probabilities = statistics.counts.sum(axis=0)[most], statistics.probabilities[most]
         facts = {"positives": counts, "their mean probability": probabilities}
         note = " A negative belongs to the class of its logit."
         if classes > MOST_CLASSES:
             note += f" The {MOST_CLASSES} classes with the most loss, of {classes}."
         by_group.append(_show_shares("class", names, facts, positive[most], negative[most], note))
     tables, figures = zip(*by_group, strict=True)
-    text = [_describe(diagnosis), _interpret(diagnosis), _name_heavy_classes(diagnosis, class_names)]
+    by_gamma = Table(
+        (
+            "gamma",
+            "hardest 20 % of positives carry",
+            "hardest 1 % of negatives carry",
+            "half of the negatives' loss in",
+            "90 % in",
+        ),
+        [
+            (f"{p.gamma:g}", *map(format_percent, (p.hardest_fifth, n.hardest_hundredth, n.half, n.ninety)))
+            for p, n in zip(statistics.positive.spreads, statistics.negative.spreads, strict=True)
+        ],
+        "The same model under each gamma.",
+    )
+    text = [_describe(statistics), _interpret(statistics), _name_heavy_classes(statistics, class_names)]
     return Section(
         "Where the classification loss goes",
         "\n\n".join(paragraph for paragraph in text if paragraph),
-        [_table_by_gamma(diagnosis), *tables],
-        [*_figures_of_windows(diagnosis), *figures],
+        [by_gamma, *tables],
+        [*_draw_windows(statistics), *figures],
     )
 
 
-def _describe(diagnosis: FocalDiagnosis) -> str:
+def _describe(statistics: FocalStatistics) -> str:
     """What is counted, and what half of the loss comes from."""
-    p, n = diagnosis.positive.count, diagnosis.negative.count
+    p, n = statistics.positive.count, statistics.negative.count
     ratio = f", {n / p:,.0f} negatives for each positive" if p else ""
-    alpha = "off" if diagnosis.alpha is None else f"{diagnosis.alpha:g}"
+    alpha = "off" if statistics.alpha is None else f"{statistics.alpha:g}"
     words = [
         f"A window is one logit: a pair of an anchor and a class. It is positive where the anchor answers for a box of "
-        f"that class, else negative; the {diagnosis.ignored_anchors:,} ignored anchors are left out. The "
-        f"{diagnosis.images:,} images have {p:,} positive and {n:,} negative windows{ratio}. Losses are those of the "
-        f"model, with alpha {alpha} and gamma {diagnosis.gamma:g}, unless another gamma is named.\n\n"
+        f"that class, else negative; the {statistics.ignored_anchors:,} ignored anchors are left out. The "
+        f"{statistics.images:,} images have {p:,} positive and {n:,} negative windows{ratio}. Losses are those of the "
+        f"model, with alpha {alpha} and gamma {statistics.gamma:g}, unless another gamma is named.\n\n"
     ]
-    for name, sign in (("positives", diagnosis.positive), ("negatives", diagnosis.negative)):
+    for name, sign in (("positives", statistics.positive), ("negatives", statistics.negative)):
         if sign.count:
-            spread = sign.spread(diagnosis.gamma)
+            spread = sign.spread(statistics.gamma)
             half, ninety = (f"{s * sign.count:,.0f} ({format_percent(s)})" for s in (spread.half, spread.ninety))
-            carried = format_percent(diagnosis.share(sign.loss))
+            carried = format_percent(statistics.share(sign.loss))
             words.append(
                 f"The {name} carry {carried} of the classification loss. Half of that comes from the {half} hardest of "
                 f"them, 90 % from {ninety}. "
@@ -81,11 +92,11 @@ def _describe(diagnosis: FocalDiagnosis) -> str:
     return "".join(words).strip()
 
 
-def _interpret(diagnosis: FocalDiagnosis) -> str:
+def _interpret(statistics: FocalStatistics) -> str:
     """What to make of it: the negatives, the score threshold, the positives."""
     words = []
-    if diagnosis.negative.count:
-        share = diagnosis.negative.spread(diagnosis.gamma).hardest_hundredth
+    if statistics.negative.count:
+        share = statistics.negative.spread(statistics.gamma).hardest_hundredth
         if share >= 0.5:
             words.append(
                 f"The hardest 1 % of the negatives carry {format_percent(share)} of their loss: the mass of easy "
@@ -98,23 +109,23 @@ def _interpret(diagnosis: FocalDiagnosis) -> str:
                 "spread over easy background. A larger gamma would weigh that less, and longer training would thin it "
                 "out."
             )
-        low, high = (f"{count:,}" for count in diagnosis.above)
+        low, high = (f"{count:,}" for count in statistics.above)
         words.append(
             f"{low} negatives have a probability above {PROBABILITIES[0]:g}, and {high} above {PROBABILITIES[1]:g}."
         )
-    if diagnosis.positive.count:
-        fifth = format_percent(diagnosis.positive.spread(diagnosis.gamma).hardest_fifth)
+    if statistics.positive.count:
+        fifth = format_percent(statistics.positive.spread(statistics.gamma).hardest_fifth)
         words.append(
             f"The hardest 20 % of the positives carry {fifth} of theirs (about half in the paper); the mean "
-            f"probability of the annotated class over all positives is {diagnosis.mean_probability:.2f}."
+            f"probability of the annotated class over all positives is {statistics.mean_probability:.2f}."
         )
     return " ".join(words)
 
 
-def _name_heavy_classes(diagnosis: FocalDiagnosis, class_names: Sequence[str]) -> str:
+def _name_heavy_classes(statistics: FocalStatistics, class_names: Sequence[str]) -> str:
     """The classes with far more of the loss than of the positives."""
-    counts = diagnosis.counts.sum(axis=0)
-    losses = (diagnosis.positive.losses + diagnosis.negative.losses).sum(axis=0)
+    counts = statistics.counts.sum(axis=0)
+    losses = (statistics.positive.losses + statistics.negative.losses).sum(axis=0)
     if len(class_names) == 1 or not counts.any() or not losses.any():
         return ""
     objects, loss = counts / counts.sum(), losses / losses.sum()
@@ -123,24 +134,13 @@ def _name_heavy_classes(diagnosis: FocalDiagnosis, class_names: Sequence[str]) -
         return ""
     named = "; ".join(
         f"{class_names[i]} ({format_percent(objects[i])} of the positives, {format_percent(loss[i])} of the loss, mean "
-        f"probability {diagnosis.probabilities[i]:.2f})"
+        f"probability {statistics.probabilities[i]:.2f})"
         for i in heavy[:5]
     )
     more = f"; and {len(heavy) - 5} more" if len(heavy) > 5 else ""
     return (
         f"Classes with much more of the loss than of the positives: {named}{more}. Look at their annotations first, "
         "then for more images of them."
-    )
-
-
-def _table_by_gamma(diagnosis: FocalDiagnosis) -> Table:
-    rows = []
-    for p, n in zip(diagnosis.positive.spreads, diagnosis.negative.spreads, strict=True):
-        shares = (p.hardest_fifth, n.hardest_hundredth, n.half, n.ninety)
-        rows.append((f"{p.gamma:g}", *map(format_percent, shares)))
-    carried = ("hardest 20 % of positives carry", "hardest 1 % of negatives carry")
-    return Table(
-        ("gamma", *carried, "half of the negatives' loss in", "90 % in"), rows, "The same model under each gamma."
     )
 
 
@@ -161,8 +161,8 @@ def _show_shares(
     return table, (caption, loss_shares(what, names, positive, negative))
 
 
-def _figures_of_windows(diagnosis: FocalDiagnosis) -> list[tuple[str, Figure]]:
-    p, n = diagnosis.positive, diagnosis.negative
+def _draw_windows(statistics: FocalStatistics) -> list[tuple[str, Figure]]:
+    p, n = statistics.positive, statistics.negative
     foreground, background = ({spread.gamma: spread.curve for spread in sign.spreads} for sign in (p, n))
     return [
         (

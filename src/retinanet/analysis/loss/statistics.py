@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,6 @@ from retinanet.analysis.loss.curves import (
     BINS,
     LOGIT_EDGES,
     SHARES,
-    Counts,
     Floats,
     Windows,
     count_logits,
@@ -39,41 +38,67 @@ CPU_CHUNK, DEVICE_CHUNK = 2**20, 2**25
 NO_LOSS = -1000.0  # a logit whose loss as a negative is 0 in float64 too
 
 
-@dataclass(frozen=True, eq=False)
-class FocalDiagnosis:
-    """Where the classification loss of a model goes on a data set.
+class FocalStatistics:
+    """Where the classification loss of a model goes on a data set; gathered batch by batch in a fixed memory.
 
     Losses are sums over windows (see the module), not divided by the number of positives, with the alpha and gamma of
     the model unless it says otherwise; summed in float64, each computed in float32 (float64 for float64 logits).
 
-    Attributes:
+    Args:
+        num_classes: K.
+        num_levels: L.
         alpha: weight of the positives in the model's loss, the negatives having 1 - alpha; None weighs both with 1.
         gamma: its focusing power.
+        gammas: for which the curves are drawn; ``gamma`` is added where it is missing.
+
+    Attributes:
         images: how many.
         anchors: over all images.
         ignored_anchors: of them, those whose windows are left out.
-        positive: the positive windows; as many as positive anchors.
-        negative: the negative windows.
         counts: (L, K) positive windows by level and class.
-        probabilities: (K,) mean probability of the annotated class at the positives of each class, NaN for none.
         above: negatives whose probability exceeds each of ``PROBABILITIES``.
     """
 
-    alpha: float | None
-    gamma: float
-    images: int
-    anchors: int
-    ignored_anchors: int
-    positive: Windows
-    negative: Windows
-    counts: Counts
-    probabilities: Floats
-    above: tuple[int, ...]
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        num_levels: int,
+        alpha: float | None = 0.25,
+        gamma: float = 2.0,
+        gammas: Sequence[float] = (0.0, 0.5, 1.0, 2.0),
+    ) -> None:
+        loss = FocalLoss(alpha, gamma)
+        self.alpha, self.gamma = loss.alpha, loss.gamma
+        self.gammas = tuple(sorted({FocalLoss(gamma=float(value)).gamma for value in (*gammas, gamma)}))
+        self.images = self.anchors = self.ignored_anchors = 0
+        self.counts = np.zeros((num_levels, num_classes), dtype=np.int64)
+        self.above = [0] * len(PROBABILITIES)
+        # by sign, the negatives first; losses without alpha
+        self._losses = np.zeros((2, num_levels, num_classes))
+        self._bins = np.zeros((2, BINS), dtype=np.int64)
+        self._probabilities = np.zeros(num_classes)  # sums over the positives of each class
+
+    @property
+    def positive(self) -> Windows:
+        """The positive windows; as many as positive anchors."""
+        return self._windows[1]
+
+    @property
+    def negative(self) -> Windows:
+        """The negative windows."""
+        return self._windows[0]
 
     @property
     def loss(self) -> float:
         """Of all windows."""
         return self.positive.loss + self.negative.loss
+
+    @property
+    def probabilities(self) -> Floats:
+        """(K,) mean probability of the annotated class at the positives of each class, NaN for none."""
+        per_class = self.counts.sum(axis=0)
+        return np.where(per_class > 0, self._probabilities / np.maximum(per_class, 1), np.nan)
 
     @property
     def mean_probability(self) -> float:
@@ -122,40 +147,19 @@ class FocalDiagnosis:
             lines.append(f"negatives: {few} carry half of their loss; {above}")
         return "\n".join(lines)
 
-
-class FocalStatistics:
-    """Gathers the numbers batch by batch, in a memory that does not grow with them.
-
-    Args:
-        num_classes: K.
-        num_levels: L.
-        alpha: of the model's loss.
-        gamma: of the model's loss.
-        gammas: for which the curves are drawn; ``gamma`` is added where it is missing.
-    """
-
-    def __init__(
-        self,
-        *,
-        num_classes: int,
-        num_levels: int,
-        alpha: float | None = 0.25,
-        gamma: float = 2.0,
-        gammas: Sequence[float] = (0.0, 0.5, 1.0, 2.0),
-    ) -> None:
-        self.loss = FocalLoss(alpha, gamma)
-        self.gammas = tuple(sorted({FocalLoss(gamma=float(value)).gamma for value in (*gammas, gamma)}))
-        self._images = self._anchors = self._ignored = 0
-        self._counts = np.zeros((num_levels, num_classes), dtype=np.int64)
-        # by sign, the negatives first; losses without alpha
-        self._losses = np.zeros((2, num_levels, num_classes))
-        self._bins = np.zeros((2, BINS), dtype=np.int64)
-        self._probabilities = np.zeros(num_classes)
-        self._above = [0] * len(PROBABILITIES)
+    @cached_property
+    def _windows(self) -> tuple[Windows, Windows]:
+        """The negative and the positive windows so far; an update forgets them."""
+        weights = (1.0, 1.0) if self.alpha is None else (1 - self.alpha, self.alpha)
+        negative, positive = (
+            summarise_windows(self._bins[sign], weights[sign] * self._losses[sign], self.gammas, positive=bool(sign))
+            for sign in (0, 1)
+        )
+        return negative, positive
 
     @torch.no_grad()
     def update(self, raw: RawOutput, assignment: Assignment) -> None:
-        """Adds a batch. The results do not depend on how the logits lie in memory, bit for bit.
+        """Add a batch. The results do not depend on how the logits lie in memory, bit for bit.
 
         Args:
             raw: on any device, in any float type; only the logits are read.
@@ -164,7 +168,7 @@ class FocalStatistics:
         Raises:
             UserError: the output has other levels or classes, a label is not below K, or the loss is not finite.
         """
-        levels, classes = self._counts.shape
+        levels, classes = self.counts.shape
         if (len(raw.logits), raw.num_classes) != (levels, classes):
             given = f"{len(raw.logits)} levels and {raw.num_classes} classes"
             raise UserError(f"the network gave {given}, expected {levels} and {classes}")
@@ -173,35 +177,14 @@ class FocalStatistics:
         parts = zip(raw.logits, assignment.positives_by_level(), assignment.ignored_by_level(), strict=True)
         for level, (logits, (index, labels), ignored) in enumerate(parts):
             self._add_level(level, logits.detach(), index, labels, ignored)
-        self._images += len(raw.logits[0])
-        self._anchors += len(raw.logits[0]) * raw.lattice.count(raw.grids)
-        self._ignored += len(assignment.ignored)
-
-    def result(self) -> FocalDiagnosis:
-        """What has been gathered so far."""
-        alpha, gamma = self.loss.alpha, self.loss.gamma
-        weights = (1.0, 1.0) if alpha is None else (1 - alpha, alpha)
-        negative, positive = (
-            summarise_windows(self._bins[sign], weights[sign] * self._losses[sign], self.gammas, positive=bool(sign))
-            for sign in (0, 1)
-        )
-        per_class = self._counts.sum(axis=0)
-        return FocalDiagnosis(
-            alpha=alpha,
-            gamma=gamma,
-            images=self._images,
-            anchors=self._anchors,
-            ignored_anchors=self._ignored,
-            positive=positive,
-            negative=negative,
-            counts=self._counts.copy(),
-            probabilities=np.where(per_class > 0, self._probabilities / np.maximum(per_class, 1), np.nan),
-            above=tuple(self._above),
-        )
+        self.images += len(raw.logits[0])
+        self.anchors += len(raw.logits[0]) * raw.lattice.count(raw.grids)
+        self.ignored_anchors += len(assignment.ignored)
+        self.__dict__.pop("_windows", None)
 
     def _add_level(self, level: int, logits: Tensor, index: Tensor, labels: Tensor, ignored: Tensor) -> None:
         """Adds logits (N, A*K, H, W) with the positives (P_l, 4), (P_l,) and ignored anchors (G_l, 4) among them."""
-        classes = self._counts.shape[1]
+        classes = self.counts.shape[1]
         wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
         x = torch.empty_like(logits, dtype=wide, memory_format=torch.contiguous_format).copy_(logits)
         x = x.unflatten(1, (-1, classes))  # (N, A, K, H, W)
@@ -222,23 +205,23 @@ class FocalStatistics:
 
     def _add_positives(self, level: int, x: Tensor, labels: Tensor) -> None:
         """Logits (P_l,) of the annotated classes (P_l,)."""
-        x, classes = x.cpu().double(), self._counts.shape[1]
-        loss = sigmoid_focal_loss(x, x.new_ones(()), alpha=None, gamma=self.loss.gamma)
+        x, classes = x.cpu().double(), self.counts.shape[1]
+        loss = sigmoid_focal_loss(x, x.new_ones(()), alpha=None, gamma=self.gamma)
         _check_finite(loss, level)
         rows = labels.cpu().numpy()
         self._losses[1, level] += np.bincount(rows, weights=loss.numpy(), minlength=classes)
         self._probabilities += np.bincount(rows, weights=x.sigmoid().numpy(), minlength=classes)
-        self._counts[level] += np.bincount(rows, minlength=classes)
+        self.counts[level] += np.bincount(rows, minlength=classes)
         self._bins[1] += count_logits(x)
 
     def _add_negatives(self, level: int, x: Tensor) -> None:
         """Logits (n, K, cells), all taken as negatives; they are overwritten."""
-        loss = sigmoid_focal_loss(x, x.new_zeros(()), alpha=None, gamma=self.loss.gamma)
+        loss = sigmoid_focal_loss(x, x.new_zeros(()), alpha=None, gamma=self.gamma)
         sums = loss.sum(dim=(0, 2)).cpu().double()
         _check_finite(sums, level)
         self._losses[0, level] += sums.numpy()
         for i, probability in enumerate(PROBABILITIES):
-            self._above[i] += int(torch.count_nonzero(x > math.log(probability / (1 - probability))))
+            self.above[i] += int(torch.count_nonzero(x > math.log(probability / (1 - probability))))
         self._bins[0] += count_logits(x)
 
 

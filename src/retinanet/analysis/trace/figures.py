@@ -67,7 +67,7 @@ def close_ups(image: Image.Image, result: ImageTrace, *, most: int = 12, columns
     return add_legend(sheet, entries + _explain_clues(missed, "anchors assigned to it"), WORDS)
 
 
-def gate_bars(groups: Mapping[str, Mapping[str, int]], gates: Sequence[str]) -> Figure:
+def draw_gate_bars(groups: Mapping[str, Mapping[str, int]], gates: Sequence[str]) -> Figure:
     """Shares of the missed boxes of each group, a bar each, stacked by gate.
 
     Args:
@@ -172,7 +172,7 @@ def _draw_close_up(image: Image.Image, missed: BoxTrace, result: ImageTrace) -> 
     draw_marks(picture, [Mark(_move(missed.box, (left, top), FRAME / side), gate.colour, (), gate.dash)])
 
     font = font_for(WORDS)
-    words = f"{result.name_of(missed)}: {result.explain(missed)}"
+    words = f"{result.name_box(missed)}: {result.explain(missed)}"
     lines = wrap(words, width=int(FRAME * 0.95 / (font.getlength("abcdefghij klmnop") / 17)))
     step = round(1.35 * font.getbbox("Ag")[3])
     strip = Image.new("RGB", (FRAME, step * (len(lines) + 1)), STRIP)

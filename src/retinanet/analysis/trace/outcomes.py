@@ -255,7 +255,7 @@ class ImageTrace:
     @property
     def counts(self) -> dict[str, int]:
         """How many boxes ended at each gate; gates without any are left out."""
-        counted = Counter(one.gate for one in self.boxes)
+        counted = Counter(box.gate for box in self.boxes)
         return {gate: counted[gate] for gate in GATES if counted[gate]}
 
     def to_dict(self) -> dict[str, Any]:
@@ -265,33 +265,30 @@ class ImageTrace:
 
     def summary(self) -> str:
         """One line for the image, one for every box that was not found, one for the false positives."""
-        kinds = Counter(one.kind for one in self.detections if one.false)
-        said = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+        kinds = Counter(detection.kind for detection in self.detections if detection.false)
+        listed = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
         first = f"{self.counts.get(FOUND, 0)} of {len(self.boxes)} boxes found by {len(self.detections)} detections"
-        lines = [f"  {self.name_of(one)}: {self.explain(one)}" for one in self.boxes if not one.found]
-        return "\n".join([first, *lines, f"{kinds.total()} false positives" + (f": {said}" if said else "")])
+        lines = [f"  {self.name_box(box)}: {self.explain(box)}" for box in self.boxes if not box.found]
+        return "\n".join([first, *lines, f"{kinds.total()} false positives" + (f": {listed}" if listed else "")])
 
-    def name_of(self, one: BoxTrace) -> str:
+    def name_box(self, box: BoxTrace) -> str:
         """A box in words: its number, class and place."""
-        x1, y1, x2, y2 = one.box
-        return f"#{one.index} {self.class_names[one.label]} at ({x1:.0f}, {y1:.0f}, {x2:.0f}, {y2:.0f})"
+        x1, y1, x2, y2 = box.box
+        return f"#{box.index} {self.class_names[box.label]} at ({x1:.0f}, {y1:.0f}, {x2:.0f}, {y2:.0f})"
 
-    def explain(self, one: BoxTrace) -> str:
+    def explain(self, box: BoxTrace) -> str:
         """The gate of a box in words, with the numbers that belong to it."""
-        forced = sum(anchor.forced for anchor in one.anchors)
-        anchors = f"{len(one.anchors)} anchors ({forced} forced), best anchor IoU {one.best_anchor_iou:.2f}"
+        forced = sum(anchor.forced for anchor in box.anchors)
+        anchors = f"{len(box.anchors)} anchors ({forced} forced), best anchor IoU {box.best_anchor_iou:.2f}"
         best, furthest, rival, hit = anchors, "", "", ""
-        if one.best:
-            best = f"best score {one.best.score:.3f} of {one.localising} boxes in place, from {one.best.anchor.words}"
-        if one.furthest:
-            furthest = f"{one.furthest.score:.3f} from {one.furthest.anchor.words}"
-        if one.by:
-            hit = f"score {one.by.score:.2f}, IoU {one.by.iou:.2f}"
-            role = "a false positive" if one.by.matched is None else f"matched to #{one.by.matched}"
-            role = role if one.by.detection is not None else "no detection itself"
-            name = self.class_names[one.by.label]
-            rival = f"{name} {one.by.score:.2f} (IoU {one.by.iou:.2f} with this box, {role})"
-        details = GATES[one.gate].details.format(
-            anchors=anchors, best=best, furthest=furthest, rival=rival, hit=hit, score=self.score
-        )
-        return f"{one.gate}: {details}"
+        if box.best:
+            best = f"best score {box.best.score:.3f} of {box.localising} boxes in place, from {box.best.anchor.words}"
+        if box.furthest:
+            furthest = f"{box.furthest.score:.3f} from {box.furthest.anchor.words}"
+        if by := box.by:
+            hit = f"score {by.score:.2f}, IoU {by.iou:.2f}"
+            role = "a false positive" if by.matched is None else f"matched to #{by.matched}"
+            role = role if by.detection is not None else "no detection itself"
+            rival = f"{self.class_names[by.label]} {by.score:.2f} (IoU {by.iou:.2f} with this box, {role})"
+        values = {"anchors": anchors, "best": best, "furthest": furthest, "rival": rival, "hit": hit}
+        return f"{box.gate}: {GATES[box.gate].details.format(**values, score=self.score)}"

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
 from PIL import Image
 
-from retinanet.analysis.trace.figures import gate_bars
+from retinanet.analysis.trace.figures import draw_gate_bars
 from retinanet.analysis.trace.outcomes import BELOW, FOUND, GATES, SUPPRESSED, Box, ImageTrace
 from retinanet.evaluation.coco import AREA_RANGES
 from retinanet.evaluation.matching import KINDS
@@ -42,12 +42,12 @@ class Shares:
     crowded: int = 0
     below: list[float] = field(default_factory=list)
 
-    def update(self, one: ImageTrace) -> None:
+    def update(self, image: ImageTrace) -> None:
         """Add an image; its boxes are in pixels of the original image."""
         self.images += 1
-        self.detections.update(detection.kind for detection in one.detections)
-        for box in one.boxes:
-            self.counts[box.gate, box.label, size_of(box.box)] += 1
+        self.detections.update(detection.kind for detection in image.detections)
+        for box in image.boxes:
+            self.counts[box.gate, box.label, name_size(box.box)] += 1
             self.crowded += box.gate == SUPPRESSED and box.by is not None and box.by.matched is not None
             if box.gate == BELOW and box.best is not None:
                 self.below.append(box.best.score)
@@ -64,6 +64,16 @@ class Shares:
             gates[gate] += count if label in (None, its_label) and size in (None, its_size) else 0
         return gates
 
+    @property
+    def classes(self) -> dict[str, dict[str, int]]:
+        """Boxes of each class by gate."""
+        return {name: self.gates(label=label) for label, name in enumerate(self.class_names)}
+
+    @property
+    def sizes(self) -> dict[str, dict[str, int]]:
+        """Boxes of each size by gate."""
+        return {size: self.gates(size=size) for size in AREA_RANGES}
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON."""
         gates = self.gates()
@@ -72,8 +82,8 @@ class Shares:
             "boxes": self.boxes,
             "score": self.score,
             "gates": {gate: {"boxes": n, "share": n / self.boxes if self.boxes else None} for gate, n in gates.items()},
-            "classes": {name: self.gates(label=label) for label, name in enumerate(self.class_names)},
-            "sizes": {size: self.gates(size=size) for size in AREA_RANGES},
+            "classes": self.classes,
+            "sizes": self.sizes,
             "suppressed_under_another_object": self.crowded,
             "median_score_below_threshold": median(self.below) if self.below else None,
             "detections": {kind: self.detections[kind] for kind in KINDS},
@@ -90,7 +100,7 @@ class Shares:
         return "\n".join(lines)
 
 
-def size_of(box: Box) -> str:
+def name_size(box: Box) -> str:
     """Small, medium or large, as COCO cuts areas; each cut belongs to the larger side."""
     area = (box[2] - box[0]) * (box[3] - box[1])
     return next((name for name, (_, high) in AREA_RANGES.items() if area < high), "large")
@@ -107,11 +117,19 @@ def section(shares: Shares, pictures: Sequence[tuple[str, Image.Image]] = ()) ->
     counts = {gate: count for gate, count in shares.gates().items() if count or gate == FOUND}
     rows = [(gate, count, count / total, GATES[gate].remedy) for gate, count in counts.items()]
     gates = list(counts)
-    classes = {name: shares.gates(label=label) for label, name in enumerate(shares.class_names)}
-    sizes = {size: shares.gates(size=size) for size in AREA_RANGES}
     kinds = [(kind, shares.detections[kind]) for kind in KINDS]
-    groups = classes | {f"{size} boxes": row for size, row in sizes.items()}
-    bars = {f"{name} ({sum(row.values())})": row for name, row in groups.items() if sum(row.values())}
+    tables = [Table(("gate", "boxes", "share", "what to do"), rows)]
+    cuts = "small: below 32 x 32 pixels of the original image; large: from 96 x 96 on."
+    for what, groups, note in (("class", shares.classes, ""), ("size", shares.sizes, cuts)):
+        by_group = [(name, sum(row.values()), *(row[gate] for gate in gates)) for name, row in groups.items()]
+        tables.append(Table((what, "boxes", *gates), by_group, note))
+    tables.append(Table(("detections", "number"), kinds, "What is neither a match nor ignored is a false positive."))
+    figures = []
+    if len(gates) > 1:
+        groups = shares.classes | {f"{size} boxes": row for size, row in shares.sizes.items()}
+        bars = {f"{name} ({sum(row.values())})": row for name, row in groups.items() if sum(row.values())}
+        caption = "Shares of the missed boxes by gate, for each class and size"
+        figures.append((caption, draw_gate_bars(bars, list(GATES)[1:])))
     return Section(
         title="Why boxes were missed",
         text=(
@@ -121,19 +139,7 @@ def section(shares: Shares, pictures: Sequence[tuple[str, Image.Image]] = ()) ->
             "fewer, because they leave out objects that a fixed localisation or class would find.\n\n"
             f"    {shares.summary()}"
         ),
-        tables=[
-            Table(("gate", "boxes", "share", "what to do"), rows),
-            _by("class", classes, gates),
-            _by("size", sizes, gates, "small: below 32 x 32 pixels of the original image; large: from 96 x 96 on."),
-            Table(("detections", "number"), kinds, "What is neither a match nor ignored is a false positive."),
-        ],
-        figures=[("Shares of the missed boxes by gate, for each class and size", gate_bars(bars, list(GATES)[1:]))]
-        if len(gates) > 1
-        else [],
+        tables=tables,
+        figures=figures,
         pictures=pictures,
     )
-
-
-def _by(what: str, groups: Mapping[str, Mapping[str, int]], gates: Sequence[str], note: str = "") -> Table:
-    rows = [(name, sum(row.values()), *(row[gate] for gate in gates)) for name, row in groups.items()]
-    return Table((what, "boxes", *gates), rows, note)

@@ -83,37 +83,40 @@ def trace(
     """
     target = Target(target.boxes.cpu().float(), target.labels.cpu(), target.ignore.cpu())
     matcher = matcher or Matcher()
-    candidates = postprocess.find_candidates(raw, image, size).cpu()
-    teller = _Teller(raw, candidates, size, original or size)
     names = tuple(class_names) or tuple(str(label) for label in range(raw.num_classes))
-    detections = teller.tell_detections(target, names)
+    candidates = postprocess.find_candidates(raw, image, size).cpu()
+    to_plain = _PlainValues(raw, size, original or size)
+    detections = _trace_detections(to_plain, candidates, target, names)
+    assigned, best_iou = _find_anchors(to_plain, target, matcher)
     rows = (~target.ignore).nonzero()[:, 0]
     in_place = search(raw, image, target.select(rows), size)
     passed = postprocess.find_passed(in_place.logit).tolist()
-    assigned, best_iou = _find_anchors(teller, target, matcher)
     boxes = []
     for i, row in enumerate(rows.tolist()):
         truth, label = target.boxes[row], int(target.labels[row])
         gate, candidate, rival = _find_gate(candidates, detections, row, truth, label, passed=passed[i])
         best: Entry | None = None
         if in_place.count[i]:
-            best = teller.tell_entry(in_place.place[i], in_place.box[i], in_place.logit[i], truth)
+            best = to_plain.entry(in_place.place[i], in_place.box[i], in_place.logit[i], truth)
+        furthest = best
+        if candidate is not None:
+            place, box = candidates.place[candidate], candidates.shown[candidate]
+            furthest = to_plain.entry(place, box, candidates.logits[candidate], truth)
         if gate is None:
             reached = any(anchor.iou >= matcher.background for anchor in assigned[row])
             gate = outcomes.BELOW if best else outcomes.NEVER_LOCALISED if reached else outcomes.NO_ANCHOR
-        furthest = best if candidate is None else teller.tell_candidate(candidate, truth)
         boxes.append(
             BoxTrace(
                 index=row,
                 label=label,
-                box=teller.tell_box(truth),
+                box=to_plain.box(truth),
                 gate=gate,
                 anchors=assigned[row],
                 best_anchor_iou=best_iou[row],
                 localising=int(in_place.count[i]),
                 best=best or furthest,
                 furthest=furthest,
-                by=None if rival is None else teller.tell_rival(rival, truth, detections),
+                by=None if rival is None else _describe_rival(to_plain, candidates, rival, truth, detections),
             )
         )
     return ImageTrace(tuple(boxes), detections, original or size, postprocess.score, names)
@@ -134,9 +137,9 @@ def _find_gate(
         rows = (in_place & (candidates.labels == label) & (candidates.fate == fate)).nonzero()[:, 0]
         return int(rows[candidates.logits[rows].argmax()]) if len(rows) else None
 
-    for one in detections:
-        if one.matched == row:
-            return outcomes.FOUND, numbers[one.index], numbers[one.index]
+    for detection, number in zip(detections, numbers, strict=True):
+        if detection.matched == row:
+            return outcomes.FOUND, number, number
     if (candidate := furthest(CAPPED)) is not None:
         return outcomes.CUT_BY_CAP, candidate, None
     if (candidate := furthest(SUPPRESSED)) is not None:
@@ -145,105 +148,100 @@ def _find_gate(
         return outcomes.SHARED, candidate, candidate
     if passed:
         return outcomes.CUT_BY_TOPK, None, None
-    for one in detections:
-        if one.false and in_place[numbers[one.index]]:
-            return outcomes.WRONG_CLASS, None, numbers[one.index]
+    for detection, number in zip(detections, numbers, strict=True):
+        if detection.false and in_place[number]:
+            return outcomes.WRONG_CLASS, None, number
     return None, None, None
 
 
 def _find_anchors(
-    teller: _Teller, target: Target, matcher: Matcher
+    to_plain: _PlainValues, target: Target, matcher: Matcher
 ) -> tuple[list[tuple[AssignedAnchor, ...]], list[float]]:
     """For each of M boxes the anchors that answer for it in training, best first, and the best IoU of any anchor."""
-    lattice, grids = teller.raw.lattice, teller.raw.grids
+    lattice, grids = to_plain.raw.lattice, to_plain.raw.grids
     match = matcher(lattice, grids, target.boxes, target.ignore)
     places = torch.stack(lattice.locate(match.positive, grids), dim=1)
     overlap = paired_iou(target.boxes[match.box], lattice.boxes_at(*places.unbind(1)))
     order = overlap.argsort(descending=True, stable=True)
     assigned: list[list[AssignedAnchor]] = [[] for _ in range(len(target))]
     rows, values = match.box[order].tolist(), overlap[order].tolist()
-    for row, value, anchor in zip(rows, values, teller.tell_anchors(places[order]), strict=True):
+    for row, value, anchor in zip(rows, values, to_plain.anchors(places[order]), strict=True):
         assigned[row].append(AssignedAnchor(anchor, value, value < matcher.foreground))
     return [tuple(anchors) for anchors in assigned], match.best_iou.tolist()
 
 
-class _Teller:
-    """From the records of one image, tensors in pixels of the batch, to plain values in pixels of the original image.
+def _trace_detections(
+    to_plain: _PlainValues, candidates: Candidates, target: Target, class_names: tuple[str, ...]
+) -> tuple[DetectionTrace, ...]:
+    """What each detection is."""
+    chosen = candidates.detections
+    shown, labels, scores = candidates.shown[chosen], candidates.labels[chosen], candidates.scores[chosen]
+    overlaps = overlap_boxes([Detections(shown, scores, labels, class_names)], [target], class_names)
+    codes, partners = overlaps.kinds(overlaps.match(IN_PLACE), IN_PLACE)
+    partner_iou = overlaps.iou_with(partners)
+    _, best_iou = overlaps.nearest(~overlaps.ignore[overlaps.pair_truth])
+    traces = []
+    for index, anchor in enumerate(to_plain.anchors(candidates.place[chosen])):
+        kind = KINDS[codes[index]]
+        iou_of = {IGNORED: 0.0, "background": float(best_iou[index])}
+        traces.append(
+            DetectionTrace(
+                index=index,
+                label=int(labels[index]),
+                score=float(scores[index]),
+                box=to_plain.box(shown[index]),
+                anchor=anchor,
+                kind=kind,
+                matched=int(partners[index]) if kind == HIT else None,
+                iou=iou_of.get(kind, float(partner_iou[index])),
+            )
+        )
+    return tuple(traces)
+
+
+def _describe_rival(
+    to_plain: _PlainValues, candidates: Candidates, index: int, truth: Tensor, detections: Sequence[DetectionTrace]
+) -> Rival:
+    """A candidate, as seen from the object at ``truth`` (4,)."""
+    box, number = candidates.shown[index], (candidates.detections == index).nonzero()[:, 0].tolist()
+    return Rival(
+        box=to_plain.box(box),
+        label=int(candidates.labels[index]),
+        score=float(candidates.scores[index]),
+        iou=float(iou(box[None], truth[None])),
+        detection=number[0] if number else None,
+        matched=detections[number[0]].matched if number else None,
+    )
+
+
+class _PlainValues:
+    """From tensors of one image, in pixels of the batch, to plain values in pixels of the original image.
 
     Args:
         raw: of the batch.
-        candidates: of the image.
-        size: (height, width) of its content in the batch.
+        size: (height, width) of the content of the image in the batch.
         original: (height, width) of the original image.
     """
 
-    def __init__(
-        self, raw: RawOutput, candidates: Candidates, size: tuple[int, int], original: tuple[int, int]
-    ) -> None:
-        self.raw, self.candidates = raw, candidates
+    def __init__(self, raw: RawOutput, size: tuple[int, int], original: tuple[int, int]) -> None:
+        self.raw = raw
         self.factors = torch.tensor([original[1] / size[1], original[0] / size[0]], dtype=torch.float64).repeat(2)
 
-    def tell_box(self, box: Tensor) -> Box:
+    def box(self, box: Tensor) -> Box:
         """From (4,)."""
         x1, y1, x2, y2 = (box.double().cpu() * self.factors).tolist()
         return x1, y1, x2, y2
 
-    def tell_anchors(self, places: Tensor) -> list[Anchor]:
+    def anchors(self, places: Tensor) -> list[Anchor]:
         """From level, row, column and template (n, 4)."""
         strides, boxes = self.raw.lattice.strides, self.raw.lattice.boxes_at(*places.unbind(dim=1))
         return [
-            Anchor(level, strides[level], row, column, template, self.tell_box(box))
+            Anchor(level, strides[level], row, column, template, self.box(box))
             for (level, row, column, template), box in zip(places.tolist(), boxes, strict=True)
         ]
 
-    def tell_entry(self, place: Tensor, box: Tensor, logit: Tensor, truth: Tensor) -> Entry:
-        """An entry of the place (4,) and the box (4,) that lies on the object at ``truth`` (4,)."""
-        (anchor,), logit = self.tell_anchors(place[None]), logit.float()
+    def entry(self, place: Tensor, box: Tensor, logit: Tensor, truth: Tensor) -> Entry:
+        """From the place (4,) and the box (4,) of an entry that lies on the object at ``truth`` (4,)."""
+        (anchor,), logit = self.anchors(place[None]), logit.float()
         overlap = float(iou(box[None], truth[None]))
-        return Entry(anchor, self.tell_box(box), float(logit), float(logit.sigmoid()), overlap)
-
-    def tell_candidate(self, index: int, truth: Tensor) -> Entry:
-        """A candidate that lies on the object at ``truth`` (4,)."""
-        one = self.candidates
-        return self.tell_entry(one.place[index], one.shown[index], one.logits[index], truth)
-
-    def tell_rival(self, index: int, truth: Tensor, detections: Sequence[DetectionTrace]) -> Rival:
-        """A candidate, as seen from the object at ``truth`` (4,)."""
-        one = self.candidates
-        number = (one.detections == index).nonzero()[:, 0].tolist()
-        return Rival(
-            box=self.tell_box(one.shown[index]),
-            label=int(one.labels[index]),
-            score=float(one.scores[index]),
-            iou=float(iou(one.shown[index][None], truth[None])),
-            detection=number[0] if number else None,
-            matched=detections[number[0]].matched if number else None,
-        )
-
-    def tell_detections(self, target: Target, class_names: Sequence[str]) -> tuple[DetectionTrace, ...]:
-        """What each detection is."""
-        one, index = self.candidates, self.candidates.detections
-        shown, labels, scores = one.shown[index], one.labels[index], one.scores[index]
-        overlaps = overlap_boxes([Detections(shown, scores, labels, tuple(class_names))], [target], class_names)
-        codes, partners = overlaps.kinds(overlaps.match(IN_PLACE), IN_PLACE)
-        partner_iou, (_, best_iou) = (
-            overlaps.iou_with(partners),
-            overlaps.nearest(~overlaps.ignore[overlaps.pair_truth]),
-        )
-        traces = []
-        for number, anchor in enumerate(self.tell_anchors(one.place[index])):
-            kind = KINDS[codes[number]]
-            iou_of = {IGNORED: 0.0, "background": float(best_iou[number])}
-            traces.append(
-                DetectionTrace(
-                    index=number,
-                    label=int(labels[number]),
-                    score=float(scores[number]),
-                    box=self.tell_box(shown[number]),
-                    anchor=anchor,
-                    kind=kind,
-                    matched=int(partners[number]) if kind == HIT else None,
-                    iou=iou_of.get(kind, float(partner_iou[number])),
-                )
-            )
-        return tuple(traces)
+        return Entry(anchor, self.box(box), float(logit), float(logit.sigmoid()), overlap)

@@ -177,17 +177,15 @@ def sections(result: ImageTrace, image: Image.Image, picture: Image.Image, compa
     large = close_ups(image, result)
     gates = [(gate, count, GATES[gate].remedy) for gate, count in result.counts.items()]
     names = result.class_names
-    boxes = [
-        (one.index, names[one.label], one.gate, len(one.anchors), one.best_anchor_iou, one.localising)
-        + ((one.best.score, one.best.anchor.name) if one.best else ("", ""))
-        + (result.explain(one).partition(": ")[2],)
-        for one in result.boxes
-    ]
-    detections = [
-        (one.index, names[one.label], one.score, one.kind, one.iou, matched, one.anchor.name)
-        for one in result.detections
-        for matched in ["" if one.matched is None else f"#{one.matched}"]
-    ]
+    boxes = []
+    for box in result.boxes:
+        best = (box.best.score, box.best.anchor.name) if box.best else ("", "")
+        counts = (len(box.anchors), box.best_anchor_iou, box.localising)
+        boxes.append((box.index, names[box.label], box.gate, *counts, *best, result.explain(box).partition(": ")[2]))
+    detections = []
+    for number, shown in enumerate(result.detections):
+        matched = "" if shown.matched is None else f"#{shown.matched}"
+        detections.append((number, names[shown.label], shown.score, shown.kind, shown.iou, matched, shown.anchor.name))
     columns = ("#", "class", "gate", "anchors", "best anchor IoU", "boxes in place", "best score", "level", "what")
     return [
         Section(
