@@ -25,7 +25,7 @@ from pathlib import Path
 from statistics import median
 
 import retinanet  # whose parts are imported when they are used: a process without torch stays so
-from retinanet.deploy.stopwatch import machine
+from retinanet.deploy.stopwatch import describe_machine
 from retinanet.inference.predict import find_images
 from retinanet.spec import exported_file
 
@@ -107,7 +107,7 @@ def main() -> None:
             for name, model in models.items():
                 runs[name].append(run(model, folder, Path(scratch) / "out"))
                 print(f"round {number + 1}, {name}: {runs[name][-1].process:.1f} s", file=sys.stderr, flush=True)
-    print(f"{'; '.join(machine().values())}; {options.images} images; medians of {options.rounds} rounds")
+    print(f"{'; '.join(describe_machine().values())}; {options.images} images; medians of {options.rounds} rounds")
     print(f"{'':<16}{'process':>9}{'times':>7}{'cores':>7}{'predict':>11}{'times':>7}{'cores':>7}{'objects':>10}")
     for name, found in runs.items():
         report(name, found, runs["torch fp32"])

@@ -32,11 +32,11 @@ from retinanet.data.synthetic import render_scenes
 from retinanet.deploy.competitors import TimedPostprocess
 from retinanet.deploy.onnx import write_onnx
 from retinanet.deploy.openvino import write_openvino
-from retinanet.deploy.stopwatch import Seconds, Spread, interleaved, machine
+from retinanet.deploy.stopwatch import Seconds, Spread, describe_machine, take_turns
 from retinanet.detector import Detector
 from retinanet.images.arrays import pad_arrays
 from retinanet.images.io import read_pixels
-from retinanet.inference.backend import Backend, ExportedModel, cores
+from retinanet.inference.backend import Backend, ExportedModel, count_cores
 from retinanet.inference.card import Card
 from retinanet.inference.exported import open_exported
 from retinanet.inference.torch_backend import TorchBackend
@@ -201,13 +201,13 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=list(TARGETS), choices=list(TARGETS), metavar="NAME")
     options = parser.parse_args()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])  # of which the runtimes take all
-    torch.set_num_threads(cores())
+    torch.set_num_threads(count_cores())
     with tempfile.TemporaryDirectory() as scratch:
         found = entries(options.only, options.size, Path(scratch))
         calls = {name: entry.call for name, entry in found.items()}
-        interleaved(calls, 2)  # warm-up
-        taken = interleaved(calls, options.repeats)
-    print(f"{'; '.join(machine().values())}; {options.repeats} repeats")
+        take_turns(calls, 2)  # warm-up
+        taken = take_turns(calls, options.repeats)
+    print(f"{'; '.join(describe_machine().values())}; {options.repeats} repeats")
     report(found, taken)
 
 

@@ -18,7 +18,7 @@ from retinanet.deploy.benchmark import benchmark
 from retinanet.deploy.benchmark_table import COLUMNS, BenchmarkResult, Row
 from retinanet.deploy.competitors import Competitor, TimedPostprocess, competitor
 from retinanet.deploy.peer import TorchvisionBackend
-from retinanet.deploy.stopwatch import Spread, interleaved
+from retinanet.deploy.stopwatch import Spread, take_turns
 from retinanet.detector import Detector
 from retinanet.errors import UserError
 from retinanet.evaluation.evaluate import evaluate
@@ -118,7 +118,7 @@ def test_competitors_take_turns_and_are_paused_before_each_call(monkeypatch):
     order = []
     monkeypatch.setattr(stopwatch.time, "sleep", lambda seconds: order.append(seconds))
     calls = {name: lambda number, name=name: order.append((name, number)) or {"all": number} for name in "abc"}
-    taken = interleaved(calls, 2, pause=0.5)
+    taken = take_turns(calls, 2, pause=0.5)
     turns = [(name, number) for number in range(2) for name in "abc"]
     assert order == [entry for turn in turns for entry in (0.5, turn)]
     assert taken == {name: [{"all": 0}, {"all": 1}] for name in "abc"}

@@ -8,7 +8,7 @@ from timm.layers import Conv2dSame
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from retinanet.model.fold import folded, pad_statically
+from retinanet.model.fold import fold_batch_norms, pad_statically
 from retinanet.model.presets import Architecture
 
 
@@ -47,7 +47,7 @@ def assert_equal(one, other):
 def test_the_same_outputs_without_batch_norms(backbone, norm):
     net = network(backbone, norm=norm)
     before, mode = copy.deepcopy(net.state_dict()), net.training
-    quick = folded(net)
+    quick = fold_batch_norms(net)
     assert norms(net) and not norms(quick) and not quick.training
     assert not any(parameter.requires_grad for parameter in quick.parameters())
     assert net.training == mode and all(torch.equal(before[key], value) for key, value in net.state_dict().items())
@@ -57,7 +57,7 @@ def test_the_same_outputs_without_batch_norms(backbone, norm):
 def test_a_norm_that_no_convolution_feeds_stays():
     """In a DenseNet most norms come before their convolution, and after a concatenation."""
     net = network("densenet121")
-    quick = folded(net)
+    quick = fold_batch_norms(net)
     assert 0 < len(norms(quick)) < len(norms(net))
     assert_equal(outputs(net.eval(), (64, 64)), outputs(quick, (64, 64)))
 
@@ -82,14 +82,14 @@ def test_a_convolution_whose_output_is_used_twice(other):
     parent, _, child = name.rpartition(".")
     shared = Shared(conv.out_channels, other(conv.out_channels))
     setattr(backbone.get_submodule(parent), child, nn.Sequential(conv, shared))
-    quick = folded(net)
+    quick = fold_batch_norms(net)
     assert any(isinstance(module, Shared) and norms(module) for module in quick.modules())
     assert_equal(outputs(net.eval()), outputs(quick))
 
 
 def test_group_norms_stay():
     net = network("resnet10t", norm="group", head_norm="group")
-    quick = folded(net)
+    quick = fold_batch_norms(net)
     groups = [module for module in net.modules() if isinstance(module, nn.GroupNorm)]
     assert groups and len(groups) == sum(isinstance(module, nn.GroupNorm) for module in quick.modules())
     assert_equal(outputs(net.eval()), outputs(quick))
@@ -97,7 +97,7 @@ def test_group_norms_stay():
 
 @pytest.mark.parametrize("backbone", ["tf_mobilenetv3_small_minimal_100", "tf_efficientnet_lite0"])
 def test_padding_that_is_settled(backbone):
-    net = folded(network(backbone))
+    net = fold_batch_norms(network(backbone))
     fixed = copy.deepcopy(net)
     pad_statically(fixed)
     assert any(isinstance(module, Conv2dSame) for module in net.modules())
@@ -108,7 +108,7 @@ def test_padding_that_is_settled(backbone):
 
 
 def test_other_padding_is_left_alone():
-    net = folded(network("resnet10t"))
+    net = fold_batch_norms(network("resnet10t"))
     before = [type(module) for module in net.modules()]
     pad_statically(net)
     assert [type(module) for module in net.modules()] == before

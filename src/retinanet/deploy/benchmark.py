@@ -19,12 +19,12 @@ from retinanet.data.dataset import DetectionDataset, load_dataset
 from retinanet.deploy.benchmark_table import RESULTS, BenchmarkResult, Row
 from retinanet.deploy.competitors import DEFAULT, NAMES, Competitor, competitor, from_file
 from retinanet.deploy.footprint import peak_memory
-from retinanet.deploy.stopwatch import Seconds, Spread, interleaved, machine
+from retinanet.deploy.stopwatch import Seconds, Spread, describe_machine, take_turns
 from retinanet.errors import UserError
 from retinanet.evaluation.coco import CocoMetrics, coco_metrics
 from retinanet.images.arrays import pad_arrays
 from retinanet.images.io import read_pixels
-from retinanet.inference.backend import Backend, Prepared, cores
+from retinanet.inference.backend import Backend, Prepared, count_cores
 from retinanet.inference.exported import open_exported
 from retinanet.inference.predictor import Predictor
 from retinanet.interop.conversion import check_writable
@@ -86,7 +86,7 @@ def benchmark(
     home = Path(model) if file else model_folder(model) or Path(model)
     spec = open_exported(file, trust=trust, trust_code=trust_code).spec if file else read_spec(home)
     dataset = load_dataset(data, split, class_names=spec.class_names)
-    with tempfile.TemporaryDirectory(prefix="retinanet-benchmark-") as scratch, _threads(cores()):
+    with tempfile.TemporaryDirectory(prefix="retinanet-benchmark-") as scratch, _threads(count_cores()):
         left_out: dict[str, str] = {}
         here = [from_file(Path(model).name, file, trust=trust, trust_code=trust_code)] if file else []
         if not file:
@@ -95,7 +95,7 @@ def benchmark(
     about = {
         "command": command,
         "images": f"{len(dataset)} of {data}, {split}; {min(images, len(dataset))} of them timed, {repeats} repeats",
-        **machine(),
+        **describe_machine(),
     }
     result = BenchmarkResult(rows, left_out, about)
     if output is not None:
@@ -180,7 +180,7 @@ def _throughput(
 
         return call
 
-    taken = interleaved({name: timed(predictor) for name, predictor in predictors.items()}, ROUNDS)
+    taken = take_turns({name: timed(predictor) for name, predictor in predictors.items()}, ROUNDS)
     return metrics, {name: len(chosen) / median(call["all"] for call in calls) for name, calls in taken.items()}
 
 
@@ -198,7 +198,7 @@ def _latencies(here: Sequence[Competitor], chosen: Sequence[Sample], repeats: in
     def timed(one: Competitor) -> Callable[[int], Seconds]:
         return lambda number: one_image(one, backends[one.name], chosen[number % len(chosen)].path)
 
-    return interleaved({one.name: timed(one) for one in here}, repeats)
+    return take_turns({one.name: timed(one) for one in here}, repeats)
 
 
 def one_image(one: Competitor, backend: Backend, path: Path) -> Seconds:

@@ -17,7 +17,7 @@ from retinanet.anchors.nms import nms_keep
 from retinanet.detector import Detector
 from retinanet.errors import UserError
 from retinanet.inference.backend import OUTPUTS
-from retinanet.model.fold import folded, pad_statically
+from retinanet.model.fold import fold_batch_norms, pad_statically
 from retinanet.types import RawOutput
 
 STRIDE = 32  # of the deepest map of the backbone: the sides of an exported model's images are multiples of it
@@ -35,7 +35,7 @@ class RawModule(nn.Module):
     def __init__(self, detector: Detector, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.rule = detector.spec.preprocess
-        self.net = folded(detector.net)
+        self.net = fold_batch_norms(detector.net)
         pad_statically(self.net)
         self.net.to(dtype)
         levels = range(detector.spec.architecture.anchors.num_levels)

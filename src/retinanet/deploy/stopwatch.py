@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from retinanet.inference.backend import cores
+from retinanet.inference.backend import count_cores
 
 PAUSE = 0.05  # seconds; threads of the runtime that ran last stop spinning in it
 PACKAGES = ("torch", "torchvision", "onnxruntime", "openvino")
@@ -41,7 +41,7 @@ class Spread:
         return cls(median, low, high)
 
 
-def interleaved(
+def take_turns(
     calls: Mapping[str, Callable[[int], Seconds]], rounds: int, *, pause: float | None = None
 ) -> dict[str, list[Seconds]]:
     """Every competitor once in a round, round after round: what slows the machine for a while slows all of them.
@@ -59,7 +59,7 @@ def interleaved(
     return taken
 
 
-def machine() -> dict[str, str]:
+def describe_machine() -> dict[str, str]:
     """The CPU, the cores in use, the versions of what is measured, and the date."""
     versions = []
     for package in PACKAGES:
@@ -68,16 +68,16 @@ def machine() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return {
-        "machine": f"{_cpu()}, {cores()} cores in use",
+        "machine": f"{_read_cpu_name()}, {count_cores()} cores in use",
         "versions": ", ".join(versions),
         "date": time.strftime("%Y-%m-%d"),
     }
 
 
-def _cpu() -> str:
+def _read_cpu_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    return names[0] if names else platform.processor() or platform.describe_machine()

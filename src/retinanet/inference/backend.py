@@ -129,7 +129,7 @@ def read_card(text: str, path: Path, *, raw: bool, outputs: Sequence[str]) -> tu
     return card, outputs if card.raw else OUTPUTS
 
 
-def cores() -> int:
+def count_cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retinanet.inference.backend import INPUTS, ExportedModel, Mode, cores, damaged, not_installed, read_card
+from retinanet.inference.backend import INPUTS, ExportedModel, Mode, count_cores, damaged, not_installed, read_card
 
 KEY = "retinanet"  # of the card, in the metadata of the file
 
@@ -29,10 +29,10 @@ def open_onnx(path: Path, mode: Mode = "latency", *, raw: bool = False) -> Expor
         import onnxruntime
     except ImportError:
         raise not_installed("ONNX Runtime", "onnxruntime") from None
-    streams = cores() if mode == "throughput" else 1
+    streams = count_cores() if mode == "throughput" else 1
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what goes wrong is raised too
-    options.intra_op_num_threads = max(1, cores() // streams)
+    options.intra_op_num_threads = max(1, count_cores() // streams)
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         text = session.get_modelmeta().custom_metadata_map.get(KEY, "")

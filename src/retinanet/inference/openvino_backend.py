@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retinanet.errors import UserError
-from retinanet.inference.backend import INPUTS, ExportedModel, Mode, cores, damaged, not_installed, read_card
+from retinanet.inference.backend import INPUTS, ExportedModel, Mode, count_cores, damaged, not_installed, read_card
 from retinanet.inference.card import Card
 
 KEYS = ["retinanet", "card"]  # where the card lies in the model's runtime information
@@ -38,7 +38,7 @@ def open_openvino(path: Path, mode: Mode = "latency", *, raw: bool = False) -> E
         raise not_installed("OpenVINO", "openvino") from None
     if not path.with_suffix(".bin").is_file():
         raise UserError(f"{path.with_suffix('.bin')} is missing: the weights of {path.name}. Copy it as well")
-    streams = cores() if mode == "throughput" else 1
+    streams = count_cores() if mode == "throughput" else 1
     core = openvino.Core()
     try:
         model = core.read_model(path)
@@ -49,7 +49,7 @@ def open_openvino(path: Path, mode: Mode = "latency", *, raw: bool = False) -> E
     settings = {
         "PERFORMANCE_HINT": mode.upper(),
         "NUM_STREAMS": str(streams),
-        "INFERENCE_NUM_THREADS": str(cores()),
+        "INFERENCE_NUM_THREADS": str(count_cores()),
         "INFERENCE_PRECISION_HINT": _precision(core, card, path),
     }
     try:

@@ -21,7 +21,7 @@ from rich.progress import Progress
 from retinanet.errors import UserError
 from retinanet.images.io import IMAGE_SUFFIXES, image_size, read_pixels
 from retinanet.images.windows import ImageWindows, overview
-from retinanet.inference.backend import Mode, cores
+from retinanet.inference.backend import Mode, count_cores
 from retinanet.inference.documents import Prediction, coco_document, csv_document
 from retinanet.inference.predictor import Predictor
 from retinanet.inference.stream import in_order
@@ -106,7 +106,7 @@ def predict(
         targets = {path: scratch / "pictures" / name for path, name in names.items()}
         least = predictor.backend.spec.thresholds if score is None else score
         draw = _draw_overview if tile is not None else _draw
-        found = _find(finder, paths, sizes, least, partial(draw, targets), workers or cores())
+        found = _find(finder, paths, sizes, least, partial(draw, targets), workers or count_cores())
         document = coco_document(found, predictor.class_names, folder)
         (scratch / "detections.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
         (scratch / "detections.csv").write_text(csv_document(found), encoding="utf-8", errors="surrogateescape")

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from retinanet.errors import UserError
 from retinanet.images.preprocess import batches_of_one_size
-from retinanet.inference.backend import Backend, Prepared, cores
+from retinanet.inference.backend import Backend, Prepared, count_cores
 from retinanet.types import Detections
 
 S = TypeVar("S")
@@ -51,9 +51,9 @@ def streamed(
                 break
         return [*_alike(backend, images), *reason]
 
-    readers, runners = ThreadPoolExecutor(workers or cores()), ThreadPoolExecutor(backend.streams)
+    readers, runners = ThreadPoolExecutor(workers or count_cores()), ThreadPoolExecutor(backend.streams)
     try:
-        reads = in_order(readers, prepare, items, ahead=workers or cores())
+        reads = in_order(readers, prepare, items, ahead=workers or count_cores())
         batches = iter(lambda: list(islice(reads, size)), [])
         for done in in_order(runners, run, batches, ahead=backend.streams):
             for found in done.result():

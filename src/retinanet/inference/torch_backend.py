@@ -14,8 +14,8 @@ from retinanet.detector import Detector
 from retinanet.images.preprocess import Preprocess
 from retinanet.inference.backend import Prepared
 from retinanet.model.device import choose_device, cpu_computes_bf16
-from retinanet.model.fold import folded
-from retinanet.model.packed import can_pack, pack
+from retinanet.model.fast import use_fast_convolutions
+from retinanet.model.fold import fold_batch_norms
 from retinanet.types import Detections, RawOutput
 
 _log = logging.getLogger(__name__)
@@ -50,9 +50,9 @@ class TorchBackend:
             _log.warning("%s does not compute in bf16: fp32 is used instead", self.device)
             precision = "fp32"
         self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        net = folded(detector.net).to(self.device, self._dtype).to(memory_format=torch.channels_last)
-        if self.device.type == "cpu" and not compile and can_pack():  # what compiles packs by itself
-            pack(net)
+        net = fold_batch_norms(detector.net).to(self.device, self._dtype).to(memory_format=torch.channels_last)
+        if self.device.type == "cpu" and not compile:  # what compiles lays weights out by itself
+            net = use_fast_convolutions(net)
         self._net = torch.compile(net, dynamic=False) if compile else net
         self.spec = detector.spec
         self.streams = 1  # torch gives all cores to one call
