@@ -80,4 +80,4 @@ def _read_cpu_name() -> str:
     except OSError:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.describe_machine()
+    return names[0] if names else platform.processor() or platform.machine()
