@@ -287,3 +287,60 @@ def test_a_named_pipe_is_refused(tmp_path):
     for read in (read_pixels, image_size):
         with pytest.raises(UserError, match=r"a\.png: is a named pipe or a device, an image file was expected"):
             read(tmp_path / "a.png")
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """Warnings as a new process gives them."""
+    monkeypatch.setattr("retinanet.images.io._told", set())
+
+
+@pytest.mark.parametrize(("largest", "bits"), [(200, 8), (255, 8), (256, 10), (1023, 10), (1024, 12), (4095, 12)])
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+def test_depths_below_sixteen_bits(tmp_path, told, caplog, name, largest, bits):
+    values = np.array([[0, largest // 3, largest]], np.uint16)
+    for number in range(2):
+        Image.fromarray(values).save(tmp_path / f"{number}{name}")
+        assert (grey_of(tmp_path / f"{number}{name}") == np.rint(values * 255.0 / (2**bits - 1))).all()
+    assert len(caplog.records) == 1 and f"images of {bits} bits" in caplog.text
+
+
+def test_values_above_twelve_bits_are_sixteen_bits(tmp_path, told, caplog):
+    values = np.array([[0, 1000, 4096]], np.uint16)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    assert (grey_of(tmp_path / "a.png") == np.rint(values / 257)).all() and not caplog.records
+
+
+@pytest.mark.parametrize(("extra", "shown"), [(None, "bands"), (0, "bands"), (2, "over white")])
+def test_the_fourth_band_of_a_tiff_is_what_the_file_says(tmp_path, told, caplog, extra, shown):
+    """ExtraSamples (tag 338) 2 is transparency; without it, or with 0, the band may be near infrared."""
+    pixels = np.full((4, 5, 4), (200, 100, 50, 0), np.uint8)
+    Image.fromarray(pixels, "RGBA").save(tmp_path / "a.tif", compression="raw")
+    content = (tmp_path / "a.tif").read_bytes()
+    entry = struct.pack("<HHII", 338, 3, 1, 2)
+    assert content.count(entry) == 1
+    other = {None: struct.pack("<HHII", 337, 3, 1, 2), 0: struct.pack("<HHII", 338, 3, 1, 0), 2: entry}[extra]
+    (tmp_path / "a.tif").write_bytes(content.replace(entry, other))
+    wanted = (255, 255, 255) if shown == "over white" else (200, 100, 50)
+    assert (read_pixels(tmp_path / "a.tif") == wanted).all()
+    assert ("bands beyond the first three" in caplog.text) == (shown == "bands")
+
+
+def test_tiffs_of_other_numbers_are_named(tmp_path):
+    tags = [(256, 2), (257, 1), (258, 64), (259, 1), (262, 1), (273, 8), (277, 1), (278, 1), (279, 16), (339, 3)]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    content = b"II*\0" + struct.pack("<I", 24) + bytes(16) + struct.pack("<H", len(tags)) + entries + bytes(4)
+    (tmp_path / "a.tif").write_bytes(content)
+    with pytest.raises(
+        UserError, match=r"a\.tif: is a TIFF file with 1 band of floats of 64 bits, which cannot be read"
+    ):
+        read_pixels(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("https://example.org/a.jpg", "is an address"), ("folder/*.png", "in Python, pass glob.glob"), ("a.png", "Check")],
+)
+def test_what_is_no_file(name, words):
+    with pytest.raises(UserError, match=words):
+        read_pixels(name)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+import logging
+import re
 import sys
 import threading
 import warnings
@@ -12,18 +15,25 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from retinanet.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".jp2", ".ppm", ".pgm", ".pbm")
+_AVIF = importlib.util.find_spec("PIL.AvifImagePlugin") is not None  # Pillow has it from 11.3 on
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".jp2"),
+    *(".ppm", ".pgm", ".pbm"),
+    *((".avif",) if _AVIF else ()),
+)
 MAX_PIXELS = 200_000_000
+WHITES = (255, 1023, 4095, 65535)  # of whole numbers of 8, 10, 12 and 16 bits
+UNNAMED_BANDS, SAMPLES, EXTRA_SAMPLES = 0, 277, 338  # a value, and tags of TIFF 6.0
 
 # Named, so that no other plugin of Pillow is ever tried: some of them start programs (EPS calls Ghostscript).
-_FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "JPEG2000", "PPM")
+_FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "JPEG2000", "PPM", *(("AVIF",) if _AVIF else ()))
 _READABLE = "JPEG, PNG, TIFF, BMP, WebP, GIF, JPEG 2000 or PPM"
 _ORIENTATION = 0x0112
 _UPRIGHT = {
@@ -36,16 +46,19 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _SIDES_SWAPPED = (5, 6, 7, 8)
+_log = logging.getLogger(__name__)
+_told: set[str] = set()  # warnings that this process has given, by their text
 
 
 def read_pixels(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     """The image as a viewer shows it: upright (EXIF orientation applied) and in RGB.
 
-    Grey, 1-bit, palette, CMYK and YCbCr images become RGB. Transparent pixels are laid over white. 16-bit grey is
-    divided by 257, so 65535 is white whatever the image holds. 32-bit images name no white: it is the smallest of 1
-    (floats only), 255 and 65535 (whole numbers only) that holds every value; where none does, or a value is negative,
-    the range of the image is stretched to 0..255. Values that are not finite become black. Of several frames the first
-    is read.
+    Grey, 1-bit, palette, CMYK and YCbCr images become RGB. Transparent pixels are laid over white; a fourth band of a
+    TIFF file that does not call it transparency is left out. Cameras of 10 or 12 bits write 16-bit files, so white is
+    the smallest of 255, 1023, 4095 and 65535 that holds every value of the image; a warning is logged once where it is
+    not 65535. (Of 16-bit colours Pillow reads the upper eight bits only.) White of 32-bit images is found likewise, of
+    floats it is 1 or 255; where a value is larger or negative, the range of the image is stretched to 0..255. Values
+    that are not finite become black. Of several frames the first is read.
 
     Args:
         path: the image file.
@@ -79,8 +92,9 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Tensor:
 def picture_array(picture: Image.Image) -> NDArray[np.uint8]:
     """A picture of Pillow by the rules of :func:`read_pixels`: upright and in RGB, (H, W, 3) uint8."""
     orientation = _orientation(picture)  # before the pixels are loaded, which may drop it
+    colours16 = picture.mode == "RGB" and any(";16" in str(tile[3]) for tile in getattr(picture, "tile", ()))
     picture.load()
-    upright = _rgb(picture)
+    upright = _stretch_colours(picture) if colours16 else _rgb(picture)
     if orientation in _UPRIGHT:
         upright = upright.transpose(_UPRIGHT[orientation])
     return np.array(upright)
@@ -117,11 +131,11 @@ def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
         try:
             image = Image.open(path, formats=_FORMATS)
         except FileNotFoundError:
-            raise UserError(f"{path}: no such image file. Check the path, or remove its annotations.") from None
+            raise UserError(_explain_missing(path)) from None
         except IsADirectoryError:
             raise UserError(f"{path}: is a folder, an image file was expected.") from None
         except UnidentifiedImageError:
-            raise UserError(f"{path}: is not an image that can be read. Expected {_READABLE}; convert it.") from None
+            raise UserError(_explain_unreadable(path)) from None
         except MemoryError:
             raise
         except Image.DecompressionBombError:
@@ -133,6 +147,33 @@ def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
             if width * height > max_pixels:
                 raise _too_large(path, f"{width} x {height} = {width * height:,} pixels are", max_pixels)
             yield image
+
+
+def _explain_missing(path: Path) -> str:
+    """What to say of an image that is not there."""
+    if re.match(r"[a-z][a-z0-9+]+:/", str(path)):  # Path has made one slash of two
+        return f"{path}: is an address, and images are not fetched. Download the image and give its file."
+    if set("*?[") & set(str(path)):
+        return f"{path}: no such image file. Patterns are for the command line; in Python, pass glob.glob(...)."
+    return f"{path}: no such image file. Check the path."
+
+
+def _explain_unreadable(path: Path) -> str:
+    """What to say of a file that Pillow does not know; a TIFF file is told what it holds."""
+    try:
+        with path.open("rb") as file:
+            header = file.read(8)
+            tags = TiffImagePlugin.ImageFileDirectory_v2(header + file.read(8) * (header[2] == 43))  # 43: BigTIFF
+            file.seek(tags.next)
+            tags.load(file)
+        bits, kind, bands = tags.get(258, (1,)), tags.get(339, (1,)), tags.get(SAMPLES, 1)
+        numbers = {2: "signed whole numbers", 3: "floats"}.get(kind[0], "whole numbers")
+        return (
+            f"{path}: is a TIFF file with {bands} band{'s' * (bands != 1)} of {numbers} of {bits[0]} bits, which "
+            "cannot be read. Save it as RGB or grey of 8 bits, or as grey of 16 bits or 32-bit floats."
+        )
+    except Exception:  # no TIFF file
+        return f"{path}: is not an image that can be read. Expected {_READABLE}; convert it."
 
 
 def _too_large(path: Path, what: str, max_pixels: int) -> UserError:
@@ -156,10 +197,15 @@ def _orientation(image: Image.Image) -> int:
 def _rgb(image: Image.Image) -> Image.Image:
     """The pixels in mode RGB."""
     if image.mode.startswith("I;16"):
-        return _grey(np.asarray(image).astype(np.float64) / 257)
+        values = np.asarray(image)
+        return _grey(values.astype(np.float64) * 255 / find_white(int(values.max())))
     if image.mode in ("I", "F"):
         values = np.asarray(image).astype(np.float64)
         return _grey(values / 257 if image.format == "PPM" else _scaled(values, image.mode))
+    tags = getattr(image, "tag_v2", {})
+    if tags.get(SAMPLES, 1) > 3 and image.mode in ("RGB", "RGBA") and tags.get(EXTRA_SAMPLES, (0,))[0] == UNNAMED_BANDS:
+        warn_once("bands beyond the first three, which a TIFF file does not say to be transparency, are left out")
+        return image.convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         pixels = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -167,12 +213,41 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def find_white(largest: int) -> int:
+    """The value that is white where ``largest`` is the largest of a 16-bit image: of 8, 10, 12 or 16 bits."""
+    white = next(white for white in WHITES if largest <= white)
+    if largest > 0 and white < WHITES[-1]:
+        warn_once(
+            "16-bit images whose values end below %d are taken for images of %d bits; divide by 257 yourself where "
+            "they are dark ones of 16 bits",
+            *(white + 1, white.bit_length()),
+        )
+    return white
+
+
+def warn_once(message: str, *values: object) -> None:
+    """Log a warning that concerns many images once in a process."""
+    text = message % values if values else message
+    if text not in _told:
+        _told.add(text)
+        _log.warning("%s", text)
+
+
+def _stretch_colours(image: Image.Image) -> Image.Image:
+    """16-bit colours, of which Pillow keeps the upper eight bits, by the rule for 16-bit grey."""
+    rgb = _rgb(image)
+    values = np.asarray(rgb)
+    white = max(1, find_white((int(values.max()) << 8) + 255) >> 8)
+    if white == 255:
+        return rgb
+    return Image.fromarray((values * (255 / white)).round().astype(np.uint8))
+
+
 def _scaled(values: np.ndarray, mode: str) -> np.ndarray:
     """32-bit values on 0..255, by the rule in the docstring of ``read_pixels``."""
     finite = values[np.isfinite(values)]
     low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
-    whites = (1, 255) if mode == "F" else (255, 65535)
-    white = next((white for white in whites if high <= white), None)
+    white = next((white for white in ((1, 255) if mode == "F" else WHITES) if high <= white), None)
     if low < 0 or white is None:
         return (values - low) * 255 / (high - low) if high > low else np.zeros_like(values)
     return values * 255 / white

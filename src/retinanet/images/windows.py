@@ -16,12 +16,21 @@ from numpy.typing import NDArray
 from PIL import Image, Jpeg2KImagePlugin, TiffImagePlugin
 
 from retinanet.errors import UserError
-from retinanet.images.io import MAX_PIXELS, image_size, picture_array, read_pixels
+from retinanet.images.io import (
+    EXTRA_SAMPLES,
+    MAX_PIXELS,
+    UNNAMED_BANDS,
+    WHITES,
+    find_white,
+    image_size,
+    picture_array,
+    read_pixels,
+)
 
 BLOCK_SUFFIXES = {".tif": "GTiff", ".tiff": "GTiff", ".jp2": "JP2OpenJPEG"}
 CACHE = 64  # MB of decoded blocks that GDAL keeps; by default it takes 5 % of the memory
 OVERVIEW_WINDOW = 1024**2  # pixels read at once for an overview
-_PHOTOMETRIC, _BITS, _EXTRA, _ORIENTATION, _SUBSAMPLING = 262, 258, 338, 274, 530  # tags of TIFF 6.0
+_PHOTOMETRIC, _BITS, _ORIENTATION, _SUBSAMPLING = 262, 258, 274, 530  # tags of TIFF 6.0
 _MIN_IS_BLACK, _RGB, _PALETTE, _YCBCR = 1, 2, 3, 6
 _BANDS = {"L": 1, "P": 1, "I;16": 1, "I;16B": 1, "LA": 2, "RGB": 3, "RGBX": 3, "RGBA": 4, "RGBa": 4}
 _opening = threading.Lock()
@@ -145,6 +154,7 @@ class _Blocks:
         self._lock = threading.Lock()  # a dataset is for one thread at a time
         self.size = (int(dataset.height), int(dataset.width))
         self.striped = dataset.block_shapes[0][1] >= dataset.width
+        self._white: int | None = None  # of 16-bit values, found when it is needed
 
     def close(self) -> None:
         self._dataset.close()
@@ -156,11 +166,18 @@ class _Blocks:
         try:
             with self._lock, _environment():
                 planes = self._dataset.read(bands, window=((y0, y1), (x0, x1)))  # (bands, h, w)
+                if planes.dtype == np.uint16 and self._mode in ("I;16", "RGB") and self._white is None:
+                    self._white = self._find_white(bands)
         except rasterio.errors.RasterioError as error:
             reason = error.__cause__ or error
             raise UserError(f"{self.path}: the image is truncated or damaged ({reason}). Replace it.") from error
-        if planes.dtype == np.uint16 and self._mode != "I;16":
+        if self._mode == "I;16":
+            grey = (planes[0].astype(np.float64) * 255 / self._white).round().astype(np.uint8)
+            return np.repeat(grey[:, :, None], 3, axis=2)
+        if planes.dtype == np.uint16:
             planes = (planes >> 8).astype(np.uint8)  # as Pillow reads 16-bit colours
+            if self._white is not None:
+                planes = (planes * (255 / max(1, self._white >> 8))).round().astype(np.uint8)
         if self._mode == "RGB":
             return np.ascontiguousarray(planes.transpose(1, 2, 0))
         pixels = np.ascontiguousarray(planes.transpose(1, 2, 0)) if len(bands) > 1 else planes[0]
@@ -169,6 +186,15 @@ class _Blocks:
         if self._palette is not None:
             picture.putpalette(self._palette)
         return picture_array(picture)
+
+    def _find_white(self, bands: list[int]) -> int:
+        """White of the whole image; looking ends at the first value that takes 16 bits."""
+        largest = 0
+        for _, window in self._dataset.block_windows(1):
+            largest = max(largest, int(self._dataset.read(bands, window=window).max()))
+            if largest > WHITES[-2]:
+                break
+        return find_white(largest)
 
 
 def _open_blocks(path: Path) -> _Blocks | None:
@@ -230,6 +256,7 @@ def _mode(dataset: Any, header: Image.Image | None) -> str | None:
     known = {"RGB": _RGB, "RGBA": _RGB, "RGBX": _RGB, "P": _PALETTE}
     if known.get(header.mode, _MIN_IS_BLACK) != photometric:
         return None
-    if header.mode == "RGBA" and tuple(tags.get(_EXTRA, ()))[:1] == (1,):
-        return "RGBa"  # colours are multiplied by alpha already
+    if header.mode == "RGBA":
+        kind = tags.get(EXTRA_SAMPLES, (UNNAMED_BANDS,))[0]
+        return {UNNAMED_BANDS: "RGB", 1: "RGBa"}.get(kind, "RGBA")  # 1: colours are multiplied by alpha already
     return {"RGBX": "RGB", "I;16B": "I;16"}.get(header.mode, header.mode)
