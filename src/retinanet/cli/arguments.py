@@ -160,7 +160,8 @@ def find_name(word: str, known: Mapping[str, Option], aliases: Mapping[str, str]
         return grouped[0].removeprefix("--")
     if grouped:
         raise UserError(f"option {word} could be {' or '.join(sorted(grouped))}: write one of them")
-    raise UserError(f"unknown option {word}{suggest(f'--{name}', [f'--{option}' for option in known])} See --help")
+    nearest = suggest(name, known).replace(" '", " '--")
+    raise UserError(f"unknown option {word}{nearest} See --help")
 
 
 def name_positionals(loose: Sequence[str], positionals: Sequence[str], known: Mapping[str, Option]) -> dict[str, Any]:
