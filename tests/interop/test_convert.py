@@ -302,7 +302,9 @@ def test_mmdetections_configuration_is_searched_in_linear_time():
     """Spaces that fit two parts of a pattern would be divided between them in every way."""
     statistics = {"backbone.body.layer1.0.bn1.running_mean": torch.ones(64)}
     text = " ".join(name + " " * 300_000 for name in ("style", "to_rgb", "mean", "std"))
-    assert mmdetection.settings(file_of({}, {"meta": {"cfg": text}}), statistics, ()).preprocess.compat.channels == "RGB"
+    assert (
+        mmdetection.settings(file_of({}, {"meta": {"cfg": text}}), statistics, ()).preprocess.compat.channels == "RGB"
+    )
 
 
 def test_torchvision_is_not_asked_where_it_came_from_twice():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from retinanet.analysis.trace.figures import RIVAL_COLOUR, close_ups, draw_trace, draw_gate_bars
+from retinanet.analysis.trace.figures import RIVAL_COLOUR, close_ups, draw_gate_bars, draw_trace
 from retinanet.analysis.trace.outcomes import GATES, Anchor, AssignedAnchor, BoxTrace, Entry, ImageTrace, Rival
 
 

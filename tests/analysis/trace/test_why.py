@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from retinanet.analysis.trace.outcomes import FOUND, GATES, Rival
-from retinanet.analysis.trace.shares import Shares, section, name_size
+from retinanet.analysis.trace.shares import Shares, name_size, section
 from retinanet.analysis.trace.why import find_annotated, trace_sample, why
 from retinanet.data.dataset import load_dataset
 from retinanet.detector import Detector
