@@ -20,5 +20,5 @@ class Interrupted(UserError):
 
 def suggest(name: object, known: Iterable[str]) -> str:
     """The end of a message about an unknown name: ``, did you mean 'sizes'?``, or a full stop where nothing is near."""
-    nearest = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
+    nearest = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.6)
     return f", did you mean {nearest[0]!r}?" if nearest else "."
