@@ -301,7 +301,7 @@ def test_mistakes_are_refused_before_anything_is_written(data, tiny, tmp_path, c
 def test_output_that_cannot_be_a_folder(data, tiny, tmp_path):
     (tmp_path / "file").write_text("mine")
     for output in (tmp_path / "file", tmp_path / "file" / "run"):
-        with pytest.raises(UserError, match=r"cannot be written: .*file is a file, not a folder\. Choose another place"):
+        with pytest.raises(UserError, match=r"cannot be written: .*file is a file, not a folder\. Choose"):
             train(str(data), str(output), **tiny())
     assert (tmp_path / "file").read_text() == "mine"
 
