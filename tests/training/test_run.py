@@ -280,7 +280,7 @@ def test_the_first_loss_is_checked_for_new_models_only(data, tiny, trained, tmp_
         ({"model": "resnet5"}, ["unknown model 'resnet5'", "did you mean 'resnet50'"]),
         ({"architecture": {"chanels": 3}}, ["architecture.chanels", "'channels'"]),
         ({"architecture": {"backbone": "resnet10"}}, ["unknown backbone 'resnet10'", "resnet10t"]),
-        ({"architecture": {"channels": -4}}, ["no network can be built", "channels=-4"]),
+        ({"architecture": {"channels": -4}}, ["1 to 4096 channels", "channels -4"]),
         ({"weights": "backbone.safetensors"}, ["no file backbone.safetensors"]),
         ({"epochs": 0}, ["epochs", "got 0"]),
         ({"batch_size": 0}, ["batch_size", "0"]),
@@ -363,7 +363,7 @@ def test_norms_are_trained_without_pretrained_weights_and_frozen_with_them(data,
     for weights_from, norm in (("none", "batch"), (str(backbone), "frozen")):
         for changes, expected in (({}, norm), ({"norm": "group"}, "group")):
             config = train_config(data=str(data), output="out", **tiny(weights=weights_from, architecture=changes))
-            assert start.build_detector(config, load_dataset(data, "train")).architecture.norm == expected
+            assert start.build_detector(config, load_dataset(data, "train")).spec.architecture.norm == expected
 
 
 def test_the_result_names_the_best_ap(data, tiny, tmp_path, monkeypatch):

@@ -235,9 +235,9 @@ def test_weights_of_a_backbone_are_refused(go_on, weights):
 
 def test_thresholds_are_the_folders_where_options_are_at_their_defaults(go_on):
     saved = Postprocess(score=0.0, topk=50, max_detections=20)  # what the folder was trained with
-    assert go_on()[0].postprocess == saved
+    assert go_on()[0].spec.postprocess == saved
     given = Postprocess(nms=0.3, topk=70)
-    assert go_on(options={"postprocess": given})[0].postprocess == replace(saved, nms=0.3, topk=70)
+    assert go_on(options={"postprocess": given})[0].spec.postprocess == replace(saved, nms=0.3, topk=70)
 
 
 def test_a_model_is_a_preset_or_a_folder(trained, tmp_path):
@@ -262,8 +262,8 @@ def test_a_model_remembers_the_scale_of_the_images_that_it_learned_from(go_on, t
     """The images have 64 x 80 pixels."""
     saved = Detector.load(trained)
     assert saved.spec.scale == pytest.approx(saved.spec.preprocess.size(64, 80)[0] / 64, rel=0.02)
-    assert go_on()[0].scale == saved.spec.scale
-    assert go_on(options={"image": ImageConfig(short=32, long=40)})[0].scale == 0.5
+    assert go_on()[0].spec.scale == saved.spec.scale
+    assert go_on(options={"image": ImageConfig(short=32, long=40)})[0].spec.scale == 0.5
     image = ImageConfig(short=128, long=160)
     config = train_config(data=str(data), output="out", model="resnet18", weights="none", image=image)
-    assert build_detector(config, load_dataset(data, "train")).scale == 2.0
+    assert build_detector(config, load_dataset(data, "train")).spec.scale == 2.0
