@@ -41,8 +41,8 @@ class PreprocessCompat:
     resampling: Literal["antialiased", "plain", "normalised"] = "antialiased"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.margin <= MOST_PIXELS:
-            raise UserError(f"compat.margin of images is at least 0 and at most {MOST_PIXELS}, got {self.margin}")
+        if self.margin < 0:
+            raise UserError(f"compat.margin of images is at least 0, got {self.margin}")
         if not self.divisor > 0:
             raise UserError(f"compat.divisor of images is above 0, got {self.divisor}")
         for name, choices in (
@@ -80,12 +80,11 @@ class Preprocess:
     def __post_init__(self) -> None:
         if not 0 < self.short <= self.long:
             raise UserError(f"image sides must satisfy 0 < short <= long, got short {self.short} and long {self.long}")
-        if self.long > MOST_PIXELS:
-            raise UserError(f"the long side of an image is at most {MOST_PIXELS} pixels, got {self.long}")
-        if not 1 <= self.multiple <= MOST_PIXELS:
-            raise UserError(
-                f"images are padded to a multiple of at least 1, at most {MOST_PIXELS}, got {self.multiple}"
-            )
+        if self.multiple < 1:
+            raise UserError(f"images are padded to a multiple of at least 1, got {self.multiple}")
+        largest = max(self.long, self.multiple, self.compat.margin)
+        if largest > MOST_PIXELS:
+            raise UserError(f"long, multiple and margin of images are at most {MOST_PIXELS} pixels, got {largest}")
         if len(self.mean) != 3 or len(self.std) != 3 or not all(value > 0 for value in self.std):
             raise UserError(f"mean and std are three numbers each, std above 0; got {self.mean} and {self.std}")
 
