@@ -22,3 +22,8 @@ def suggest(name: object, known: Iterable[str]) -> str:
     """The end of a message about an unknown name: ``, did you mean 'sizes'?``, or a full stop where nothing is near."""
     nearest = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.6)
     return f", did you mean {nearest[0]!r}?" if nearest else "."
+
+
+def make_printable(text: object) -> str:
+    """A text whose control characters, which could change what a terminal shows, are written as Python writes them."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else repr(letter)[1:-1] for letter in str(text))

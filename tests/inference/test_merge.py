@@ -6,14 +6,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retinanet.inference import merge
-from retinanet.inference.merge import CONTINUES, FRAGMENT, INSIDE, Found, concatenated, intersecting, merged
+from retinanet.inference.merge import (
+    CONTINUES,
+    FRAGMENT,
+    INSIDE,
+    WindowDetections,
+    find_intersections,
+    join_parts,
+    merge_detections,
+)
 
 
 def found(rows):
     """Rows (box, score, label, cut); cut names sides, such as ``"lt"``."""
     boxes = np.array([row[0] for row in rows], np.float64).reshape(-1, 4)
     cut = np.array([[side in row[3] for side in "ltrb"] for row in rows], bool).reshape(-1, 4)
-    return Found(boxes, np.float32([row[1] for row in rows]), np.int64([row[2] for row in rows]), cut)
+    return WindowDetections(boxes, np.float32([row[1] for row in rows]), np.int64([row[2] for row in rows]), cut)
 
 
 def rows_of(result):
@@ -122,7 +130,7 @@ def detections(draw):
 @settings(max_examples=300, deadline=None)
 @given(rows=detections(), how=st.sampled_from(["nms", "nmm"]), iou=st.sampled_from([0.3, 0.5, 0.75, 1.0]))
 def test_as_the_reference(rows, how, iou):
-    assert rows_of(merged(found(rows), how=how, iou=iou)) == reference(rows, how, iou)
+    assert rows_of(merge_detections(found(rows), how=how, iou=iou)) == reference(rows, how, iou)
 
 
 @settings(max_examples=100, deadline=None)
@@ -130,14 +138,14 @@ def test_as_the_reference(rows, how, iou):
 def test_the_order_of_the_input_does_not_matter(rows, how, random):
     shuffled = list(rows)
     random.shuffle(shuffled)
-    assert rows_of(merged(found(shuffled), how=how)) == rows_of(merged(found(rows), how=how))
+    assert rows_of(merge_detections(found(shuffled), how=how)) == rows_of(merge_detections(found(rows), how=how))
 
 
 @settings(max_examples=200, deadline=None)
 @given(rows=detections())
 def test_pairs_with_a_common_area(rows):
     boxes = found(rows).boxes
-    pairs = [tuple(sorted(pair)) for one, two in intersecting(boxes) for pair in zip(one, two, strict=True)]
+    pairs = [tuple(sorted(pair)) for one, two in find_intersections(boxes) for pair in zip(one, two, strict=True)]
     every = [(i, j) for j in range(len(boxes)) for i in range(j) if common(boxes[i], boxes[j]) > 0]
     assert sorted(pairs) == sorted(every)  # each once
 
@@ -149,7 +157,7 @@ def scattered(count, side):
     cut = np.zeros((count, 4), bool)
     cut[::10, dice.integers(0, 4)] = True
     scores = dice.random(count, np.float32)
-    return Found(np.hstack([corner, corner + side]), scores, dice.integers(0, 2, count), cut)
+    return WindowDetections(np.hstack([corner, corner + side]), scores, dice.integers(0, 2, count), cut)
 
 
 @pytest.mark.parametrize("pieces", [2_000_000, 50])
@@ -164,7 +172,7 @@ def test_random_boxes_as_the_reference(monkeypatch, pieces):
         )
     ]
     for how in ("nms", "nmm"):
-        result = merged(small, how=how)
+        result = merge_detections(small, how=how)
         wanted = reference(rows, how, 0.5)
         assert len(result) == len(wanted) < 300
         assert sorted(map(tuple, result.boxes.tolist())) == sorted(row[0] for row in wanted)  # scores may be equal
@@ -172,9 +180,11 @@ def test_random_boxes_as_the_reference(monkeypatch, pieces):
 
 def test_fifty_thousand_boxes_and_one_as_large_as_the_image():
     many = scattered(50_000, 20_000)
-    huge = Found(np.array([[0.0, 0, 20_000, 20_000]]), np.float32([0.5]), np.int64([0]), np.zeros((1, 4), bool))
+    huge = WindowDetections(
+        np.array([[0.0, 0, 20_000, 20_000]]), np.float32([0.5]), np.int64([0]), np.zeros((1, 4), bool)
+    )
     for how in ("nms", "nmm"):
-        result = merged(concatenated([many, huge]), how=how)
+        result = merge_detections(join_parts([many, huge]), how=how)
         for label in (0, 1):  # what is kept does not overlap: looked at pair by pair, in a part of the image
             near = (result.boxes[:, :2] < 2000).all(axis=1) & (result.labels == label)
             kept = result.boxes[near].tolist()
@@ -187,37 +197,37 @@ def test_fifty_thousand_boxes_and_one_as_large_as_the_image():
 
 def test_nothing():
     for how in ("nms", "nmm"):
-        assert len(merged(found([]), how=how)) == 0
+        assert len(merge_detections(found([]), how=how)) == 0
 
 
 def test_a_whole_box_beats_a_better_fragment():
     rows = [((60, 0, 90, 30), 0.6, 0, ""), ((68, 0, 90, 30), 0.9, 0, "l")]
     for how in ("nms", "nmm"):
-        assert rows_of(merged(found(rows), how=how)) == [((60, 0, 90, 30), 0.6, 0)]
+        assert rows_of(merge_detections(found(rows), how=how)) == [((60, 0, 90, 30), 0.6, 0)]
 
 
 def test_a_faint_whole_box_does_not_remove_a_certain_fragment():
     rows = [((60, 0, 90, 30), 0.1, 0, ""), ((68, 0, 90, 30), 0.9, 0, "l")]
     for how in ("nms", "nmm"):
-        assert rows_of(merged(found(rows), how=how)) == [((68, 0, 90, 30), 0.9, 0)]
+        assert rows_of(merge_detections(found(rows), how=how)) == [((68, 0, 90, 30), 0.9, 0)]
 
 
 def test_fragments_of_an_object_that_a_window_sees_whole_are_not_put_together():
     """The two windows below see one half each; the one above sees everything."""
     rows = [((50, 20, 150, 95), 0.8, 0, ""), ((50, 60, 110, 95), 0.9, 0, "rt"), ((90, 60, 150, 95), 0.9, 0, "lt")]
-    assert rows_of(merged(found(rows), how="nmm")) == [((50, 20, 150, 95), 0.8, 0)]
+    assert rows_of(merge_detections(found(rows), how="nmm")) == [((50, 20, 150, 95), 0.8, 0)]
 
 
 def test_a_small_whole_box_inside_a_fragment_leaves_it_alone():
     rows = [((70, 5, 80, 15), 0.1, 0, ""), ((0, 0, 100, 100), 0.9, 0, "r")]
-    assert len(merged(found(rows))) == 2
+    assert len(merge_detections(found(rows))) == 2
 
 
 def test_an_object_cut_by_every_window():
     """Three windows of 100 with an overlap of 20 see parts of one object from 30 to 230; the middle one sees no end."""
     parts = [((30, 5, 100, 45), 0.7, 0, "r"), ((80, 4, 180, 46), 0.9, 0, "lr"), ((160, 5, 230, 45), 0.8, 0, "l")]
-    assert rows_of(merged(found(parts), how="nmm")) == [((30, 4, 230, 46), 0.9, 0)]
-    assert ((80, 4, 180, 46), 0.9, 0) in rows_of(merged(found(parts), how="nms"))  # the largest stays
+    assert rows_of(merge_detections(found(parts), how="nmm")) == [((30, 4, 230, 46), 0.9, 0)]
+    assert ((80, 4, 180, 46), 0.9, 0) in rows_of(merge_detections(found(parts), how="nms"))  # the largest stays
 
 
 def test_an_object_cut_at_the_meeting_of_four_windows():
@@ -227,7 +237,7 @@ def test_an_object_cut_at_the_meeting_of_four_windows():
         ((30, 80, 100, 170), 0.7, 0, "rt"),
         ((80, 80, 150, 170), 0.8, 0, "lt"),
     ]
-    assert rows_of(merged(found(parts), how="nmm")) == [((30, 40, 150, 170), 0.8, 0)]
+    assert rows_of(merge_detections(found(parts), how="nmm")) == [((30, 40, 150, 170), 0.8, 0)]
 
 
 def test_neighbours_at_a_border_are_not_one_object():
@@ -239,9 +249,12 @@ def test_neighbours_at_a_border_are_not_one_object():
         ((68, 0, 90, 30), 0.6, 0, "l"),
     ]
     for how in ("nms", "nmm"):
-        assert rows_of(merged(found(rows), how=how)) == [((60, 0, 90, 30), 0.9, 0), ((92, 0, 120, 30), 0.8, 0)]
+        assert rows_of(merge_detections(found(rows), how=how)) == [
+            ((60, 0, 90, 30), 0.9, 0),
+            ((92, 0, 120, 30), 0.8, 0),
+        ]
 
 
 def test_classes_are_merged_apart():
     rows = [((0, 0, 10, 10), 0.9, 0, ""), ((0, 0, 10, 10), 0.8, 1, "r"), ((9, 0, 20, 10), 0.8, 0, "l")]
-    assert len(merged(found(rows), how="nms")) == len(merged(found(rows), how="nmm")) == 3
+    assert len(merge_detections(found(rows), how="nms")) == len(merge_detections(found(rows), how="nmm")) == 3

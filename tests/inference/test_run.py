@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
+from retinanet.cli.main import main
 from retinanet.data.dataset import load_dataset
+from retinanet.detector import Detector
 from retinanet.errors import UserError
 from retinanet.inference import predict as predict_run
-from retinanet.inference.documents import CSV_COLUMNS, Prediction, coco_document, csv_document
-from retinanet.inference.predict import above, find_images, picture_names, predict
+from retinanet.inference.documents import CSV_COLUMNS, Prediction, make_coco_document, make_csv_document
+from retinanet.inference.predict import find_images, keep_above, name_pictures, predict
 from retinanet.inference.predictor import Predictor
 from retinanet.model_folder import write_thresholds
 from retinanet.plotting.marks import class_colour
@@ -66,6 +69,7 @@ def test_each_image_once_in_the_order_given(pictures, monkeypatch):
         ("none.png", "no image at none.png: expected a file, a folder or a pattern"),
         ("*.gif", r"no image at \*.gif"),
         ("empty", "no image in the folder empty: looked for .jpg"),
+        ("https://example.org/a.jpg", "https://example.org/a.jpg is an address"),
     ],
 )
 def test_what_names_no_image_is_told(tmp_path, monkeypatch, given, words):
@@ -82,7 +86,7 @@ def test_pictures_get_different_names():
     given = [
         Path(name) for name in ("p/a.jpg", "p/a.png.jpg", "p/a.png", "p/q/a.jpg", "p/q/b.tif", "p/a.tif", "p/a_.tif")
     ]
-    found = picture_names(given)
+    found = name_pictures(given)
     assert list(found) == given and len(set(found.values())) == len(given)
     assert found[given[0]] == "a.png" and found[given[3]] == str(Path("q/a.png"))
     assert all(name.endswith(".png") and ".." not in name for name in found.values())
@@ -155,9 +159,12 @@ def two():
 
 
 def test_an_image_without_detections_has_a_row_and_an_entry(tmp_path, monkeypatch):
-    assert csv_document(two()).splitlines()[1:] == ['"x/one, two.png",,,,,,', "x/y.png,1.00,2.00,3.50,5.00,b,0.7500"]
+    assert make_csv_document(two()).splitlines()[1:] == [
+        '"x/one, two.png",,,,,,',
+        "x/y.png,1.00,2.00,3.50,5.00,b,0.7500",
+    ]
     monkeypatch.chdir(tmp_path)
-    document = coco_document(two(), ("a", "b"), Path("out"))
+    document = make_coco_document(two(), ("a", "b"), Path("out"))
     assert [image["file_name"] for image in document["images"]] == ["../x/one, two.png", "../x/y.png"]
     assert document["annotations"] == [
         {"id": 1, "image_id": 2, "category_id": 2, "bbox": [1, 2, 2.5, 3], "score": 0.75, "area": 7.5, "iscrowd": 0}
@@ -166,7 +173,7 @@ def test_an_image_without_detections_has_a_row_and_an_entry(tmp_path, monkeypatc
     for one in two():
         Image.new("RGB", one.size[::-1]).save(one.path)
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "d.csv").write_text(csv_document(two()).replace("x/", "../x/"))
+    (tmp_path / "out" / "d.csv").write_text(make_csv_document(two()).replace("x/", "../x/"))
     (tmp_path / "out" / "d.json").write_text(json.dumps(document))
     for name in ("d.csv", "d.json"):
         dataset = load_dataset(tmp_path / "out" / name, class_names=("a", "b"), strict=True)
@@ -214,8 +221,8 @@ def test_each_class_has_the_threshold_of_the_model(trained, data, tmp_path):
 def test_detections_on_their_threshold_are_shown():
     boxes = torch.zeros(4, 4)
     found = Detections(boxes, torch.tensor([0.9, 0.7, 0.3, 0.29]), torch.tensor([0, 0, 1, 1]), ("a", "b"))
-    assert above(found, {"a": 0.9}).scores.tolist() == pytest.approx([0.9, 0.3])
-    assert above(found, {"a": 0.0, "b": 1.0}).labels.tolist() == [0, 0]
+    assert keep_above(found, {"a": 0.9}).scores.tolist() == pytest.approx([0.9, 0.3])
+    assert keep_above(found, {"a": 0.0, "b": 1.0}).labels.tolist() == [0, 0]
 
 
 def test_results_are_not_overwritten_unasked(trained, data, tmp_path):
@@ -233,29 +240,90 @@ def test_results_are_not_overwritten_unasked(trained, data, tmp_path):
     assert json.loads((tmp_path / "detections.json").read_text())["images"] and mine.read_text() == "kept"
 
 
-@pytest.mark.parametrize("before", [False, True])
-def test_an_image_that_breaks_off_leaves_everything_as_it_was(trained, data, tmp_path, before):
-    """Its header is whole, so it is noticed only after others have been predicted."""
+@pytest.mark.parametrize("options", [{}, {"tile": 64, "overlap": 16}])
+def test_images_that_cannot_be_read_are_left_out_and_told(trained, data, tmp_path, options):
+    """The header of one is whole, so it is noticed only after others have been predicted."""
     scans, out = Path(shutil.copytree(data / "test", tmp_path / "scans")), tmp_path / "out"
-    last = scans / "test_2.png"
-    last.write_bytes(last.read_bytes()[:-2000])
+    cut, text = scans / "test_1.png", scans / "a.png"
+    cut.write_bytes(cut.read_bytes()[:-2000])
+    text.write_text("hello")
+    predictions = predict(str(trained), [str(scans)], output=str(out), device="cpu", batch_size=2, **options)
+    good = [scans / "test_0.png", scans / "test_2.png"]
+    assert [prediction.path for prediction in predictions] == good and set(predictions.failed) == {cut, text}
+    assert "truncated" in predictions.failed[cut] and "is not an image" in predictions.failed[text]
+    written = json.loads((out / "detections.json").read_text())["images"]
+    assert [Path(image["file_name"]).name for image in written] == [path.name for path in good]
+    assert sorted(path.name for path in (out / "pictures").iterdir()) == [path.name for path in good]
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_where_no_image_can_be_read_everything_stays_as_it_was(trained, data, tmp_path, before):
+    scans, out = tmp_path / "scans", tmp_path / "out"
+    scans.mkdir()
+    (scans / "a.png").write_bytes((data / "test" / "test_0.png").read_bytes()[:-2000])
     if before:
         out.mkdir()
         (out / "detections.csv").write_text("earlier")
-    with pytest.raises(UserError, match=r"test_2\.png: the image is truncated"):
-        predict(str(trained), [str(scans)], output=str(out), device="cpu", batch_size=1, overwrite=True)
+    with pytest.raises(UserError, match=r"a\.png: the image is truncated"):
+        predict(str(trained), [str(scans)], output=str(out), device="cpu", overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == (["out", "scans"] if before else ["scans"])
     if before:
         assert [path.name for path in out.iterdir()] == ["detections.csv"]
         assert (out / "detections.csv").read_text() == "earlier"
 
 
-def test_a_file_that_is_no_image_is_refused_before_the_model_is_loaded(data, tmp_path, monkeypatch):
+def test_the_command_lists_what_could_not_be_read(trained, data, tmp_path, capsys):
+    bad = tmp_path / "bad\x1b[31m.png"
+    bad.write_text("hello")
+    words = [str(trained), str(data / "test" / "test_0.png"), str(bad), "--output", str(tmp_path / "out")]
+    assert main(["predict", *words, "--device", "cpu", "--pictures", "false"]) == 1
+    printed = capsys.readouterr()
+    assert "objects in 1 images; detections.json and .csv are in" in printed.out
+    assert "1 of 2 images could not be read:" in printed.err and r"bad\x1b[31m.png: is not an image" in printed.err
+    assert "\x1b[31m" not in printed.err
+
+
+def test_files_without_an_image_are_refused_before_the_model_is_loaded(tmp_path, monkeypatch):
     monkeypatch.setattr(predict_run, "Predictor", None)
     (tmp_path / "text.png").write_text("hello")
     with pytest.raises(UserError, match=r"text\.png: is not an image"):
-        predict("none", [str(data / "test"), str(tmp_path / "text.png")], output=str(tmp_path / "out"))
+        predict("none", [str(tmp_path / "text.png")], output=str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_hidden_files_are_left_out_and_other_kinds_are_counted(pictures, caplog):
+    for name in ("._b.png", ".ipynb_checkpoints/b.png", "deep/x.HEIC", "deep/y.heic"):
+        path = pictures / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"no image")
+    paths = names(find_images([str(pictures)]), pictures)
+    assert paths == ["[x]*.png", "a.JPG", "b.png", "deep/d.webp", "deep/er/c.tif", "v1.0/e.bmp"]
+    assert f"3 files of other kinds (.heic, .txt) were left out of {pictures}" in caplog.text
+
+
+def test_cells_that_a_spreadsheet_would_compute_are_quoted():
+    formulas = ("=1+1", "+a", "-b", "@c", "d=1")
+    boxes = torch.zeros(5, 4)
+    detections = Detections(boxes, torch.ones(5), torch.arange(5), formulas)
+    rows = list(csv.DictReader(make_csv_document([Prediction(Path("=x.png"), (1, 1), detections)]).splitlines()))
+    assert [row["label"] for row in rows] == ["'=1+1", "'+a", "'-b", "'@c", "d=1"]
+    assert {row["image_path"] for row in rows} == {"'=x.png"}
+
+
+def test_the_limit_of_detections_and_a_score_without_effect_are_told(trained, data, tmp_path, caplog):
+    model = tmp_path / "model"
+    detector = Detector.load(trained)
+    rule = replace(detector.spec.postprocess, max_detections=2, score=0.01)
+    detector.with_spec(postprocess=rule, thresholds={"disc": 0.0, "square": 0.0}).save(model)
+    image = str(data / "test" / "test_0.png")
+    predictions = predict(str(model), [image], output=str(tmp_path / "out"), device="cpu", pictures=False, score=0.0)
+    assert len(predictions[0].detections) == 2
+    assert f"{image}: 2 detections, the most that the model reports" in caplog.text
+    assert "--score 0 has no effect below 0.01" in caplog.text
+    caplog.clear()
+    predictor = Predictor.load(model, device="cpu")
+    predictor(image), predictor([image])
+    assert caplog.text.count("an image holds 2 detections, the most") == 1
 
 
 @pytest.mark.parametrize(
@@ -265,7 +333,7 @@ def test_a_file_that_is_no_image_is_refused_before_the_model_is_loaded(data, tmp
         ({"batch_size": 0}, "batch_size is at least 1"),
         ({"device": "abacus"}, "abacus"),
         ({"output": "file"}, "--output file is a file"),
-        ({"output": "file/out"}, "--output file/out cannot be written"),
+        ({"output": "file/out"}, "out cannot be written: .*file is a file"),
     ],
 )
 def test_mistakes_are_told_and_nothing_is_written(trained, data, tmp_path, monkeypatch, options, words):
@@ -276,9 +344,14 @@ def test_mistakes_are_told_and_nothing_is_written(trained, data, tmp_path, monke
     assert [path.name for path in tmp_path.iterdir()] == ["file"] and Path("file").read_text() == "mine"
 
 
+def test_an_image_in_the_place_of_the_model(tmp_path):
+    with pytest.raises(UserError, match=r"scan\.png is an image; the model comes first"):
+        predict("scan.png", ["model"], output=str(tmp_path / "out"))
+
+
 def test_dots_in_a_path_do_not_lead_out_of_the_output(tmp_path):
     paths = [tmp_path / "in" / "a" / "1.png", tmp_path / "in" / "a" / ".." / ".." / "other" / "1.png"]
-    assert picture_names(paths) == {paths[0]: "in/a/1.png", paths[1]: "other/1.png"}
+    assert name_pictures(paths) == {paths[0]: "in/a/1.png", paths[1]: "other/1.png"}
 
 
 def test_an_image_that_is_read_is_never_replaced(tmp_path):
@@ -306,7 +379,7 @@ def test_pictures_of_others_are_kept_unless_asked_for(tmp_path):
     [
         ({"workers": 0}, "--workers is at least 1, got 0"),
         ({"tile_scale": 2.0}, "--tile_scale is for images that are cut into windows; give --tile too"),
-        ({"tile": 8}, "tile"),
+        ({"tile": 8}, "^tile is at least 32"),
         ({"mode": "throughput"}, "mode throughput is for exported models"),
     ],
 )

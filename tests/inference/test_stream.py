@@ -11,14 +11,15 @@ from retinanet.errors import UserError
 from retinanet.images.preprocess import Preprocess
 from retinanet.inference.backend import Prepared
 from retinanet.inference.predictor import Predictor
-from retinanet.inference.stream import in_order, streamed
+from retinanet.inference.stream import in_order, stream_detections
+from retinanet.spec import ModelSpec
 from retinanet.types import Detections
 
 
 class Counter:
     """A backend whose detections say which image they are of; it notes what is asked of it."""
 
-    class_names, thresholds, preprocess, scale, name = ("a",), {}, Preprocess(), None, "counter"
+    spec, name = ModelSpec(("a",)), "counter"
 
     def __init__(self, streams=1):
         self.streams = streams
@@ -118,7 +119,7 @@ def test_errors_of_the_backend_come_through():
     with pytest.raises(ZeroDivisionError):
         list(Predictor(backend).stream([picture(1)]))
     with pytest.raises(MemoryError):
-        list(streamed(Counter(), lambda item: (_ for _ in ()).throw(MemoryError), [1], batch_size=1))
+        list(stream_detections(Counter(), lambda item: (_ for _ in ()).throw(MemoryError), [1], batch_size=1))
 
 
 def test_workers_out_of_range():
@@ -153,5 +154,5 @@ def test_images_of_other_sizes_do_not_change_what_is_found():
     items = [(8, 8), (8, 16), (8, 7), (16, 8), (7, 15)]
     rule = Preprocess(multiple=8)
     prepare = lambda item: Prepared(np.zeros((*item, 3), np.uint8), item, rule.padded(*item))  # noqa: E731
-    assert list(streamed(Backend(), prepare, items, batch_size=5)) == items
+    assert list(stream_detections(Backend(), prepare, items, batch_size=5)) == items
     assert calls == [[(8, 8)] * 2, [(8, 16)] * 2, [(16, 8)]]

@@ -20,7 +20,7 @@ from retinanet.errors import UserError
 from retinanet.images.preprocess import Preprocess
 from retinanet.inference.backend import Prepared
 from retinanet.inference.predictor import Predictor
-from retinanet.inference.tiled import EDGE, predict_tiled, starts
+from retinanet.inference.tiled import EDGE, find_starts, predict_tiled
 from retinanet.model.postprocess import Postprocess
 from retinanet.spec import ModelSpec
 from retinanet.types import Detections
@@ -134,7 +134,7 @@ def test_any_size_and_place(height, width, tile, x, y, batch):
 def test_windows_cover_every_pixel(length, window, overlap):
     window = min(window, length)
     overlap = min(overlap, window - 1)
-    places = starts(length, window, overlap)
+    places = find_starts(length, window, overlap)
     covered = np.zeros(length, int)
     for start in places:
         assert 0 <= start <= length - window

@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 import retinanet
-from retinanet.errors import Interrupted, UserError, suggest
+from retinanet.errors import Interrupted, UserError, make_printable, suggest
 
 
 class Command(NamedTuple):
@@ -110,7 +110,12 @@ def run(name: str, words: Sequence[str]) -> int:
     arguments = parse(function, words, positionals=positionals, usage=usage, aliases=aliases)
     result = function(**arguments)
     print(describe_result(name, result, arguments.get("output")))
-    return int(getattr(result, "stops", False))
+    failed = getattr(result, "failed", {})  # images that predict could not read, and why
+    if failed:
+        print(f"{len(failed)} of {len(failed) + len(result)} images could not be read:", file=sys.stderr)
+        for reason in failed.values():
+            print(f"  {make_printable(reason)}", file=sys.stderr)
+    return int(bool(failed) or getattr(result, "stops", False))
 
 
 def describe_result(command: str, result: Any, output: str | None) -> str:
@@ -136,7 +141,7 @@ def describe_result(command: str, result: Any, output: str | None) -> str:
 def _stop(command: str, reason: str, code: int) -> int:
     """Say why a command stops; whoever reads may be gone, as ``tee`` is after Ctrl-C."""
     with suppress(OSError):
-        print(f"retinanet {command}: {reason}", file=sys.stderr, flush=True)
+        print(f"retinanet {command}: {make_printable(reason)}", file=sys.stderr, flush=True)
     return code
 
 

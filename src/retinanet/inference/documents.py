@@ -5,13 +5,16 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from retinanet.types import Detections
 
 CSV_COLUMNS = ("image_path", "xmin", "ymin", "xmax", "ymax", "label", "score")
+
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet takes a cell that begins so for a formula
 
 
 @dataclass(frozen=True)
@@ -29,40 +32,67 @@ class Prediction:
     detections: Detections
 
 
-def coco_document(found: Sequence[Prediction], class_names: Sequence[str], folder: Path) -> dict[str, object]:
+class Predictions(list[Prediction]):
+    """What was found in many images, in their order.
+
+    Attributes:
+        failed: the images that could not be read, with the reason; they are not in the list.
+    """
+
+    def __init__(self, predictions: Iterable[Prediction] = (), failed: Mapping[Path, str] | None = None) -> None:
+        super().__init__(predictions)
+        self.failed = dict(failed or {})
+
+
+def make_coco_document(
+    predictions: Sequence[Prediction], class_names: Sequence[str], folder: Path
+) -> dict[str, object]:
     """A COCO data set of the detections, each with its score: labelling tools load it, and so does ``evaluate``.
 
     Args:
-        found: the images and what is in them.
+        predictions: the images and what is in them.
         class_names: K names.
         folder: where the document will lie; images are named relative to it.
     """
     home = os.path.realpath(folder)
     annotations: list[dict[str, object]] = []
-    for number, one in enumerate(found, start=1):
-        for row in one.detections.to_coco(number):
+    for number, prediction in enumerate(predictions, start=1):
+        for row in prediction.detections.to_coco(number):
             width, height = row["bbox"][2:]
             annotations.append({"id": len(annotations) + 1, **row, "area": width * height, "iscrowd": 0})
     return {
         "images": [
-            {"id": number, "file_name": os.path.relpath(one.path, home), "height": one.size[0], "width": one.size[1]}
-            for number, one in enumerate(found, start=1)
+            {
+                "id": number,
+                "file_name": os.path.relpath(prediction.path, home),
+                "height": prediction.size[0],
+                "width": prediction.size[1],
+            }
+            for number, prediction in enumerate(predictions, start=1)
         ],
         "categories": [{"id": number, "name": name} for number, name in enumerate(class_names, start=1)],
         "annotations": annotations,
     }
 
 
-def csv_document(found: Sequence[Prediction]) -> str:
-    """One line per detection; an image without any has a line with empty fields."""
+def make_csv_document(predictions: Sequence[Prediction]) -> str:
+    """One line per detection; an image without any has a line with empty fields.
+
+    A path or a class name that a spreadsheet would compute, because it begins with =, +, - or @, has an apostrophe in
+    front.
+    """
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(CSV_COLUMNS)
-    for one in found:
-        rows = one.detections.to_dicts()
+    for prediction in predictions:
+        rows, path = prediction.detections.to_dicts(), _quote_formula(str(prediction.path))
         for row in rows:
             box = [f"{side:.2f}" for side in row["box"]]
-            writer.writerow([one.path, *box, row["name"], f"{row['score']:.4f}"])
+            writer.writerow([path, *box, _quote_formula(row["name"]), f"{row['score']:.4f}"])
         if not rows:
-            writer.writerow([one.path, *[""] * 6])
+            writer.writerow([path, *[""] * 6])
     return text.getvalue()
+
+
+def _quote_formula(text: str) -> str:
+    return f"'{text}" if text.startswith(FORMULA) else text

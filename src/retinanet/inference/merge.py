@@ -31,7 +31,7 @@ Flags = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Found:
+class WindowDetections:
     """Detections of windows, in pixels of the image.
 
     Attributes:
@@ -55,14 +55,14 @@ class Found:
         """(n,) bool, whether a border of its window cuts a box."""
         return self.cut[:, 0] | self.cut[:, 1] | self.cut[:, 2] | self.cut[:, 3]
 
-    def rows(self, rows: Indices) -> Found:
+    def rows(self, rows: Indices) -> WindowDetections:
         """The rows that ``rows`` names."""
-        return Found(self.boxes[rows], self.scores[rows], self.labels[rows], self.cut[rows])
+        return WindowDetections(self.boxes[rows], self.scores[rows], self.labels[rows], self.cut[rows])
 
 
-def concatenated(parts: Sequence[Found]) -> Found:
+def join_parts(parts: Sequence[WindowDetections]) -> WindowDetections:
     """The detections of all parts, in their order."""
-    return Found(
+    return WindowDetections(
         np.concatenate([np.zeros((0, 4)), *(part.boxes for part in parts)]),
         np.concatenate([np.zeros(0, np.float32), *(part.scores for part in parts)]),
         np.concatenate([np.zeros(0, np.int64), *(part.labels for part in parts)]),
@@ -70,13 +70,18 @@ def concatenated(parts: Sequence[Found]) -> Found:
     )
 
 
-def merged(
-    found: Found, *, how: Merge = "nms", iou: float = 0.5, class_agnostic: bool = False, tolerance: float = 1.0
-) -> Found:
+def merge_detections(
+    detections: WindowDetections,
+    *,
+    how: Merge = "nms",
+    iou: float = 0.5,
+    class_agnostic: bool = False,
+    tolerance: float = 1.0,
+) -> WindowDetections:
     """One detection per object, by the rules at the top of this file.
 
     Args:
-        found: n detections of all windows.
+        detections: n detections of all windows.
         how: ``nms`` or ``nmm``.
         iou: of two boxes of a class, the threshold of suppression.
         class_agnostic: of any two boxes.
@@ -85,84 +90,91 @@ def merged(
     Returns:
         (m,) detections, best score first, equal scores by position.
     """
-    groups = np.zeros_like(found.labels) if class_agnostic else found.labels
+    groups = np.zeros_like(detections.labels) if class_agnostic else detections.labels
     parts = [
-        _one_class(found.rows(np.flatnonzero(groups == group)), how, iou, tolerance) for group in np.unique(groups)
+        _merge_class(detections.rows(np.flatnonzero(groups == group)), how, iou, tolerance)
+        for group in np.unique(groups)
     ]
-    together = concatenated(parts)
-    return together.rows(_order(together, together.scores))
+    together = join_parts(parts)
+    return together.rows(_rank(together, together.scores))
 
 
-def _order(found: Found, worth: NDArray[np.float32]) -> Indices:
+def _rank(detections: WindowDetections, worth: NDArray[np.float32]) -> Indices:
     """The most worth first, then by position."""
-    x1, y1, x2, y2 = found.boxes.T
-    return np.lexsort((found.labels, found.fragment, x2, y2, x1, y1, -worth))
+    x1, y1, x2, y2 = detections.boxes.T
+    return np.lexsort((detections.labels, detections.fragment, x2, y2, x1, y1, -worth))
 
 
-def _one_class(found: Found, how: Merge, iou: float, tolerance: float) -> Found:
+def _merge_class(detections: WindowDetections, how: Merge, iou: float, tolerance: float) -> WindowDetections:
     if how == "nmm":
-        found = _joined(_suppressed(found, iou, by_fragments=False), tolerance)
-    return _suppressed(found, iou, by_fragments=True)
+        detections = _join_fragments(_suppress(detections, iou, by_fragments=False), tolerance)
+    return _suppress(detections, iou, by_fragments=True)
 
 
-def _suppressed(found: Found, iou: float, *, by_fragments: bool) -> Found:
+def _suppress(detections: WindowDetections, iou: float, *, by_fragments: bool) -> WindowDetections:
     """What is kept, in its order; fragments suppress each other only ``by_fragments``."""
-    found = found.rows(_order(found, found.scores * np.where(found.fragment, np.float32(FRAGMENT), np.float32(1))))
-    first, second = (np.concatenate(part) for part in zip(*_suppressions(found, iou), strict=True))
-    active = by_fragments | ~found.fragment[first]
+    detections = detections.rows(
+        _rank(detections, detections.scores * np.where(detections.fragment, np.float32(FRAGMENT), np.float32(1)))
+    )
+    first, second = (np.concatenate(part) for part in zip(*_find_suppressions(detections, iou), strict=True))
+    active = by_fragments | ~detections.fragment[first]
     first, second = first[active], second[active]
     order = np.argsort(first, kind="stable")
     boxes, starts = np.unique(first[order], return_index=True)
-    kept = np.ones(len(found), bool)
+    kept = np.ones(len(detections), bool)
     for box, weaker in zip(boxes.tolist(), np.split(second[order], starts[1:]), strict=False):
         if kept[box]:
             kept[weaker] = False
-    return found.rows(np.flatnonzero(kept))
+    return detections.rows(np.flatnonzero(kept))
 
 
-def _suppressions(found: Found, iou: float) -> Iterator[tuple[Indices, Indices]]:
+def _find_suppressions(detections: WindowDetections, iou: float) -> Iterator[tuple[Indices, Indices]]:
     """Pairs of ranks (i, j), i before j, where i suppresses j unless it is suppressed itself."""
-    boxes, fragment = found.boxes, found.fragment
+    boxes, fragment = detections.boxes, detections.fragment
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     yield np.zeros(0, np.int64), np.zeros(0, np.int64)
-    for one, two in intersecting(boxes):
-        i, j = np.minimum(one, two), np.maximum(one, two)
+    for left, right in find_intersections(boxes):
+        i, j = np.minimum(left, right), np.maximum(left, right)
         sides = np.minimum(boxes[i, 2:], boxes[j, 2:]) - np.maximum(boxes[i, :2], boxes[j, :2])
         common = sides[:, 0] * sides[:, 1]
         weaker = (common > iou * (area[i] + area[j] - common)) | (fragment[j] & (common > INSIDE * area[j]))
         yield i[weaker], j[weaker]
 
 
-def _joined(found: Found, tolerance: float) -> Found:
+def _join_fragments(detections: WindowDetections, tolerance: float) -> WindowDetections:
     """Fragments that continue each other as one box, the rest as it is."""
-    fragments = np.flatnonzero(found.fragment)
-    boxes, cut = found.boxes[fragments], found.cut[fragments]
+    fragments = np.flatnonzero(detections.fragment)
+    boxes, cut = detections.boxes[fragments], detections.cut[fragments]
     reach = boxes + tolerance * np.array([-1, -1, 1, 1])  # those that only touch are found as well
-    group = np.arange(len(found))
-    for one, two in intersecting(reach):
-        for i, j in ((one, two), (two, one)):
+    group = np.arange(len(detections))
+    for left, right in find_intersections(reach):
+        for i, j in ((left, right), (right, left)):
             for axis in (0, 1):
-                pairs = _continue(boxes, cut, i, j, axis, tolerance)
+                pairs = _find_continuations(boxes, cut, i, j, axis, tolerance)
                 for a, b in zip(fragments[i[pairs]].tolist(), fragments[j[pairs]].tolist(), strict=True):
-                    group[_root(group, a)] = _root(group, b)
-    roots = np.array([_root(group, row) for row in range(len(found))], np.int64)
-    together, scores, cut = found.boxes.copy(), found.scores.copy(), np.zeros_like(found.cut)
-    np.minimum.at(together[:, :2], roots, found.boxes[:, :2])
-    np.maximum.at(together[:, 2:], roots, found.boxes[:, 2:])
-    np.maximum.at(scores, roots, found.scores)
-    ends = np.abs(found.boxes - together[roots]) <= tolerance  # a side is cut still where the outermost fragment is
-    np.logical_or.at(cut, roots, found.cut & ends)
-    return Found(together, scores, found.labels, cut).rows(np.unique(roots))
+                    group[_find_root(group, a)] = _find_root(group, b)
+    roots = np.array([_find_root(group, row) for row in range(len(detections))], np.int64)
+    together, scores, cut = detections.boxes.copy(), detections.scores.copy(), np.zeros_like(detections.cut)
+    np.minimum.at(together[:, :2], roots, detections.boxes[:, :2])
+    np.maximum.at(together[:, 2:], roots, detections.boxes[:, 2:])
+    np.maximum.at(scores, roots, detections.scores)
+    ends = (
+        np.abs(detections.boxes - together[roots]) <= tolerance
+    )  # a side is cut still where the outermost fragment is
+    np.logical_or.at(cut, roots, detections.cut & ends)
+    return WindowDetections(together, scores, detections.labels, cut).rows(np.unique(roots))
 
 
-def _root(group: Indices, row: int) -> int:
+def _find_root(group: Indices, row: int) -> int:
     while group[row] != row:
         group[row] = group[group[row]]
         row = int(group[row])
     return row
 
 
-def _continue(boxes: NDArray[np.float64], cut: Flags, i: Indices, j: Indices, axis: int, tolerance: float) -> Flags:
+def _find_continuations(
+    boxes: NDArray[np.float64], cut: Flags, i: Indices, j: Indices, axis: int, tolerance: float
+) -> Flags:
     """Which fragments j go on, to the right (axis 0) or below (axis 1), where i are cut.
 
     Both cross the whole strip between the two borders, and their sides along the borders agree.
@@ -175,7 +187,7 @@ def _continue(boxes: NDArray[np.float64], cut: Flags, i: Indices, j: Indices, ax
     return cut[i, far] & cut[j, near] & crosses & meets & (common > CONTINUES * union)
 
 
-def intersecting(boxes: NDArray[np.float64]) -> Iterator[tuple[Indices, Indices]]:
+def find_intersections(boxes: NDArray[np.float64]) -> Iterator[tuple[Indices, Indices]]:
     """All pairs of boxes (n, 4) with a common area, each once, in pieces of bounded size.
 
     Boxes are sorted into the cells of a grid, each into all cells that it covers, and compared within a cell. The cells
@@ -203,10 +215,10 @@ def intersecting(boxes: NDArray[np.float64]) -> Iterator[tuple[Indices, Indices]
         counts = later[start:stop]
         entry = np.repeat(np.arange(start, stop), counts)
         other = entry + 1 + np.arange(len(entry)) - np.repeat(counts.cumsum() - counts, counts)
-        one, two = box[entry], box[other]
-        low = np.maximum(boxes[one, :2], boxes[two, :2])
-        meet = (low < np.minimum(boxes[one, 2:], boxes[two, 2:])).all(axis=1)
-        home = np.maximum(first[one], first[two])  # the cell of the corner ``low``
+        left, right = box[entry], box[other]
+        low = np.maximum(boxes[left, :2], boxes[right, :2])
+        meet = (low < np.minimum(boxes[left, 2:], boxes[right, 2:])).all(axis=1)
+        home = np.maximum(first[left], first[right])  # the cell of the corner ``low``
         meet &= home[:, 1] * (int(column.max()) + 1) + home[:, 0] == cell[entry]
-        yield one[meet], two[meet]
+        yield left[meet], right[meet]
         start = stop

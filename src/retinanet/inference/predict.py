@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import glob
 import json
+import logging
 import os
+import re
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -14,26 +17,27 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
 from retinanet.errors import UserError
+from retinanet.files import check_output_folder
 from retinanet.images.io import IMAGE_SUFFIXES, image_size, read_pixels
 from retinanet.images.windows import ImageWindows, overview
 from retinanet.inference.backend import Mode, count_cores
-from retinanet.inference.documents import Prediction, coco_document, csv_document
-from retinanet.inference.predictor import Predictor
+from retinanet.inference.documents import Prediction, Predictions, make_coco_document, make_csv_document
+from retinanet.inference.predictor import Predictor, describe_limit
 from retinanet.inference.stream import in_order
-from retinanet.inference.tiled import predict_tiled
-from retinanet.plotting.draw import draw_boxes, draw_detections
+from retinanet.inference.tiled import check_tile_options, predict_tiled
+from retinanet.plotting.draw import draw_boxes
 from retinanet.spec import exported_file
 from retinanet.types import DEFAULT_THRESHOLD, Detections
 
 LEGIBLE = 600
 OVERVIEW = 4096  # most pixels of the long side of a picture of an image that was cut into tiles
-Report = Callable[[float, float], object]  # how much is done, of how much
-Finder = Callable[[Sequence[Path], Report], Generator[Detections]]
+Results = Generator[Detections | UserError]  # of each image
+Report = Callable[[float], object]  # told how many images are done
+_log = logging.getLogger(__name__)
 
 
 def predict(
@@ -56,12 +60,16 @@ def predict(
     trust: bool = False,
     trust_code: bool = False,
     overwrite: bool = False,
-) -> list[Prediction]:
+) -> Predictions:
     """Find objects in images; write annotated pictures, detections.json (COCO) and detections.csv.
+
+    An image that cannot be read is left out and told; the results of the others are written. In detections.csv a path
+    or a class name that a spreadsheet would take for a formula has an apostrophe in front.
 
     Args:
         model: model folder, exported model, torchvision/NAME or a hub repository.
-        images: files, folders (searched with their subfolders) and patterns such as "scans/*.png".
+        images: files, folders (searched with their subfolders, without hidden ones) and patterns such as
+            "scans/*.png".
         output: folder for the results, made if need be.
         score: detections below this score are left out of pictures and files. By default each class has the threshold
             that the model holds for it, or 0.3 where it holds none.
@@ -83,43 +91,93 @@ def predict(
         trust_code: load a pt2 file with pickled or compiled parts as well, which runs code.
         overwrite: replace the results of an earlier prediction in output.
 
+    Returns:
+        A list with an entry for each image; its ``failed`` says which images could not be read, and why.
+
     Raises:
-        UserError: no usable model, no such image, an option that this kind of model does not have, or results are
-            there already.
+        UserError: no usable model, no such image, none that can be read, an option that this kind of model does not
+            have, or results are there already.
     """
-    _check_options(score, workers, tile, tile_scale)
-    paths = find_images(images)
-    folder = Path(output)
-    names = picture_names(paths) if pictures else {}
-    check_output(folder, names, overwrite=overwrite)
-    sizes = [image_size(path) for path in paths]  # a file that is no image is refused before anything is written
+    _check_options(model, score, workers, tile, tile_scale)
+    folder, paths = Path(output), find_images(images)
+    names = name_pictures(paths) if pictures else {}
+    _check_output(folder, names, overwrite=overwrite)
+    sizes, failed = _read_sizes(paths)
     if mode is None:
-        mode = "throughput" if (len(paths) > 1 or tile) and exported_file(model) else "latency"
-    trusted = {"trust": trust, "trust_code": trust_code}
+        mode = "throughput" if (len(sizes) > 1 or tile) and exported_file(model) else "latency"
     predictor = Predictor.load(
-        model, device=device, batch_size=batch_size, precision=precision, mode=mode, compile=compile, **trusted
+        model,
+        device=device,
+        batch_size=batch_size,
+        precision=precision,
+        mode=mode,
+        compile=compile,
+        trust=trust,
+        trust_code=trust_code,
     )
-    finder: Finder = partial(_streamed, predictor, workers=workers)
+    spec = predictor.backend.spec
+    if score is not None and score < spec.postprocess.score:
+        _log.warning(
+            "--score %g has no effect below %g, the model's own threshold (postprocess.score in its config.json)",
+            *(score, spec.postprocess.score),
+        )
+    run: Callable[[Report], Results] = partial(_stream, predictor, list(sizes), workers)
     if tile is not None:
-        finder = partial(_tiled, predictor, tile=tile, overlap=overlap, merge=merge, scale=tile_scale)
+        how: dict[str, Any] = {"tile": tile, "overlap": overlap, "merge": merge, "scale": tile_scale}
+        check_tile_options(**how)
+        run = partial(_cut_into_tiles, predictor, list(sizes), how)
     with _moved_when_whole(folder) as scratch:
         targets = {path: scratch / "pictures" / name for path, name in names.items()}
-        least = predictor.backend.spec.thresholds if score is None else score
-        draw = _draw_overview if tile is not None else _draw
-        found = _find(finder, paths, sizes, least, partial(draw, targets), workers or count_cores())
-        document = coco_document(found, predictor.class_names, folder)
+        draw = partial(_draw, targets, whole=tile is None)
+        predictions = _predict_and_draw(
+            predictor, run, sizes, failed, spec.thresholds if score is None else score, draw, workers or count_cores()
+        )
+        document = make_coco_document(predictions, spec.class_names, folder)
         (scratch / "detections.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-        (scratch / "detections.csv").write_text(csv_document(found), encoding="utf-8", errors="surrogateescape")
-    return found
+        (scratch / "detections.csv").write_text(
+            make_csv_document(predictions), encoding="utf-8", errors="surrogateescape"
+        )
+    return predictions
 
 
-def _check_options(score: float | None, workers: int | None, tile: int | None, tile_scale: float | None) -> None:
+def _check_options(
+    model: str, score: float | None, workers: int | None, tile: int | None, tile_scale: float | None
+) -> None:
+    if Path(model).suffix.lower() in IMAGE_SUFFIXES:
+        raise UserError(f"{model} is an image; the model comes first: retinanet predict MODEL IMAGE...")
     if score is not None and not 0 <= score <= 1:
         raise UserError(f"--score is between 0 and 1, got {score}")
     if workers is not None and workers < 1:
         raise UserError(f"--workers is at least 1, got {workers}")
     if tile is None and tile_scale is not None:
         raise UserError("--tile_scale is for images that are cut into windows; give --tile too")
+
+
+def _check_output(folder: Path, names: Mapping[Path, str], *, overwrite: bool) -> None:
+    """Earlier results are replaced only when asked for, and an image that is read never."""
+    pictures = [os.path.join("pictures", name) for name in names.values()]
+    read = {os.path.realpath(path) for path in names}
+    if replaced := [folder / name for name in pictures if os.path.realpath(folder / name) in read]:
+        raise UserError(f"the picture {replaced[0]} would replace an image that is to be read. Choose another --output")
+    check_output_folder(folder, ["detections.json", "detections.csv", *pictures], overwrite=overwrite)
+
+
+def _read_sizes(paths: Sequence[Path]) -> tuple[dict[Path, tuple[int, int]], dict[Path, str]]:
+    """The (height, width) of each image, from its header, and what is wrong with those that have none.
+
+    Raises:
+        UserError: all are wrong.
+    """
+    sizes: dict[Path, tuple[int, int]] = {}
+    failed: dict[Path, str] = {}
+    for path in paths:
+        try:
+            sizes[path] = image_size(path)
+        except UserError as error:
+            failed[path] = str(error)
+    if not sizes:
+        raise UserError("\n".join(failed.values()))
+    return sizes, failed
 
 
 @contextmanager
@@ -138,83 +196,96 @@ def _moved_when_whole(folder: Path) -> Iterator[Path]:
         raise UserError(f"--output {folder} cannot be written ({error}). Choose another folder") from None
 
 
-def _streamed(
-    predictor: Predictor, paths: Sequence[Path], report: Report, *, workers: int | None
-) -> Generator[Detections]:
-    with closing(predictor.stream(paths, workers=workers)) as stream:
-        for done, detections in enumerate(stream, start=1):
-            report(done, len(paths))
-            yield detections
+def _stream(predictor: Predictor, paths: Sequence[Path], workers: int | None, report: Report) -> Results:
+    with closing(predictor.attempt(paths, workers=workers)) as results:
+        for done, result in enumerate(results, start=1):
+            report(done)
+            yield result
 
 
-def _tiled(predictor: Predictor, paths: Sequence[Path], report: Report, **how: Any) -> Generator[Detections]:
+def _cut_into_tiles(predictor: Predictor, paths: Sequence[Path], how: Mapping[str, Any], report: Report) -> Results:
     for number, path in enumerate(paths):
 
         def progress(done: int, windows: int, before: int = number) -> None:
-            report(before + done / windows, len(paths))
+            report(before + done / windows)
 
-        yield predict_tiled(predictor, path, **how, progress=progress)
+        try:
+            yield predict_tiled(predictor, path, **how, progress=progress)
+        except UserError as error:
+            yield error
 
 
-def _find(
-    finder: Finder,
-    paths: Sequence[Path],
-    sizes: Sequence[tuple[int, int]],
+def _predict_and_draw(
+    predictor: Predictor,
+    run: Callable[[Report], Results],
+    sizes: Mapping[Path, tuple[int, int]],
+    failed: Mapping[Path, str],
     least: float | Mapping[str, float],
     draw: Callable[[Prediction], None],
     workers: int,
-) -> list[Prediction]:
-    """Find; what is found in an image is drawn while the next ones are worked on."""
-    found: list[Prediction] = []
+) -> Predictions:
+    """Predict; the detections of an image are drawn while the next ones are worked on.
+
+    Raises:
+        UserError: not a single image can be read.
+    """
+    predictions = Predictions(failed=failed)
+    full = []
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("predict")
+        task = bar.add_task("predict", total=len(sizes))
 
-        def report(done: float, total: float) -> None:
-            bar.update(task, completed=done, total=total)
-
-        def predictions() -> Iterator[Prediction]:
-            with closing(finder(paths, report)) as detections:
-                for path, size, one in zip(paths, sizes, detections, strict=True):
-                    found.append(Prediction(path, size, above(one, least)))
-                    yield found[-1]
+        def each() -> Iterator[Prediction]:
+            with closing(run(lambda done: bar.update(task, completed=done))) as results:
+                for (path, size), result in zip(sizes.items(), results, strict=True):
+                    if isinstance(result, UserError):
+                        predictions.failed[path] = str(result)
+                        continue
+                    if predictor.is_at_limit(result):
+                        full.append(path)
+                    predictions.append(Prediction(path, size, keep_above(result, least)))
+                    yield predictions[-1]
 
         with ThreadPoolExecutor(workers) as pool:
-            for drawn in in_order(pool, draw, predictions(), ahead=workers):
+            for drawn in in_order(pool, draw, each(), ahead=workers):
                 drawn.result()
-    return found
+    if not predictions:
+        raise UserError("\n".join(predictions.failed.values()))
+    if full:
+        others = f" (and {len(full) - 1} more)" if len(full) > 1 else ""
+        _log.warning("%s%s: %s", full[0], others, describe_limit(predictor.backend.spec))
+    return predictions
 
 
-def _draw(targets: Mapping[Path, Path], one: Prediction) -> None:
-    """Read the image again, which takes less than keeping the pixels of all that are on their way."""
-    if one.path in targets:
-        zoom = max(1, LEGIBLE // min(one.size))  # enlarged until the labels can be read
-        _save(draw_detections(read_pixels(one.path), one.detections, score=0.0, zoom=zoom), targets[one.path])
+def _draw(targets: Mapping[Path, Path], prediction: Prediction, *, whole: bool) -> None:
+    """Read the image again, which takes less than keeping the pixels of all that are on their way.
 
-
-def _draw_overview(targets: Mapping[Path, Path], one: Prediction) -> None:
-    """The whole image made smaller: it may be far larger than memory."""
-    if one.path in targets:
-        with ImageWindows(one.path) as windows:
+    Args:
+        targets: the file of each picture.
+        prediction: what to draw.
+        whole: at full size; else smaller, because the image may be far larger than memory.
+    """
+    path, detections = prediction.path, prediction.detections
+    if path not in targets:
+        return
+    if whole:
+        pixels, factor = read_pixels(path), 1
+    else:
+        with ImageWindows(path) as windows:
             pixels, factor = overview(windows, OVERVIEW)
-        found, zoom = one.detections, max(1, LEGIBLE // min(pixels.shape[:2]))
-        picture = draw_boxes(
-            pixels,
-            np.asarray(found.boxes) / factor,
-            found.labels,
-            class_names=found.class_names,
-            scores=found.scores,
-            zoom=zoom,
-        )
-        _save(picture, targets[one.path])
+    picture = draw_boxes(
+        pixels,
+        np.asarray(detections.boxes) / factor,
+        detections.labels,
+        class_names=detections.class_names,
+        scores=detections.scores,
+        zoom=max(1, LEGIBLE // min(pixels.shape[:2])),  # enlarged until the labels can be read
+    )
+    targets[path].parent.mkdir(parents=True, exist_ok=True)
+    picture.save(targets[path])
 
 
-def _save(picture: Image.Image, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(target)
-
-
-def above(detections: Detections, least: float | Mapping[str, float]) -> Detections:
+def keep_above(detections: Detections, least: float | Mapping[str, float]) -> Detections:
     """The detections that reach a score, or the threshold of their class by its name; 0.3 for a class without one."""
     if not isinstance(least, Mapping):
         return detections.above(least)
@@ -226,30 +297,50 @@ def above(detections: Detections, least: float | Mapping[str, float]) -> Detecti
 def find_images(patterns: Sequence[str]) -> list[Path]:
     """The image files that paths, folders and patterns name, each once, in order.
 
+    Hidden files of a folder are left out, and so are files of other kinds, which a warning counts.
+
     Raises:
         UserError: one of them names nothing.
     """
-    found: dict[str, Path] = {}  # by absolute path: one image may be named in two ways
+    images: dict[str, Path] = {}  # by absolute path: one image may be named in two ways
     for pattern in patterns:
         path = Path(pattern)
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-            if not inside:
-                raise UserError(f"no image in the folder {pattern}: looked for {', '.join(IMAGE_SUFFIXES)}")
+            named = _find_in_folder(path)
         elif path.is_file():
-            inside = [path]
+            named = [path]
+        elif re.match(r"[a-z][a-z0-9+]+://", pattern):
+            raise UserError(
+                f"{pattern} is an address, and images are not fetched. Download the image and give its file"
+            )
         else:
-            inside = sorted(Path(name) for name in glob.glob(pattern, recursive=True) if Path(name).is_file())
-            if not inside:
+            named = sorted(Path(name) for name in glob.glob(pattern, recursive=True) if Path(name).is_file())
+            if not named:
                 raise UserError(f"no image at {pattern}: expected a file, a folder or a pattern such as 'scans/*.png'")
-        for one in inside:
-            found.setdefault(os.path.abspath(one), one)
-    if not found:
+        for image in named:
+            images.setdefault(os.path.abspath(image), image)
+    if not images:
         raise UserError("no image given: expected files, folders or patterns such as 'scans/*.png'")
-    return list(found.values())
+    return list(images.values())
 
 
-def picture_names(paths: Sequence[Path]) -> dict[Path, str]:
+def _find_in_folder(folder: Path) -> list[Path]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    shown = [path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    images = sorted(path for path in shown if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not images:
+        raise UserError(f"no image in the folder {folder}: looked for {', '.join(IMAGE_SUFFIXES)}")
+    kinds = Counter(path.suffix.lower() or path.name for path in shown if path.suffix.lower() not in IMAGE_SUFFIXES)
+    if kinds:
+        count, names = sum(kinds.values()), ", ".join(kind for kind, _ in kinds.most_common(5))
+        _log.warning(
+            "%d file%s of other kinds (%s) %s left out of %s",
+            *(count, "s" * (count > 1), names, "were" if count > 1 else "was", folder),
+        )
+    return images
+
+
+def name_pictures(paths: Sequence[Path]) -> dict[Path, str]:
     """A file name for the picture of each image, different for all of them."""
     places = [Path(os.path.abspath(path)) for path in paths]  # without "..", which would lead out of the output
     base = os.path.commonpath([place.parent for place in places])
@@ -265,20 +356,3 @@ def picture_names(paths: Sequence[Path]) -> dict[Path, str]:
         taken.add(name)
         names[path] = name
     return names
-
-
-def check_output(folder: Path, names: Mapping[Path, str], *, overwrite: bool) -> None:
-    """Earlier results are replaced only when asked for, and an image that is read never.
-
-    Raises:
-        UserError: there are some, a picture would replace an image, or the folder is a file.
-    """
-    if folder.is_file():
-        raise UserError(f"--output {folder} is a file; expected the name of a folder")
-    pictures = [folder / "pictures" / name for name in names.values()]
-    read = {os.path.realpath(path) for path in names}
-    if replaced := [picture for picture in pictures if os.path.realpath(picture) in read]:
-        raise UserError(f"the picture {replaced[0]} would replace an image that is to be read. Choose another --output")
-    results = [folder / "detections.json", folder / "detections.csv", *pictures]
-    if not overwrite and any(result.exists() for result in results):
-        raise UserError(f"{folder} holds results already. Choose another --output or pass --overwrite")

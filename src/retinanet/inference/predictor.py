@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -14,12 +16,14 @@ from retinanet.errors import UserError
 from retinanet.images.io import picture_array, read_pixels
 from retinanet.inference.backend import Backend, Mode, Prepared
 from retinanet.inference.exported import open_exported
-from retinanet.inference.stream import streamed
-from retinanet.spec import exported_file
-from retinanet.types import Detections
+from retinanet.inference.stream import stream_detections
+from retinanet.spec import ModelSpec, exported_file
+from retinanet.types import DEFAULT_THRESHOLD, Detections
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_log = logging.getLogger(__name__)
 
 
 class Predictor:
@@ -35,6 +39,7 @@ class Predictor:
             raise UserError(f"batch_size is at least 1, got {batch_size}")
         self.backend = backend
         self.batch_size = batch_size
+        self._warned = False  # of an image whose detections are as many as the model reports
 
     @classmethod
     def load(
@@ -110,10 +115,18 @@ class Predictor:
         """
         if isinstance(images, list | tuple):
             return list(self.stream(images))
-        return self.backend.run([self._prepared(images)])[0]
+        return self._warn_at_limit(self.backend.run([self._prepare(images)])[0])
 
     def stream(self, images: Iterable[Any], *, workers: int | None = None) -> Generator[Detections]:
-        """Detections in each of any number of images, in their order.
+        """Detections in each of any number of images, in their order; see :meth:`attempt`.
+
+        Raises:
+            UserError: an image cannot be used; when its turn comes, so the detections of those before it are there.
+        """
+        return self._raise_errors(self.attempt(images, workers=workers))
+
+    def attempt(self, images: Iterable[Any], *, workers: int | None = None) -> Generator[Detections | UserError]:
+        """Detections in each of any number of images, in their order, or what is wrong with an image.
 
         Threads read and resize the next images while the network runs on the last ones; only a few batches of resized
         images are held at any time. A forward pass has images whose network input has one size, so that none changes
@@ -123,12 +136,20 @@ class Predictor:
             images: see :meth:`__call__`.
             workers: threads that read and resize; by default as many as there are cores.
 
-        Raises:
-            UserError: an image cannot be used; when its turn comes, so the detections of those before it are there.
+        Yields:
+            Detections, or a UserError where an image cannot be read or is of another shape or type.
         """
         if workers is not None and workers < 1:
             raise UserError(f"workers is at least 1, got {workers}")
-        return streamed(self.backend, self._prepared, images, batch_size=self.batch_size, workers=workers)
+        return stream_detections(self.backend, self._prepare, images, batch_size=self.batch_size, workers=workers)
+
+    def is_at_limit(self, detections: Detections) -> bool:
+        """Whether there are as many detections in an image as the model reports at most, and the last is shown too."""
+        spec = self.backend.spec
+        if len(detections) < spec.postprocess.max_detections:
+            return False
+        name = detections.class_names[int(detections.labels[-1])]
+        return float(detections.scores[-1]) >= spec.thresholds.get(name, DEFAULT_THRESHOLD)
 
     def tiled(
         self,
@@ -145,8 +166,30 @@ class Predictor:
 
         return predict_tiled(self, image, tile=tile, overlap=overlap, merge=merge, scale=scale, progress=progress)
 
-    def _prepared(self, image: Any) -> Prepared:
+    def _prepare(self, image: Any) -> Prepared:
         return self.backend.prepare(to_array(image))
+
+    def _raise_errors(self, results: Generator[Detections | UserError]) -> Generator[Detections]:
+        with closing(results):
+            for result in results:
+                if isinstance(result, UserError):
+                    raise result
+                yield self._warn_at_limit(result)
+
+    def _warn_at_limit(self, detections: Detections) -> Detections:
+        if not self._warned and self.is_at_limit(detections):
+            self._warned = True
+            _log.warning("an image holds %s", describe_limit(self.backend.spec))
+        return detections
+
+
+def describe_limit(spec: ModelSpec) -> str:
+    """What to say where an image has as many detections as a model reports at most."""
+    return (
+        f"{spec.postprocess.max_detections} detections, the most that the model reports of an image, so objects may be "
+        "missing. Set postprocess.max_detections in the config.json of the model (export it again where it is "
+        "exported), or cut the image into windows (--tile)"
+    )
 
 
 def to_array(image: Any) -> NDArray[np.uint8]:

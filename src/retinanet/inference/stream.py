@@ -17,14 +17,14 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 
-def streamed(
+def stream_detections(
     backend: Backend,
     prepare: Callable[[S], Prepared],
     items: Iterable[S],
     *,
     batch_size: int,
     workers: int | None = None,
-) -> Generator[Detections]:
+) -> Generator[Detections | UserError]:
     """Detections in each of any number of items, in their order; only a few batches of them are held at any time.
 
     Args:
@@ -34,32 +34,32 @@ def streamed(
         batch_size: images per call, where their network input has one size.
         workers: threads that prepare; by default as many as there are cores.
 
-    Raises:
-        UserError: of ``prepare``, when the turn of its item comes; the detections of those before it are there by then.
+    Yields:
+        For each item its detections, or the UserError that ``prepare`` raised for it.
     """
     size = 1 if backend.streams > 1 else batch_size
 
     def run(reads: Sequence[Future[Prepared]]) -> list[Detections | UserError]:
-        """Detections of a batch; from the first item on that cannot be used, the reason in their place."""
-        images: list[Prepared] = []
-        reason: list[UserError] = []
-        for read in reads:
+        """Detections of a batch, a call for the images of each input size."""
+        results: dict[int, Detections | UserError] = {}
+        images: dict[int, Prepared] = {}
+        for place, read in enumerate(reads):
             try:
-                images.append(read.result())
+                images[place] = read.result()
             except UserError as error:
-                reason.append(error)
-                break
-        return [*_alike(backend, images), *reason]
+                results[place] = error
+        places = list(images)
+        for batch in batches_of_one_size([image.input_size for image in images.values()], max(1, len(images))):
+            detections = backend.run([images[places[index]] for index in batch])
+            results.update(zip((places[index] for index in batch), detections, strict=True))
+        return [results[place] for place in range(len(reads))]
 
     readers, runners = ThreadPoolExecutor(workers or count_cores()), ThreadPoolExecutor(backend.streams)
     try:
         reads = in_order(readers, prepare, items, ahead=workers or count_cores())
         batches = iter(lambda: list(islice(reads, size)), [])
         for done in in_order(runners, run, batches, ahead=backend.streams):
-            for found in done.result():
-                if isinstance(found, UserError):
-                    raise found
-                yield found
+            yield from done.result()
     finally:  # also when the caller wants no more
         for pool in (readers, runners):
             pool.shutdown(wait=True, cancel_futures=True)
@@ -81,11 +81,3 @@ def in_order(pool: Executor, function: Callable[[S], T], items: Iterable[S], *, 
             yield begun.popleft()
     while begun:
         yield begun.popleft()
-
-
-def _alike(backend: Backend, images: Sequence[Prepared]) -> list[Detections]:
-    """Detections of each image; a call has images of one input size."""
-    found: dict[int, Detections] = {}
-    for places in batches_of_one_size([image.input_size for image in images], len(images)):
-        found.update(zip(places, backend.run([images[place] for place in places]), strict=True))
-    return [found[place] for place in range(len(images))]

@@ -16,10 +16,10 @@ from retinanet.errors import UserError
 from retinanet.images.preprocess import Preprocess
 from retinanet.images.windows import ImageWindows
 from retinanet.inference.backend import Prepared
-from retinanet.inference.merge import Found, Merge, concatenated, merged
+from retinanet.inference.merge import Merge, WindowDetections, join_parts, merge_detections
 from retinanet.inference.predictor import Predictor, to_array
-from retinanet.inference.stream import streamed
-from retinanet.types import DEFAULT_THRESHOLD, Detections
+from retinanet.inference.stream import stream_detections
+from retinanet.types import Detections
 
 SMALLEST_TILE = 32
 EDGE = 2.0  # pixels of the network's input: a box that ends this near to a border of its window is cut by it
@@ -61,28 +61,33 @@ def predict_tiled(
     Raises:
         UserError: the image cannot be read, or an option is out of its range.
     """
-    sides = _checked(tile, overlap, merge, scale)
-    with ImageWindows(_readable(image)) as windows:
+    sides = check_tile_options(tile, overlap, merge, scale)
+    readable = image if isinstance(image, str | Path | Image.Image) else to_array(image)
+    with ImageWindows(readable) as windows:
         height, width = windows.size
         window = min(sides[0], height), min(sides[1], width)
         if window == (height, width) and scale is None:
-            found = predictor(windows.read(0, 0, height, width))
+            whole = predictor(windows.read(0, 0, height, width))
             _report(progress, 1, 1)
-            return found
-        rule = _rule(predictor, window, scale)
+            return whole
+        rule = _choose_rule(predictor, window, scale)
         edge = max(1.0, EDGE * window[0] / rule.size(*window)[0])
-        corners = [(y, x) for y in starts(height, window[0], overlap) for x in starts(width, window[1], overlap)]
+        corners = [
+            (y, x) for y in find_starts(height, window[0], overlap) for x in find_starts(width, window[1], overlap)
+        ]
 
-        def prepared(corner: Corner) -> Prepared:
+        def prepare(corner: Corner) -> Prepared:
             y, x = corner
             return predictor.backend.prepare(windows.read(y, x, y + window[0], x + window[1]), rule)
 
         limits = predictor.backend.spec.postprocess
         parts, full = [], 0
-        with closing(streamed(predictor.backend, prepared, corners, batch_size=predictor.batch_size)) as stream:
-            for corner, found in zip(corners, stream, strict=True):
-                parts.append(_placed(found, corner, window, windows.size, edge))
-                full += _full(found, predictor)
+        with closing(stream_detections(predictor.backend, prepare, corners, batch_size=predictor.batch_size)) as stream:
+            for corner, detections in zip(corners, stream, strict=True):
+                if isinstance(detections, UserError):
+                    raise detections
+                parts.append(_place(detections, corner, window, windows.size, edge))
+                full += predictor.is_at_limit(detections)
                 _report(progress, len(parts), len(corners))
     if full:
         _log.warning(
@@ -90,19 +95,24 @@ def predict_tiled(
             "objects may be missing",
             *(full, len(parts), limits.max_detections),
         )
-    together = concatenated(parts)
-    everything = merged(together, how=merge, iou=limits.nms, class_agnostic=limits.class_agnostic, tolerance=edge)
-    return predictor.backend.pack(everything.boxes, everything.scores, everything.labels)
+    merged = merge_detections(
+        join_parts(parts), how=merge, iou=limits.nms, class_agnostic=limits.class_agnostic, tolerance=edge
+    )
+    return predictor.backend.pack(merged.boxes, merged.scores, merged.labels)
 
 
-def starts(length: int, window: int, overlap: int) -> list[int]:
+def find_starts(length: int, window: int, overlap: int) -> list[int]:
     """Where windows begin along one side: regularly, but the last ends with the image."""
     last, step = length - window, max(1, window - overlap)
     return [min(start, last) for start in range(0, last + step, step)]
 
 
-def _checked(tile: int | tuple[int, int], overlap: int, merge: str, scale: float | None) -> tuple[int, int]:
-    """The (height, width) of a window."""
+def check_tile_options(tile: int | tuple[int, int], overlap: int, merge: str, scale: float | None) -> tuple[int, int]:
+    """The (height, width) of a window in pixels of the image.
+
+    Raises:
+        UserError: an option of :func:`predict_tiled` is out of its range.
+    """
     sides = (tile, tile) if isinstance(tile, int) else tuple(tile)
     if len(sides) != 2 or min(sides) < SMALLEST_TILE:
         raise UserError(f"tile is at least {SMALLEST_TILE} pixels, one number or height and width; got {tile}")
@@ -115,12 +125,7 @@ def _checked(tile: int | tuple[int, int], overlap: int, merge: str, scale: float
     return sides[0], sides[1]
 
 
-def _readable(image: Any) -> Any:
-    """What :class:`ImageWindows` takes."""
-    return image if isinstance(image, str | Path | Image.Image) else to_array(image)
-
-
-def _rule(predictor: Predictor, window: tuple[int, int], scale: float | None) -> Preprocess:
+def _choose_rule(predictor: Predictor, window: tuple[int, int], scale: float | None) -> Preprocess:
     """The resize rule for windows: of the wanted magnification, the aspect kept."""
     rule, known = predictor.backend.spec.preprocess, scale or predictor.backend.spec.scale
     if known is None:
@@ -136,25 +141,21 @@ def _rule(predictor: Predictor, window: tuple[int, int], scale: float | None) ->
     return replace(rule, short=short, long=-(-short * max(window) // min(window)))  # long never limits
 
 
-def _placed(found: Detections, corner: Corner, window: tuple[int, int], size: tuple[int, int], edge: float) -> Found:
+def _place(
+    detections: Detections, corner: Corner, window: tuple[int, int], size: tuple[int, int], edge: float
+) -> WindowDetections:
     """Detections of a window in pixels of the image, and which of its borders cut them."""
     (y, x), (height, width) = corner, window
-    boxes = np.asarray(found.boxes, np.float64).reshape(-1, 4)
+    boxes = np.asarray(detections.boxes, np.float64).reshape(-1, 4)
     limits, outer = (
         np.array([0, 0, width, height]),
         np.array([x == 0, y == 0, x + width == size[1], y + height == size[0]]),
     )
     cut = (np.abs(boxes - limits) <= edge) & ~outer
     shifted = boxes + np.array([x, y, x, y])
-    return Found(shifted, np.asarray(found.scores, np.float32), np.asarray(found.labels, np.int64), cut)
-
-
-def _full(found: Detections, predictor: Predictor) -> bool:
-    """Whether there are as many detections as the model reports at most, and the last would be shown too."""
-    if len(found) < predictor.backend.spec.postprocess.max_detections:
-        return False
-    name = found.class_names[int(found.labels[-1])]
-    return float(found.scores[-1]) >= predictor.backend.spec.thresholds.get(name, DEFAULT_THRESHOLD)
+    return WindowDetections(
+        shifted, np.asarray(detections.scores, np.float32), np.asarray(detections.labels, np.int64), cut
+    )
 
 
 def _report(progress: Callable[[int, int], Any] | None, done: int, total: int) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from retinanet.errors import make_printable
 from retinanet.files import write_atomically
 
 if TYPE_CHECKING:  # tables are printed without loading matplotlib
@@ -114,7 +115,7 @@ def format_number(value: object, digits: int = 3) -> str:
         return "-"
     if isinstance(value, float):
         return f"{value:.{digits}f}"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else make_printable(value)
 
 
 def format_percent(share: float) -> str:
