@@ -16,9 +16,8 @@ from __future__ import annotations
 
 import argparse
 import gc
-import statistics
-import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +27,7 @@ from torchvision.models.detection.retinanet import RetinaNetClassificationHead
 from retinanet.anchors.coding import BoxCoder
 from retinanet.anchors.lattice import AnchorLattice
 from retinanet.anchors.matching import Matcher
+from retinanet.deploy.stopwatch import describe_machine, time_in_turns
 from retinanet.losses.detection import DetectionLoss
 from retinanet.losses.focal import FocalLoss
 from retinanet.types import RawOutput, Target
@@ -53,14 +53,11 @@ def torchvision(raw: RawOutput, target: Target) -> Callable[[], Tensor]:
     return lambda: head.compute_loss(targets, {"cls_logits": head(list(raw.logits))}, [matched])
 
 
-def step(loss: Callable[[], Tensor], raw: RawOutput) -> float:
-    """Seconds of one forward and backward pass; frees the gradients."""
-    start = time.perf_counter()
+def step(loss: Callable[[], Tensor], raw: RawOutput) -> None:
+    """One forward and backward pass; frees the gradients."""
     loss().backward()
-    seconds = time.perf_counter() - start
     for level in raw.logits:
         level.grad = None
-    return seconds
 
 
 def extra_memory(loss: Callable[[], Tensor], raw: RawOutput) -> float:
@@ -92,6 +89,7 @@ def main() -> None:
     target = Target(torch.tensor(BOXES), torch.arange(len(BOXES)), none)
     grids = lattice.grids(HEIGHT, WIDTH)
     assignment = DetectionLoss().assign(lattice, grids, [target])
+    print("; ".join(describe_machine().values()))
     print(
         f"{HEIGHT}x{WIDTH}, {CLASSES} classes, {lattice.count(grids):,} anchors, {assignment.num_positives} positive, "
         f"{len(assignment.ignored)} ignored; {options.threads} threads, {options.repeats} repeats"
@@ -103,12 +101,12 @@ def main() -> None:
             logits = [torch.randn(1, 9 * CLASSES, *grid).add_(PRIOR_LOGIT).to(dtype) for grid in grids]
             levels = tuple(level.contiguous(memory_format=layout).requires_grad_() for level in logits)
             raw = RawOutput(levels, (), lattice, BoxCoder())
-            sides = ours(raw, target), torchvision(raw, target)
-            values = [loss().item() for loss in sides]
+            sides = {"ours": ours(raw, target), "theirs": torchvision(raw, target)}
+            values = [loss().item() for loss in sides.values()]
             assert abs(values[0] / values[1] - 1) < (1e-4 if dtype == torch.float32 else 0.1), values
-            memory = [extra_memory(loss, raw) for loss in sides]
-            seconds = [[step(loss, raw) for loss in sides] for _ in range(options.repeats + 1)][1:]
-            mine, theirs = (statistics.median(times) for times in zip(*seconds, strict=True))
+            memory = [extra_memory(loss, raw) for loss in sides.values()]
+            functions = {name: partial(step, loss, raw) for name, loss in sides.items()}
+            mine, theirs = time_in_turns(functions, options.repeats).values()
             name = f"{str(dtype)[6:]} {str(layout)[6:]}"
             print(f"{name:<27}{mine * 1e3:>7.0f} ms{theirs * 1e3:>10.0f} ms{mine / theirs:>12.3f}", end="")
             print(f"{memory[0]:>13.2f}x{memory[1]:>14.2f}x", flush=True)

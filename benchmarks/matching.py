@@ -13,17 +13,11 @@ before the clock starts; ours has no anchors to begin with.
 
 from __future__ import annotations
 
-import os
-import platform
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from itertools import accumulate
-from pathlib import Path
 
 import torch
-import torchvision
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torchvision.models.detection._utils import Matcher as TorchvisionMatcher
@@ -31,6 +25,8 @@ from torchvision.ops import box_iou
 
 from retinanet.anchors.lattice import AnchorLattice
 from retinanet.anchors.matching import Match, Matcher
+from retinanet.deploy.stopwatch import describe_machine, time_in_turns
+from retinanet.plotting.html import Table
 from retinanet.types import Target
 
 HEIGHT, WIDTH = 800, 1344
@@ -70,25 +66,6 @@ def same(match: Match, dense: Tensor) -> bool:
     )
 
 
-def timed(function: Callable, target: Target) -> tuple[float, Match | Tensor]:
-    start = time.perf_counter()
-    result = function(target)
-    return time.perf_counter() - start, result
-
-
-def times(count: int, theirs: Callable[[Target], Tensor]) -> tuple[float, float, bool]:
-    """Median seconds of ours and of theirs, and whether every round agreed."""
-    target, seconds, agree = random_target(count), [], True
-    ours(target)
-    for _ in range(ROUNDS[count]):
-        our_time, match = timed(ours, target)
-        their_time, dense = timed(theirs, target)
-        seconds.append((our_time, their_time))
-        agree &= same(match, dense)
-    our_times, their_times = zip(*seconds, strict=True)
-    return statistics.median(our_times), statistics.median(their_times), agree
-
-
 def peak_bytes(function: Callable, target: Target) -> int:
     """The most bytes that tensors hold at one time while one image is matched."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
@@ -98,34 +75,27 @@ def peak_bytes(function: Callable, target: Target) -> int:
     return max(accumulate(changes))
 
 
-def machine() -> str:
-    """What it runs on, for the head of the table."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    name = names[0] if names else platform.processor() or platform.machine()
-    load = os.getloadavg()[0]
-    return (
-        f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, load {load:.1f}; "
-        f"torch {torch.__version__}, torchvision {torchvision.__version__}"
-    )
-
-
 def main() -> None:
-    print(machine())
-    print("| boxes | ours, ms | torchvision, ms | ratio | ours, MB | torchvision, MB | share | same |")
-    print("|---|---|---|---|---|---|---|---|")
-    theirs, agreed = dense_matching(), True
-    for count in ROUNDS:
-        our_time, their_time, agree = times(count, theirs)
-        our_memory, their_memory = (peak_bytes(function, random_target(count)) for function in (ours, theirs))
-        agreed &= agree
-        print(
-            f"| {count} | {our_time * 1e3:.1f} | {their_time * 1e3:.0f} | {their_time / our_time:.0f}x "
-            f"| {our_memory / 1e6:.2f} | {their_memory / 1e6:.0f} | {our_memory / their_memory:.2%} "
-            f"| {'yes' if agree else 'NO'} |",
-            flush=True,
+    print("; ".join(describe_machine().values()) + f"; {torch.get_num_threads()} threads")
+    find_theirs, rows, agreed = dense_matching(), [], True
+    for count, rounds in ROUNDS.items():
+        target = random_target(count)
+        results: dict[str, list] = {"ours": [], "theirs": []}
+        seconds = time_in_turns(
+            {
+                "ours": lambda target=target, kept=results["ours"]: kept.append(ours(target)),
+                "theirs": lambda target=target, kept=results["theirs"]: kept.append(find_theirs(target)),
+            },
+            rounds,
         )
+        agree = all(same(match, dense) for match, dense in zip(results["ours"], results["theirs"], strict=True))
+        agreed &= agree
+        our_memory, their_memory = (peak_bytes(function, target) / 1e6 for function in (ours, find_theirs))
+        times = (seconds["ours"] * 1e3, seconds["theirs"] * 1e3, seconds["theirs"] / seconds["ours"])
+        memory = (our_memory, their_memory, f"{our_memory / their_memory:.2%}")
+        rows.append((count, *times, *memory, "yes" if agree else "NO"))
+    headings = ("boxes", "ours, ms", "torchvision, ms", "ratio", "ours, MB", "torchvision, MB", "share", "same")
+    print(Table(headings, rows, digits=(0, 1, 0, 0, 2, 0, 0, 0)).to_markdown())
     if not agreed:
         sys.exit("the matches differ")
 

@@ -12,10 +12,7 @@ turns within one process; times are medians.
 from __future__ import annotations
 
 import argparse
-import platform
-import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,6 +28,7 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 from retinanet.data.dataset import DetectionDataset
 from retinanet.data.loader import StepSampler
 from retinanet.data.transforms import Augment
+from retinanet.deploy.stopwatch import describe_machine, time_in_turns
 from retinanet.detector import Detector
 from retinanet.images.preprocess import Preprocess
 from retinanet.model.postprocess import Postprocess
@@ -137,18 +135,10 @@ def main() -> None:
             "torchvision bf16": torchvision_step(images, options.size, bf16=True),
             "ours bf16": our_step(images, options.size, "bf16", Path(folder)),
         }
-        seconds: dict[str, list[float]] = {name: [] for name in steps}
-        for round_ in range(options.repeats + 1):
-            for name, step in steps.items():
-                began = time.perf_counter()
-                step()
-                if round_:  # the first round warms up
-                    seconds[name].append(time.perf_counter() - began)
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
+        medians = time_in_turns(steps, options.repeats)
     print(
         f"ResNet-50, {options.batch} x {options.size}x{options.size}, {CLASSES} classes, {options.boxes} boxes each; "
-        f"{platform.processor() or platform.machine()}, {options.threads} threads, torch {torch.__version__}, "
-        f"torchvision {torchvision.__version__}; medians of {options.repeats}"
+        f"{'; '.join(describe_machine().values())}, {options.threads} threads; medians of {options.repeats}"
     )
     print(f"{'':<18}{'seconds':>9}{'/ tv fp32':>11}{'/ tv bf16':>11}")
     for name, value in medians.items():

@@ -16,7 +16,7 @@ from retinanet.deploy import benchmark as bench
 from retinanet.deploy import competitors, footprint, stopwatch
 from retinanet.deploy.benchmark import benchmark
 from retinanet.deploy.benchmark_table import COLUMNS, BenchmarkResult, Row
-from retinanet.deploy.competitors import Competitor, TimedPostprocess, competitor
+from retinanet.deploy.competitors import Competitor, TimedPostprocess, prepare_competitor
 from retinanet.deploy.peer import TorchvisionBackend
 from retinanet.deploy.stopwatch import Spread, take_turns
 from retinanet.detector import Detector
@@ -148,18 +148,20 @@ def test_the_stages_of_an_image(fake_clock, monkeypatch, data):
     monkeypatch.setattr(bench, "read_pixels", lambda path: fake_clock(1.0) or read_pixels(path))
     one = Competitor("x", lambda mode: Slow(), Path(), {}, 0)
     path = data / "test" / "test_0.png"
-    assert bench.one_image(one, Slow(), path) == {"read": 1.0, "resize": 2.0, "network": 10.0}
+    assert bench.time_one_image(one, Slow(), path) == {"read": 1.0, "resize": 2.0, "network": 10.0}
     inner = {"resize": 0.5, "postprocess": 3.0}
-    told = bench.one_image(replace(one, inner=inner), Slow(), path)
+    told = bench.time_one_image(replace(one, inner=inner), Slow(), path)
     assert told == {"read": 1.0, "resize": 2.5, "network": 6.5, "postprocess": 3.0}
-    headed = bench.one_image(replace(one, heads=lambda images, sizes: fake_clock(8.0)), Slow(), path)
+    headed = bench.time_one_image(replace(one, heads=lambda images, sizes: fake_clock(8.0)), Slow(), path)
     assert headed == {"read": 1.0, "resize": 2.0, "network": 8.0, "postprocess": 2.0}
 
 
 def test_the_whole_table(home, data, tmp_path, monkeypatch, capsys):
     """Torch and an export that lies in the model folder: AP of evaluate, and the detections of the very file."""
     monkeypatch.setattr(competitors, "cpu_computes_bf16", lambda: False)
-    monkeypatch.setattr(bench, "machine", lambda: {"machine": "Some CPU, 2 cores in use", "date": "2026-01-02"})
+    monkeypatch.setattr(
+        bench, "describe_machine", lambda: {"machine": "Some CPU, 2 cores in use", "date": "2026-01-02"}
+    )
     words = [str(home), str(data), "--backends", "[torchvision,torch-fp32,torch-bf16,onnx-fp32]"]
     assert main(["benchmark", *words, "--repeats", "3", "--images", "2", "--output", str(tmp_path / "out")]) == 0
     out, err = capsys.readouterr()
@@ -191,7 +193,9 @@ def test_the_whole_table(home, data, tmp_path, monkeypatch, capsys):
     assert "benchmark: onnx-fp32: AP on 3 images\n" in err
     again = main(["benchmark", *words, "--output", str(tmp_path / "out")])
     assert (
-        again == 2 and "holds results already. Choose another --output or pass --overwrite" in capsys.readouterr().err
+        again == 2
+        and "holds results already (benchmark.json). Choose another --output or pass --overwrite"
+        in capsys.readouterr().err
     )
 
 
@@ -251,7 +255,7 @@ def test_torchvision_finds_what_torch_finds(peer_detector, data):
 
 def test_torchvision_takes_part_where_it_has_the_network(peer_detector, tmp_path):
     peer_detector.save(tmp_path / "model")
-    one = competitor("torchvision", tmp_path / "model", "", tmp_path, heads=False)
+    one = prepare_competitor("torchvision", tmp_path / "model", "", tmp_path, heads=False)
     assert one.options == {"torchvision": True}
     assert one.size == pytest.approx((tmp_path / "model" / "model.safetensors").stat().st_size, rel=0.01)
 

@@ -226,7 +226,7 @@ class TestInt8:
         self, model, labelled, converted_once, tmp_path, monkeypatch, second, kept
     ):
         aps = iter([0.5, 0.45, second])  # of the network, of int8, and with the class output in fp32
-        monkeypatch.setattr(export_run, "_ap", lambda *given: next(aps))
+        monkeypatch.setattr(export_run, "_measure_ap", lambda *given: next(aps))
         options = {"format": "onnx", "precision": "int8", "output": str(tmp_path / "out")}
         report = export(str(model), calibrate=str(labelled), verify=str(labelled), **options)
         assert report.kept_class_output == kept and (report.ap, report.exported_ap) == (0.5, second if kept else 0.45)

@@ -17,17 +17,17 @@ import torch
 
 from retinanet.data.dataset import DetectionDataset, load_dataset
 from retinanet.deploy.benchmark_table import RESULTS, BenchmarkResult, Row
-from retinanet.deploy.competitors import DEFAULT, NAMES, Competitor, competitor, from_file
+from retinanet.deploy.competitors import DEFAULT, NAMES, Competitor, prepare_competitor, use_file
 from retinanet.deploy.footprint import peak_memory
 from retinanet.deploy.stopwatch import Seconds, Spread, describe_machine, take_turns
 from retinanet.errors import UserError
 from retinanet.evaluation.coco import CocoMetrics, coco_metrics
+from retinanet.files import check_output_folder
 from retinanet.images.arrays import pad_arrays
 from retinanet.images.io import read_pixels
 from retinanet.inference.backend import Backend, Prepared, count_cores
 from retinanet.inference.exported import open_exported
 from retinanet.inference.predictor import Predictor
-from retinanet.interop.conversion import check_writable
 from retinanet.interop.pretrained import model_folder
 from retinanet.model_folder import read_spec
 from retinanet.spec import exported_file
@@ -78,20 +78,22 @@ def benchmark(
     Raises:
         UserError: unusable model or data, an unknown backend or none that can run here, or results are there already.
     """
-    command = _command(locals())
+    command = _repeat_command(locals())
     _check(repeats, images, batch_size, backends)
     if output is not None:
-        _check_output(Path(output), overwrite=overwrite)
+        check_output_folder(Path(output), RESULTS, overwrite=overwrite)
     file = exported_file(model)
     home = Path(model) if file else model_folder(model) or Path(model)
     spec = open_exported(file, trust=trust, trust_code=trust_code).spec if file else read_spec(home)
     dataset = load_dataset(data, split, class_names=spec.class_names)
-    with tempfile.TemporaryDirectory(prefix="retinanet-benchmark-") as scratch, _threads(count_cores()):
+    with tempfile.TemporaryDirectory(prefix="retinanet-benchmark-") as scratch, _use_threads(count_cores()):
         left_out: dict[str, str] = {}
-        here = [from_file(Path(model).name, file, trust=trust, trust_code=trust_code)] if file else []
+        here = [use_file(Path(model).name, file, trust=trust, trust_code=trust_code)] if file else []
         if not file:
-            here, left_out = _competitors(home, backends or DEFAULT, calibrate or data, Path(scratch), heads=heads)
-        rows = _measured(here, dataset, repeats=repeats, images=images, batch_size=batch_size)
+            here, left_out = _prepare_competitors(
+                home, backends or DEFAULT, calibrate or data, Path(scratch), heads=heads
+            )
+        rows = _measure(here, dataset, repeats=repeats, images=images, batch_size=batch_size)
     about = {
         "command": command,
         "images": f"{len(dataset)} of {data}, {split}; {min(images, len(dataset))} of them timed, {repeats} repeats",
@@ -103,7 +105,7 @@ def benchmark(
     return result
 
 
-def _competitors(
+def _prepare_competitors(
     home: Path, names: Sequence[str], calibrate: str, scratch: Path, *, heads: bool
 ) -> tuple[list[Competitor], dict[str, str]]:
     """Who can take part, and why others cannot.
@@ -116,7 +118,7 @@ def _competitors(
     for name in names:
         _say(f"{name}: getting ready")
         try:
-            here.append(competitor(name, home, calibrate, scratch, heads=heads))
+            here.append(prepare_competitor(name, home, calibrate, scratch, heads=heads))
         except UserError as error:
             left_out[name] = str(error)
             _say(f"{name}: left out, {error}")
@@ -125,14 +127,14 @@ def _competitors(
     return here, left_out
 
 
-def _measured(
+def _measure(
     here: Sequence[Competitor], dataset: DetectionDataset, *, repeats: int, images: int, batch_size: int
 ) -> list[Row]:
     """A row for each competitor."""
     places = np.linspace(0, len(dataset) - 1, min(images, len(dataset))).round().astype(int)
     chosen = [dataset.samples[place] for place in places]
-    metrics, per_second = _throughput(here, dataset, chosen, batch_size)
-    stages = _latencies(here, chosen, repeats)
+    metrics, per_second = _measure_throughput(here, dataset, chosen, batch_size)
+    stages = _measure_latencies(here, chosen, repeats)
     rows = []
     for one in here:
         _say(f"{one.name}: memory")
@@ -156,7 +158,7 @@ def _measured(
     return rows
 
 
-def _throughput(
+def _measure_throughput(
     here: Sequence[Competitor], dataset: DetectionDataset, chosen: Sequence[Sample], batch_size: int
 ) -> tuple[dict[str, CocoMetrics], dict[str, float]]:
     """AP on all images, which warms up too; then images per second, end to end."""
@@ -167,14 +169,16 @@ def _throughput(
     metrics = {}
     for name, predictor in predictors.items():
         _say(f"{name}: AP on {len(dataset)} images")
-        found = list(predictor.stream([sample.path for sample in dataset.samples]))
-        metrics[name] = coco_metrics(dataset.samples, found, dataset.class_names, category_ids=dataset.category_ids)
+        detections = list(predictor.stream([sample.path for sample in dataset.samples]))
+        metrics[name] = coco_metrics(
+            dataset.samples, detections, dataset.class_names, category_ids=dataset.category_ids
+        )
     _say(f"all in turn: images per second, {ROUNDS} rounds of {len(chosen)} images")
 
     def timed(predictor: Predictor) -> Callable[[int], Seconds]:
         def call(_: int) -> Seconds:
             began = time.perf_counter()
-            for _found in predictor.stream([sample.path for sample in chosen]):
+            for _detections in predictor.stream([sample.path for sample in chosen]):
                 pass
             return {"all": time.perf_counter() - began}
 
@@ -184,7 +188,7 @@ def _throughput(
     return metrics, {name: len(chosen) / median(call["all"] for call in calls) for name, calls in taken.items()}
 
 
-def _latencies(here: Sequence[Competitor], chosen: Sequence[Sample], repeats: int) -> dict[str, list[Seconds]]:
+def _measure_latencies(here: Sequence[Competitor], chosen: Sequence[Sample], repeats: int) -> dict[str, list[Seconds]]:
     """The stages of one image at a time; the images take turns too."""
     backends = {one.name: one.load("latency") for one in here}
     for one in here:
@@ -192,16 +196,16 @@ def _latencies(here: Sequence[Competitor], chosen: Sequence[Sample], repeats: in
         backend = backends[one.name]
         for sample in {backend.spec.preprocess.size(*sample.size): sample for sample in chosen}.values():
             for _ in range(2):  # one image of each size: some runtimes settle on a size when they first see it
-                one_image(one, backend, sample.path)
+                time_one_image(one, backend, sample.path)
     _say(f"all in turn: latency of one image, {repeats} rounds")
 
     def timed(one: Competitor) -> Callable[[int], Seconds]:
-        return lambda number: one_image(one, backends[one.name], chosen[number % len(chosen)].path)
+        return lambda number: time_one_image(one, backends[one.name], chosen[number % len(chosen)].path)
 
     return take_turns({one.name: timed(one) for one in here}, repeats)
 
 
-def one_image(one: Competitor, backend: Backend, path: Path) -> Seconds:
+def time_one_image(one: Competitor, backend: Backend, path: Path) -> Seconds:
     """Seconds of the stages from a file to its detections: read, resize, network and, where known, postprocess."""
     began = time.perf_counter()
     pixels = read_pixels(path)
@@ -212,12 +216,12 @@ def one_image(one: Competitor, backend: Backend, path: Path) -> Seconds:
     ended = time.perf_counter()
     inner = dict(one.inner)
     if one.heads is not None:
-        inner["postprocess"] = max(0.0, ended - resized - _heads(one, backend, prepared))
+        inner["postprocess"] = max(0.0, ended - resized - _time_heads(one, backend, prepared))
     stages = {"read": read - began, "resize": resized - read + inner.get("resize", 0.0)}
     return {**stages, "network": ended - resized - sum(inner.values()), **_only(inner, "postprocess")}
 
 
-def _heads(one: Competitor, backend: Backend, prepared: Prepared) -> float:
+def _time_heads(one: Competitor, backend: Backend, prepared: Prepared) -> float:
     """Seconds of the graph without post-processing, from the same input."""
     assert one.heads is not None
     began = time.perf_counter()
@@ -238,15 +242,7 @@ def _check(repeats: int, images: int, batch_size: int, backends: Sequence[str] |
         raise UserError(f"--backends: there is no {', '.join(unknown)}. Expected some of {', '.join(NAMES)}")
 
 
-def _check_output(folder: Path, *, overwrite: bool) -> None:
-    if folder.is_file():
-        raise UserError(f"--output {folder} is a file; expected the name of a folder")
-    if not overwrite and any((folder / name).exists() for name in RESULTS):
-        raise UserError(f"{folder} holds results already. Choose another --output or pass --overwrite")
-    check_writable(folder)
-
-
-def _command(arguments: Mapping[str, Any]) -> str:
+def _repeat_command(arguments: Mapping[str, Any]) -> str:
     """The command that does the same, without what concerns only the files it writes."""
     words = ["retinanet", "benchmark", arguments["model"], arguments["data"]]
     usual = benchmark.__kwdefaults__ or {}
@@ -262,7 +258,7 @@ def _say(text: str) -> None:
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def _use_threads(count: int) -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

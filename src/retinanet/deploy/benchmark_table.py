@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from retinanet.deploy.stopwatch import Spread
-from retinanet.files import write_atomically
+from retinanet.files import make_json_safe, write_atomically
 from retinanet.plotting.html import Table, render_text
 
 RESULTS = ("benchmark.json", "benchmark.md")
@@ -106,8 +105,8 @@ class BenchmarkResult:
         Raises:
             UserError: they cannot be written.
         """
-        values = {"about": self.about, "rows": [_plain(row) for row in self.rows], "left_out": self.left_out}
-        text = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        values = {"about": self.about, "rows": [asdict(row) for row in self.rows], "left_out": self.left_out}
+        text = json.dumps(make_json_safe(values), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         for name, content in zip(RESULTS, (text, self.to_markdown()), strict=True):
             write_atomically(folder / name, content)
 
@@ -129,9 +128,3 @@ class BenchmarkResult:
         if any(row.postprocess is None for row in self.rows):
             text += " Where no time of post-processing is given, that of the network contains it."
         return text
-
-
-def _plain(row: Row) -> dict[str, object]:
-    """What JSON can hold: None where a number is not finite."""
-    values = asdict(row)
-    return {key: None if isinstance(one, float) and not math.isfinite(one) else one for key, one in values.items()}

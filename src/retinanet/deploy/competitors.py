@@ -12,7 +12,7 @@ from retinanet.deploy.export import Format, Precision, export
 from retinanet.deploy.peer import TorchvisionBackend
 from retinanet.detector import Detector
 from retinanet.errors import UserError
-from retinanet.inference.backend import Backend, Graph, Mode, not_installed
+from retinanet.inference.backend import Backend, Graph, Mode, explain_missing_runtime
 from retinanet.inference.exported import open_exported
 from retinanet.inference.torch_backend import TorchBackend
 from retinanet.model.device import cpu_computes_bf16
@@ -68,7 +68,7 @@ class TimedPostprocess(Postprocess):
         return found
 
 
-def competitor(name: str, home: Path, calibrate: str, scratch: Path, *, heads: bool) -> Competitor:
+def prepare_competitor(name: str, home: Path, calibrate: str, scratch: Path, *, heads: bool) -> Competitor:
     """A competitor, exported into ``scratch`` unless the model folder has it.
 
     Args:
@@ -101,10 +101,10 @@ def competitor(name: str, home: Path, calibrate: str, scratch: Path, *, heads: b
     if heads:
         report = export(str(home), output=str(scratch / f"{name}-raw"), raw=True, **options)
         graph = open_exported(Path(report.folder) / report.file, raw=True, trust=True).graph
-    return replace(from_file(name, file, trust=True), heads=graph)
+    return replace(use_file(name, file, trust=True), heads=graph)
 
 
-def from_file(name: str, file: Path, *, trust: bool = False, trust_code: bool = False) -> Competitor:
+def use_file(name: str, file: Path, *, trust: bool = False, trust_code: bool = False) -> Competitor:
     """An exported model; for ``trust`` and ``trust_code`` see :func:`retinanet.inference.pt2_backend.open_pt2`."""
     trusted = {"trust": trust, "trust_code": trust_code}
     files = [file, file.with_suffix(".bin")] if file.suffix == ".xml" else [file]
@@ -148,6 +148,6 @@ def _check_openvino_bf16() -> None:
     try:
         import openvino
     except ImportError:
-        raise not_installed("OpenVINO", "openvino") from None
+        raise explain_missing_runtime("OpenVINO", "openvino") from None
     if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise UserError("this CPU does not compute in bf16")

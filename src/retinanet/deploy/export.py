@@ -16,10 +16,10 @@ from retinanet.detector import Detector
 from retinanet.digest import file_sha256
 from retinanet.errors import UserError
 from retinanet.evaluation.evaluate import evaluate
+from retinanet.files import check_writable
 from retinanet.images.io import read_image
 from retinanet.inference.card import Card
 from retinanet.inference.exported import open_exported
-from retinanet.interop.conversion import check_writable
 from retinanet.interop.pretrained import model_folder
 from retinanet.spec import TENSORS
 
@@ -76,7 +76,7 @@ def export(
     home = model_folder(model)
     detector = Detector.load(home or model)
     sha256 = file_sha256(Path(home or model) / TENSORS)
-    folder = _output(model, home, output, f"{format}-{precision}" + "-raw" * raw, overwrite=overwrite)
+    folder = _choose_output(model, home, output, f"{format}-{precision}" + "-raw" * raw, overwrite=overwrite)
     images = spread_images(calibrate, samples) if calibrate else []
     shown = spread_images(verify, SHOWN, split) if verify else images[:SHOWN]
     place = next(path for path in folder.absolute().parents if path.is_dir())
@@ -85,10 +85,10 @@ def export(
             report = ExportReport(str(home or model), str(folder), FILES[format], format, precision, raw, len(images))
             new = Path(scratch) / "new"
             report = replace(report, weights_sha256=sha256)
-            report = _proven(report, detector, new, images, shown, compile=compile)
+            report = _export_and_prove(report, detector, new, images, shown, compile=compile)
             if verify is not None:
-                report = replace(report, split=f"{verify}, {split}", ap=_ap(home or model, verify, split))
-                report = _verified(report, detector, new, images, shown, verify, split)
+                report = replace(report, split=f"{verify}, {split}", ap=_measure_ap(home or model, verify, split))
+                report = _verify(report, detector, new, images, shown, verify, split)
             report = replace(report, size=sum(path.stat().st_size for path in new.iterdir()))
             report.save(new)
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -100,7 +100,7 @@ def export(
     return report
 
 
-def _proven(
+def _export_and_prove(
     report: ExportReport,
     detector: Detector,
     folder: Path,
@@ -128,7 +128,7 @@ def _proven(
     return replace(report, proof=proof, kept_class_output=keep_class_output)
 
 
-def _verified(
+def _verify(
     report: ExportReport,
     detector: Detector,
     folder: Path,
@@ -138,12 +138,12 @@ def _verified(
     split: str,
 ) -> ExportReport:
     """Measure the AP of the file itself; int8 that costs too much is made again with the class output in fp32."""
-    report = replace(report, exported_ap=_ap(folder / report.file, data, split))
+    report = replace(report, exported_ap=_measure_ap(folder / report.file, data, split))
     if report.precision != "int8" or report.lost <= LOST:
         return report
     with tempfile.TemporaryDirectory(prefix=".second-", dir=folder.parent) as scratch:
-        other = _proven(report, detector, Path(scratch) / "new", images, shown, keep_class_output=True)
-        other = replace(other, exported_ap=_ap(Path(scratch) / "new" / report.file, data, split))
+        other = _export_and_prove(report, detector, Path(scratch) / "new", images, shown, keep_class_output=True)
+        other = replace(other, exported_ap=_measure_ap(Path(scratch) / "new" / report.file, data, split))
         if other.lost >= report.lost:
             return report
         shutil.rmtree(folder)
@@ -151,7 +151,7 @@ def _verified(
     return other
 
 
-def _ap(model: str | Path, data: str, split: str) -> float:
+def _measure_ap(model: str | Path, data: str, split: str) -> float:
     # trusted: a file of that kind was just written here
     return evaluate(model, data, split=split, device="cpu", trust=True).metrics.ap
 
@@ -209,7 +209,7 @@ def _check_options(
         raise UserError(f"--compile is for pt2; {form} is compiled by its runtime whenever it is loaded")
 
 
-def _output(model: str, home: Path | None, output: str | None, name: str, *, overwrite: bool) -> Path:
+def _choose_output(model: str, home: Path | None, output: str | None, name: str, *, overwrite: bool) -> Path:
     """The folder to make, checked before the work is done."""
     if output is None and home is not None and not Path(model).exists():
         raise UserError(f"{model} is no folder of yours, so say where the export goes: pass --output FOLDER")

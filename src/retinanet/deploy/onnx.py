@@ -27,12 +27,12 @@ op: Any = opset18  # its types know neither attributes nor symbolic tensors
 
 
 def write_onnx(detector: Detector, card: Card, path: Path, images: Sequence[Path], *, keep_class_output: bool) -> None:
-    """Write an ONNX file; in int8, ``images`` set the scales (see :func:`retinanet.deploy.quantise.quantised`)."""
+    """Write an ONNX file; in int8, ``images`` set the scales (see :func:`retinanet.deploy.quantise.quantise_model`)."""
     model = to_onnx(detector, card)
     if card.precision == "int8":
-        from retinanet.deploy.quantise import quantised
+        from retinanet.deploy.quantise import quantise_model
 
-        model = quantised(model, detector.spec.preprocess, images, keep_class_output=keep_class_output)
+        model = quantise_model(model, detector.spec.preprocess, images, keep_class_output=keep_class_output)
         _add_card(model, card)
     onnx.save(model, path)
     seal(path)

@@ -26,9 +26,9 @@ def write_openvino(
     """
     model = openvino.Core().read_model(to_onnx(detector, card).SerializeToString())
     if card.precision == "int8":
-        from retinanet.deploy.quantise import quantised
+        from retinanet.deploy.quantise import quantise_model
 
-        model = quantised(model, detector.spec.preprocess, images, keep_class_output=keep_class_output)
+        model = quantise_model(model, detector.spec.preprocess, images, keep_class_output=keep_class_output)
     model.set_rt_info(card.to_json(), KEYS)
     try:
         openvino.save_model(model, path, compress_to_fp16=False)

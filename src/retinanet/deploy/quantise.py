@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import nncf
 import onnx
@@ -25,7 +25,7 @@ CLASS_OUTPUT = "heads.cls.output.weight"  # how the name of the weights of the c
 Model = TypeVar("Model", openvino.Model, onnx.ModelProto)
 
 
-def quantised(model: Model, preprocess: Preprocess, images: Sequence[Path], *, keep_class_output: bool) -> Model:
+def quantise_model(model: Model, preprocess: Preprocess, images: Sequence[Path], *, keep_class_output: bool) -> Model:
     """An int8 copy of a model.
 
     Args:
@@ -34,23 +34,23 @@ def quantised(model: Model, preprocess: Preprocess, images: Sequence[Path], *, k
         images: of the kind that the model is for; their activations set the scales.
         keep_class_output: the last convolution of the class subnet stays in fp32.
     """
-    with _quiet():
+    with _silence():
         result: Model = nncf.quantize(
             model,
             nncf.Dataset(images, lambda path: dict(zip(INPUTS, feed(preprocess, path), strict=True))),
             subset_size=len(images),
             preset=nncf.QuantizationPreset.MIXED,  # activations may be asymmetric: not every backbone ends in a ReLU
-            ignored_scope=nncf.IgnoredScope(names=_ignored(model, keep_class_output)),
+            ignored_scope=nncf.IgnoredScope(names=_find_ignored(model, keep_class_output)),
         )
     return result
 
 
-def _ignored(model: openvino.Model | onnx.ModelProto, keep_class_output: bool) -> list[str]:
+def _find_ignored(model: openvino.Model | onnx.ModelProto, keep_class_output: bool) -> list[str]:
     """Names of the nodes that stay as they are."""
     after, convolutions = _openvino_graph(model) if isinstance(model, openvino.Model) else _onnx_graph(model)
     leads: dict[str, bool] = {}
     for name in reversed(after):  # in topological order, so what comes after a node is known already
-        leads[name] = any(one in convolutions or leads[one] for one in after[name])
+        leads[name] = any(node in convolutions or leads[node] for node in after[name])
     ignored = [name for name in after if not leads[name] and name not in convolutions]
     outputs = [name for name, weights in convolutions.items() if weights.endswith(CLASS_OUTPUT)]
     assert outputs, "the class subnet's output is not to be found by the name of its weights"
@@ -65,14 +65,12 @@ def _openvino_graph(model: openvino.Model) -> tuple[dict[str, list[str]], dict[s
         kind, name = node.get_type_name(), node.get_friendly_name()
         if kind in ("Constant", "Parameter", "Result"):
             continue
-        after[name] = [target.get_node().get_friendly_name() for out in node.outputs() for target in _targets(out)]
+        after[name] = [
+            target.get_node().get_friendly_name() for out in node.outputs() for target in out.get_target_inputs()
+        ]
         if kind in ("Convolution", "GroupConvolution"):
             convolutions[name] = node.input_value(1).get_node().get_friendly_name()
-    return _known(after), convolutions
-
-
-def _targets(output: Any) -> Iterable[Any]:
-    return output.get_target_inputs()
+    return _drop_unknown(after), convolutions
 
 
 def _onnx_graph(model: onnx.ModelProto) -> tuple[dict[str, list[str]], dict[str, str]]:
@@ -82,15 +80,15 @@ def _onnx_graph(model: onnx.ModelProto) -> tuple[dict[str, list[str]], dict[str,
         for value in node.input:
             takers[value].append(node.name)
     after = {node.name: [name for value in node.output for name in takers[value]] for node in model.graph.node}
-    return _known(after), {node.name: node.input[1] for node in model.graph.node if node.op_type == "Conv"}
+    return _drop_unknown(after), {node.name: node.input[1] for node in model.graph.node if node.op_type == "Conv"}
 
 
-def _known(after: Mapping[str, list[str]]) -> dict[str, list[str]]:
-    return {name: [one for one in following if one in after] for name, following in after.items()}
+def _drop_unknown(after: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    return {name: [node for node in following if node in after] for name, following in after.items()}
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _silence() -> Iterator[None]:
     """NNCF reports each step on the console; an error is raised in any case."""
     logger = logging.getLogger("nncf")
     level = logger.level

@@ -59,6 +59,22 @@ def take_turns(
     return taken
 
 
+def time_in_turns(functions: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """The median seconds of each function, after one round of all that warms up; see :func:`take_turns`."""
+
+    def measure(function: Callable[[], object]) -> Callable[[int], Seconds]:
+        def call(_: int) -> Seconds:
+            began = time.perf_counter()
+            function()
+            return {"all": time.perf_counter() - began}
+
+        return call
+
+    calls = {name: measure(function) for name, function in functions.items()}
+    taken = take_turns(calls, 1 + rounds)
+    return {name: statistics.median(call["all"] for call in times[1:]) for name, times in taken.items()}
+
+
 def describe_machine() -> dict[str, str]:
     """The CPU, the cores in use, the versions of what is measured, and the date."""
     versions = []

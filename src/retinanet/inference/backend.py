@@ -134,7 +134,7 @@ def count_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def not_installed(runtime: str, package: str) -> UserError:
+def explain_missing_runtime(runtime: str, package: str) -> UserError:
     """What to say where a runtime is missing."""
     return UserError(
         f'{runtime} is not installed. Install what exported models need: pip install "retinanet[export]", or '
@@ -142,7 +142,7 @@ def not_installed(runtime: str, package: str) -> UserError:
     )
 
 
-def damaged(path: Path, runtime: str, error: Exception) -> UserError:
+def explain_damage(path: Path, runtime: str, error: Exception) -> UserError:
     """What to say of a file that its runtime cannot read."""
     lines = [line.strip() for line in str(error).splitlines()]
     reason = [line for line in lines if line and not line.startswith(("Exception from", "Check '"))]

@@ -8,7 +8,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retinanet.inference.backend import INPUTS, ExportedModel, Mode, count_cores, damaged, not_installed, read_card
+from retinanet.inference.backend import (
+    INPUTS,
+    ExportedModel,
+    Mode,
+    count_cores,
+    explain_damage,
+    explain_missing_runtime,
+    read_card,
+)
 
 KEY = "retinanet"  # of the card, in the metadata of the file
 
@@ -28,7 +36,7 @@ def open_onnx(path: Path, mode: Mode = "latency", *, raw: bool = False) -> Expor
     try:
         import onnxruntime
     except ImportError:
-        raise not_installed("ONNX Runtime", "onnxruntime") from None
+        raise explain_missing_runtime("ONNX Runtime", "onnxruntime") from None
     streams = count_cores() if mode == "throughput" else 1
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what goes wrong is raised too
@@ -37,7 +45,7 @@ def open_onnx(path: Path, mode: Mode = "latency", *, raw: bool = False) -> Expor
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         text = session.get_modelmeta().custom_metadata_map.get(KEY, "")
     except Exception as error:  # its exceptions have no base of their own
-        raise damaged(path, "ONNX Runtime", error) from None
+        raise explain_damage(path, "ONNX Runtime", error) from None
     card, names = read_card(text, path, raw=raw, outputs=[output.name for output in session.get_outputs()])
 
     def graph(images: NDArray[Any], sizes: NDArray[np.int64]) -> list[NDArray[Any]]:

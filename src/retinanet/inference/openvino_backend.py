@@ -12,7 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retinanet.errors import UserError
-from retinanet.inference.backend import INPUTS, ExportedModel, Mode, count_cores, damaged, not_installed, read_card
+from retinanet.inference.backend import (
+    INPUTS,
+    ExportedModel,
+    Mode,
+    count_cores,
+    explain_damage,
+    explain_missing_runtime,
+    read_card,
+)
 from retinanet.inference.card import Card
 
 KEYS = ["retinanet", "card"]  # where the card lies in the model's runtime information
@@ -35,7 +43,7 @@ def open_openvino(path: Path, mode: Mode = "latency", *, raw: bool = False) -> E
     try:
         import openvino
     except ImportError:
-        raise not_installed("OpenVINO", "openvino") from None
+        raise explain_missing_runtime("OpenVINO", "openvino") from None
     if not path.with_suffix(".bin").is_file():
         raise UserError(f"{path.with_suffix('.bin')} is missing: the weights of {path.name}. Copy it as well")
     streams = count_cores() if mode == "throughput" else 1
@@ -44,7 +52,7 @@ def open_openvino(path: Path, mode: Mode = "latency", *, raw: bool = False) -> E
         model = core.read_model(path)
         text = model.get_rt_info(KEYS).astype(str) if model.has_rt_info(KEYS) else ""
     except RuntimeError as error:
-        raise damaged(path, "OpenVINO", error) from None
+        raise explain_damage(path, "OpenVINO", error) from None
     card, names = read_card(text, path, raw=raw, outputs=[output.get_any_name() for output in model.outputs])
     settings = {
         "PERFORMANCE_HINT": mode.upper(),
@@ -55,7 +63,7 @@ def open_openvino(path: Path, mode: Mode = "latency", *, raw: bool = False) -> E
     try:
         compiled = core.compile_model(model, "CPU", settings)
     except RuntimeError as error:
-        raise damaged(path, "OpenVINO", error) from None
+        raise explain_damage(path, "OpenVINO", error) from None
     return ExportedModel(card, _Requests(compiled, names, streams), runtime="OpenVINO", streams=streams)
 
 

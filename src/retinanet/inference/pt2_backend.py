@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 import retinanet.anchors.nms  # noqa: F401  (the graph calls an operator that it registers)
 from retinanet.errors import UserError
-from retinanet.inference.backend import OUTPUTS, ExportedModel, damaged, read_card
+from retinanet.inference.backend import OUTPUTS, ExportedModel, explain_damage, read_card
 
 KEY = "retinanet.json"  # of the card, among the extra files or the metadata
 COMPILED = ".compiled.pt2"  # how the name of what AOTInductor made ends
@@ -51,7 +51,7 @@ def open_pt2(path: Path, *, raw: bool = False, trust: bool = False, trust_code: 
             "trust whoever made it, pass --trust (trust=True in Python); the formats onnx and openvino need no trust"
         )
     try:
-        parts = _code_parts(path)
+        parts = _find_code(path)
         if parts and not trust_code:
             raise UserError(
                 f"{path} has pickled or compiled parts, which run code when they are loaded ({parts[0]}"
@@ -59,14 +59,14 @@ def open_pt2(path: Path, *, raw: bool = False, trust: bool = False, trust_code: 
                 "(trust_code=True in Python)"
             )
         compiled = any(map(_MACHINE_CODE.fullmatch, parts))
-        module, text = (_compiled if compiled else _program)(path)
+        module, text = (_load_compiled if compiled else _load_program)(path)
     except UserError:
         raise
     except (
         *(RuntimeError, ValueError, OSError, KeyError, AttributeError, AssertionError, TypeError),
         *(zipfile.BadZipFile, EOFError),
     ) as error:
-        raise damaged(path, "torch.export", error) from None
+        raise explain_damage(path, "torch.export", error) from None
     card, _ = read_card(text, path, raw=raw, outputs=OUTPUTS)
 
     def graph(images: NDArray[Any], sizes: NDArray[np.int64]) -> Sequence[NDArray[Any]]:
@@ -77,7 +77,7 @@ def open_pt2(path: Path, *, raw: bool = False, trust: bool = False, trust_code: 
     return ExportedModel(card, graph, runtime=runtime, streams=1)
 
 
-def _code_parts(path: Path) -> list[str]:
+def _find_code(path: Path) -> list[str]:
     """The members of the archive that are, or may be, code; nothing is loaded for that.
 
     Raises:
@@ -97,7 +97,7 @@ def _code_parts(path: Path) -> list[str]:
     return parts
 
 
-def _program(path: Path) -> tuple[Callable[..., Any], str]:
+def _load_program(path: Path) -> tuple[Callable[..., Any], str]:
     extra = {KEY: ""}
     log = logging.getLogger("torch.export")
     level = log.level
@@ -111,6 +111,6 @@ def _program(path: Path) -> tuple[Callable[..., Any], str]:
         log.setLevel(level)
 
 
-def _compiled(path: Path) -> tuple[Callable[..., Any], str]:
+def _load_compiled(path: Path) -> tuple[Callable[..., Any], str]:
     loaded: Any = torch._inductor.aoti_load_package(str(path))
     return loaded, loaded.get_metadata().get(KEY, "")
