@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from retinanet.data.check import sized_images
+from retinanet.data.check import size_images
 from retinanet.data.dataset import load_dataset, read_parts, splits, training_datasets
-from retinanet.data.faults import Fault, refuse
+from retinanet.data.faults import Fault, Notes
 from retinanet.errors import UserError
 
 CLASSES = ("cat", "dog", "emu")
@@ -333,14 +333,14 @@ def every_fault(path):
     """The faults of all splits, collected."""
     faults = []
     for part in read_parts(path, faults.append).values():
-        sized_images(part.images, faults.append)
+        size_images(part.images, faults.append)
     return [str(fault) for fault in faults]
 
 
 def test_a_clean_set_has_no_faults_to_collect(tmp_path, form):
     SPLIT[form](tmp_path, scene())
     assert every_fault(tmp_path) == []
-    parts = read_parts(tmp_path, refuse)
+    parts = read_parts(tmp_path, Notes())
     found = {name: {image.path.name for image in part.images} for name, part in parts.items()}
     assert found == {split: {picture.name for picture in pictures} for split, pictures in scene().items()}
     assert len(parts["train"].boxes.labels) == 5 and parts["train"].class_names == CLASSES

@@ -2,15 +2,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from retinanet.data.check import (
-    Annotations,
-    BoxColumns,
-    ImageEntry,
-    checked_samples,
-    declared_size,
-    label_lookup,
-    short,
-)
+from retinanet.data.annotations import Annotations, BoxColumns, ImageEntry, declared_size, select_classes
+from retinanet.data.check import judge_split
+from retinanet.data.faults import Notes
 from retinanet.errors import UserError
 
 
@@ -23,6 +17,11 @@ def entries(tmp_path):
         return [ImageEntry(path, number, size) for number, (path, size) in enumerate(zip(paths, sizes, strict=True))]
 
     return make
+
+
+def checked_samples(found):
+    part = judge_split("", found, Notes())
+    return part.samples(), [fault.sentence for fault in part.faulty_boxes()]
 
 
 def annotations(images, owners, xyxy, **columns):
@@ -38,7 +37,7 @@ def test_boxes_in_any_order_come_to_their_image_in_that_order(entries):
     ignore, areas = random.random(200) < 0.3, random.uniform(1, 99, 200)
     images = entries(*[(100, 100)] * 6)
     samples, skipped = checked_samples(annotations(images, owners, xyxy, ignore=ignore, areas=areas))
-    assert skipped == () and len(samples) == 6 and len(samples[5].target) == 0
+    assert skipped == [] and len(samples) == 6 and len(samples[5].target) == 0
     for number, sample in enumerate(samples):
         rows = [row for row in range(200) if owners[row] == number]
         assert sample.image_id == number and sample.path == images[number].path
@@ -91,37 +90,32 @@ def test_two_images_of_one_id(entries):
         checked_samples(annotations(images, [], []))
 
 
-def test_notes_are_told_with_the_faulty_boxes(entries):
-    found = Annotations(("a",), (1,), entries((9, 9)), BoxColumns([], [], [], str), notes=["left out: one"])
-    assert checked_samples(found)[1] == ("left out: one",)
-    with pytest.raises(UserError, match="left out: one"):
-        checked_samples(found, strict=True)
-
-
 @pytest.mark.parametrize(
     ("height", "width", "size"),
     [(480, 640, (480, 640)), ("480", "640", (480, 640)), (480.0, 640, (480, 640)), (None, 640, None), ("0", "0", None)],
 )
 def test_declared_sizes(height, width, size):
-    assert declared_size(height, width, "here") == size
+    assert declared_size(height, width, "here", Notes()) == size
 
 
 @pytest.mark.parametrize("wrong", [-1, 3.5, "wide", "nan", float("inf"), [1], {}, 2**40, 10**400, "1e999"])
 def test_declared_sizes_that_are_none(wrong):
     with pytest.raises(UserError, match=r"here: width .* and height .* not the size of an image"):
-        declared_size(wrong, 640, "here")
+        declared_size(wrong, 640, "here", Notes())
 
 
-def test_label_lookup():
-    assert label_lookup(["a", "b"], None) == (("a", "b"), [0, 1])
-    assert label_lookup(["a", "b", "c"], ["c", "x", "a"]) == (("c", "x", "a"), [2, None, 0])
+def test_the_classes_asked_for(entries):
+    def found(*names):
+        boxes = BoxColumns([0] * len(names), [[0, 0, 9, 9]] * len(names), range(len(names)), lambda row: f"row {row}")
+        return Annotations(names, tuple(range(5, 5 + len(names))), entries((9, 9)), boxes)
+
+    assert select_classes(found("a", "b"), None, Notes()).category_ids == (5, 6)
+    chosen = select_classes(found("a", "b"), ["b", "x", "a"], Notes())
+    assert (chosen.class_names, chosen.category_ids) == (("b", "x", "a"), (6, 8, 5))
+    assert list(chosen.boxes.labels) == [2, 0]
+    faults = []
+    left = select_classes(found("a", "B ", "c"), ["c", "b"], faults.append)
+    assert list(left.boxes.labels) == [0] and left.boxes.where(0) == "row 2"
+    assert [fault.where for fault in faults] == ["row 0", "row 1"] and "Did you mean 'b'?" in str(faults[1])
     with pytest.raises(UserError, match="b is declared 2 times"):
-        label_lookup(["a", "b", "b"], None)
-
-
-def test_values_for_messages_are_short_and_harmless():
-    assert short("a" * 100) == "a" * 60 + "..."
-    assert short("\x1b[31mred\n") == "\\x1b[31mred\\n"
-    assert short([1] * 1000) == "a list"
-    assert short(None) == "None"
-    assert short("\ud800") == "\\ud800"
+        select_classes(found("a", "b", "b"), None, Notes())

@@ -1,130 +1,180 @@
-"""What every format must hold, checked in one place for a whole data set at once."""
+"""What every format must hold, checked in one place for a whole split at once."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from retinanet.data.faults import Fault, Faults, refuse
-from retinanet.data.files import listing
+from retinanet.data.annotations import Annotations, ImageEntry
+from retinanet.data.faults import Fault, Faults, name_list, short
+from retinanet.data.files import list_folder
 from retinanet.errors import UserError
 from retinanet.images.io import image_size
 from retinanet.types import Sample, Target
 
+MANY_OBJECTS = 100
+"""Objects of an image that the usual limit of detections covers."""
+LEAST_BOXES, OVER_EDGE_SHARE = 5, 0.3
+"""From so many boxes on, this share of them over the edge is no accident."""
 
-class ImageEntry(NamedTuple):
-    """An image as annotation files name it; size is (height, width), or None where they do not declare it."""
-
-    path: Path
-    image_id: int | str
-    size: tuple[int, int] | None
-
-
-@dataclass(frozen=True)
-class BoxColumns:
-    """The B boxes of a data set, as its files have them and not checked yet.
-
-    Attributes:
-        owners: (B,) which image each box belongs to.
-        xyxy: (B, 4).
-        labels: (B,) in [0, K).
-        where: the place of a box in the files, for messages.
-        ignore: (B,) bool, or None for none.
-        areas: (B,) annotated areas, NaN where there is none, or None for none at all.
-        relative: the boxes are fractions of the image's sides, not pixels.
-        first_pixel: the number of the first pixel; with 1 (Pascal VOC) the last pixel belongs to the box.
-    """
-
-    owners: Sequence[int]
-    xyxy: Sequence[Sequence[float]] | np.ndarray
-    labels: Sequence[int]
-    where: Callable[[int], str]
-    ignore: Sequence[bool] | None = None
-    areas: Sequence[float] | None = None
-    relative: bool = False
-    first_pixel: int = 0
+# Kind and description of what can be wrong with a box; 0 is a sound box.
+_REASONS = (
+    ("", ""),
+    ("not-finite-box", "is not finite, in an image"),
+    ("degenerate-box", "has x2 <= x1 or y2 <= y1, in an image"),
+    ("outside-box", "lies wholly outside its image"),
+    ("degenerate-box", "is too thin for an image"),
+)
 
 
 @dataclass(frozen=True)
-class Annotations:
-    """What the annotation files of one format say.
+class Split:
+    """One split, read and judged: its N images and B boxes, and what is wrong with each box.
 
     Attributes:
-        class_names: K names.
-        category_ids: K ids, as COCO results name the classes.
-        images: all of them, those without objects too.
-        boxes: of all images.
-        notes: what was left out already, a message each.
-    """
-
-    class_names: tuple[str, ...]
-    category_ids: tuple[int, ...]
-    images: Sequence[ImageEntry]
-    boxes: BoxColumns
-    notes: Sequence[str] = ()
-
-
-@dataclass(frozen=True)
-class JudgedBoxes:
-    """The B boxes of a data set and what is wrong with each.
-
-    Attributes:
+        name: of the split, "" for a set without splits.
+        annotations: what its files say.
+        images: N, with their sizes, None where they cannot be known.
         owners: (B,) int64, which image each box belongs to.
+        labels: (B,) int64.
+        ignore: (B,) bool.
         raw: (B, 4) float64 xyxy in pixels, counted as the files count them.
-        boxes: (B, 4) float64 xyxy in pixels counted from 0, clipped to the image.
+        corners: (B, 4) xyxy in pixels counted from 0, not clipped.
+        boxes: (B, 4) the same clipped to the image.
         limits: (B, 4) width, height, width, height of the image; NaN where its size is not known.
-        reasons: (B,) index into ``REASONS``, 0 for a sound box.
+        known: (B,) bool, the size of the image is known.
+        faulty: (B,) index of what is wrong, 0 for a sound box.
+        usable: (B,) bool, training takes the box as an object: it is neither faulty nor an ignore region.
     """
 
+    name: str
+    annotations: Annotations
+    images: list[ImageEntry]
     owners: np.ndarray
+    labels: np.ndarray
+    ignore: np.ndarray
     raw: np.ndarray
+    corners: np.ndarray
     boxes: np.ndarray
     limits: np.ndarray
-    reasons: np.ndarray
+    known: np.ndarray
+    faulty: np.ndarray
+    usable: np.ndarray
 
-    def message(self, row: int) -> str:
-        """What is wrong with a box, in words."""
-        corners = ", ".join(f"{value:g}" for value in self.raw[row])
-        width, height = self.limits[row, :2]
-        return f"box ({corners}) {REASONS[self.reasons[row]]} of {width:.0f} x {height:.0f} pixels"
+    @staticmethod
+    def judge(name: str, annotations: Annotations, images: list[ImageEntry]) -> Split:
+        """The boxes in pixels, clipped to ``images``, and what is wrong with each."""
+        columns = annotations.boxes
+        owners, labels = (np.asarray(column, dtype=np.int64) for column in (columns.owners, columns.labels))
+        raw = np.asarray(columns.xyxy, dtype=np.float64).reshape(-1, 4)
+        sizes = np.asarray([image.size or (np.nan, np.nan) for image in images], dtype=np.float64).reshape(-1, 2)
+        limits = sizes[owners][:, [1, 0, 1, 0]]  # (B, 4): width, height, width, height
+        with np.errstate(all="ignore"):  # NaN and overflow are what is looked for
+            if columns.relative:
+                raw = raw * limits
+            corners = raw - np.array([columns.first_pixel, columns.first_pixel, 0, 0])
+            boxes = np.clip(corners, 0, limits)
+            faulty = _find_faulty(raw, boxes.astype(np.float32), limits)  # what training will see
+        ignore = np.zeros(len(raw), bool) if columns.ignore is None else np.asarray(columns.ignore, dtype=bool)
+        known = np.asarray(np.isfinite(limits).all(1))
+        usable = known & (faulty == 0) & ~ignore
+        return Split(
+            name, annotations, images, owners, labels, ignore, raw, corners, boxes, limits, known, faulty, usable
+        )
+
+    def fault(self, kind: str, row: int, reason: str) -> Fault:
+        """A fault of a box."""
+        image, box = self.images[self.owners[row]].path, self.corners[row].tolist()
+        return Fault(kind, self.annotations.boxes.where(row), reason, image=image, box=box)
+
+    def faulty_boxes(self) -> list[Fault]:
+        """The boxes that training leaves out."""
+        faults = []
+        for row in np.flatnonzero((self.faulty > 0) & self.known).tolist():
+            kind, reason = _REASONS[self.faulty[row]]
+            corners = ", ".join(f"{value:g}" for value in self.raw[row])
+            width, height = self.limits[row, :2]
+            faults.append(self.fault(kind, row, f"box ({corners}) {reason} of {width:.0f} x {height:.0f} pixels"))
+        return faults
+
+    def find_fractions(self) -> Fault | None:
+        """Whether the numbers are fractions of the image's sides where they should be pixels."""
+        columns = self.annotations.boxes
+        raw = self.raw[np.isfinite(self.raw).all(1)]
+        inside = (raw >= 0).all() and (raw <= 1).all() and (raw % 1 != 0).any()
+        if columns.relative or columns.first_pixel or not len(raw) or not inside:
+            return None
+        reason = f"all {len(raw)} boxes lie within 1 x 1 pixel, so they seem to be fractions in place of pixels"
+        return Fault("fractions", columns.where(0), reason)
+
+    def doubtful_boxes(self) -> list[Fault]:
+        """What the boxes as a whole suggest: corners in place of sides, more of them than usual."""
+        faults = []
+        over = (self.corners[:, 2:] > self.limits[:, 2:] + 1).any(1) & self.known
+        # Width and height that are really x2 and y2 end where x1 + x2 and y1 + y2 are: over the edge for most boxes.
+        if len(over) >= LEAST_BOXES and over.mean() > OVER_EDGE_SHARE:
+            reason = f"{over.sum()} of {len(over)} boxes reach over the right or lower edge of their image"
+            faults.append(Fault("corners", self.annotations.boxes.where(int(over.argmax())), reason))
+        counts = np.bincount(self.owners[self.usable], minlength=len(self.images))
+        if (many := int((counts > MANY_OBJECTS).sum())) and len(counts):
+            image = self.images[int(counts.argmax())].path
+            reason = f"{many} images hold more than {MANY_OBJECTS} objects, up to {counts.max()} ({image})"
+            faults.append(Fault("many-objects", self.name, reason, image=image))
+        return faults
+
+    def samples(self) -> list[Sample]:
+        """One sample per image with its sound boxes, clipped; each owns its memory."""
+        keep = np.flatnonzero(self.faulty == 0)
+        keep = keep[np.argsort(self.owners[keep], kind="stable")]
+        boxes = self.boxes[keep]
+        areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+        if self.annotations.boxes.areas is not None:
+            annotated = np.asarray(self.annotations.boxes.areas, dtype=np.float64)[keep]
+            areas = np.where(np.isfinite(annotated) & (annotated > 0), annotated, areas)
+        lengths = np.bincount(self.owners[keep], minlength=len(self.images)).tolist()
+        columns = (boxes, self.labels[keep], self.ignore[keep], areas)
+        split = (torch.from_numpy(column).split(lengths) for column in columns)
+        return [
+            # Cloned: a view would drag the boxes of the whole data set along wherever a sample is copied or saved.
+            Sample(path, image_id, cast(tuple[int, int], size), Target(*map(Tensor.clone, rows)), area.clone())
+            for (path, image_id, size), *rows, area in zip(self.images, *split, strict=True)
+        ]
 
 
-def checked_samples(found: Annotations, *, strict: bool = False) -> tuple[list[Sample], tuple[str, ...]]:
-    """The samples, and a message for everything that was left out.
+def _find_faulty(raw: np.ndarray, boxes: np.ndarray, limits: np.ndarray) -> np.ndarray:
+    """(B,) index into ``_REASONS``, 0 for a sound box. Boxes are judged as the file has them (``raw``)."""
+    flat = (raw[:, 2] <= raw[:, 0]) | (raw[:, 3] <= raw[:, 1])
+    outside = (raw[:, :2] >= limits[:, :2]).any(1) | (raw[:, 2:] <= 0).any(1)
+    thin = (boxes[:, 2] <= boxes[:, 0]) | (boxes[:, 3] <= boxes[:, 1])  # nothing left in float32
+    return np.select([~np.isfinite(raw).all(1), flat, outside, thin], [1, 2, 3, 4], 0)
 
-    Boxes that reach over the edge are clipped. Boxes that are not finite, have x2 <= x1 or y2 <= y1, or lie wholly
-    outside their image are left out; their images stay.
 
-    Args:
-        found: the annotations of one format.
-        strict: refuse with the first such box instead.
+def judge_split(name: str, found: Annotations, faults: Faults) -> Split:
+    """A split with the sizes of its images known and its boxes judged.
 
     Raises:
-        UserError: images are missing or unreadable, an image id appears twice, or ``strict`` and something is wrong.
+        Fault: images are missing or unreadable, an image id appears twice, or the boxes are fractions, unless
+            ``faults`` returns.
     """
-    images = sized_images(found.images)
-    judged = judge_boxes(found.boxes, images)
-    skipped = [*found.notes]
-    for row in np.flatnonzero(judged.reasons).tolist():
-        skipped.append(f"{found.boxes.where(row)}: {judged.message(row)}")
-    if skipped and strict:
-        raise UserError(f"{skipped[0]}. Fix it, or leave out strict and it is left out ({len(skipped)} in all).")
-    keep = np.flatnonzero(judged.reasons == 0)
-    keep = keep[np.argsort(judged.owners[keep], kind="stable")]
-    return _samples(images, found.boxes, judged.boxes[keep], keep), tuple(skipped)
+    part = Split.judge(name, found, size_images(found.images, faults))
+    if fault := part.find_fractions():
+        faults(fault)
+        part = Split.judge(name, replace(found, boxes=replace(found.boxes, relative=True)), part.images)
+    for fault in part.doubtful_boxes():
+        faults(fault)
+    return part
 
 
-def sized_images(images: Sequence[ImageEntry], faults: Faults = refuse) -> list[ImageEntry]:
+def size_images(images: Sequence[ImageEntry], faults: Faults) -> list[ImageEntry]:
     """The images, with the undeclared sizes read from their headers; all ids have to differ and all files be there.
 
     Where ``faults`` returns, the images stay, and a size that cannot be known stays None.
@@ -132,10 +182,24 @@ def sized_images(images: Sequence[ImageEntry], faults: Faults = refuse) -> list[
     Raises:
         Fault: of the kinds duplicate-image-id, missing-image and unreadable-image, unless ``faults`` returns.
     """
-    _find_duplicates(images, faults)
-    missing = _find_missing([image.path for image in images], faults)
+    seen: dict[int | str, Path] = {}
+    for image in images:
+        first = seen.setdefault(image.image_id, image.path)
+        if first is not image.path:
+            reason = f"the image id {short(image.image_id)} stands for both {first} and {image.path}"
+            faults(Fault("duplicate-image-id", "", reason, members=[image.path]))
 
-    unknown = [number for number, image in enumerate(images) if image.size is None and image.path not in missing]
+    missing = _find_missing([image.path for image in images])
+    if missing:
+        reason = f"{len(missing)} of {len(images)} images are missing: {name_list(missing, 3)}"
+        remedy = "Put them there, or correct their names in the annotations."
+        if any(re.search(r"(^|/)https?:/", str(path)) for path in missing):
+            remedy = "Images are not fetched from URLs: download them, and name them by path."
+        reason = re.sub(r"(https?):/(?=[^/])", r"\1://", reason)  # of which a path keeps one slash
+        faults(Fault("missing-image", "", reason, remedy, members=missing))
+
+    absent = frozenset(missing)
+    unknown = [number for number, image in enumerate(images) if image.size is None and image.path not in absent]
     sized = list(images)
     with ThreadPoolExecutor(8) as pool:
         for number, size in zip(unknown, pool.map(_read_size, [images[n].path for n in unknown]), strict=True):
@@ -146,6 +210,19 @@ def sized_images(images: Sequence[ImageEntry], faults: Faults = refuse) -> list[
     return sized
 
 
+def _find_missing(paths: Sequence[Path]) -> list[Path]:
+    """The images that are not there; each folder is listed once."""
+    present: dict[str, frozenset[str]] = {}
+    missing = []
+    for path in paths:
+        folder, name = os.path.split(path)
+        if folder not in present:
+            present[folder] = list_folder(folder)
+        if name not in present[folder]:
+            missing.append(path)
+    return missing
+
+
 def _read_size(path: Path) -> tuple[int, int] | Fault:
     try:
         return image_size(path)
@@ -153,142 +230,7 @@ def _read_size(path: Path) -> tuple[int, int] | Fault:
         return image_fault(path, error)
 
 
-def image_fault(path: Path, error: UserError) -> Fault:
+def image_fault(path: Path, error: Exception) -> Fault:
     """What a reader of images says about a file, as a fault."""
     reason, _, remedy = re.sub(r"\. (?=[A-Z])", "\0", str(error).removeprefix(f"{path}: "), count=1).partition("\0")
-    return Fault("unreadable-image", str(path), reason.rstrip("."), remedy, members=[path])
-
-
-def judge_boxes(columns: BoxColumns, images: Sequence[ImageEntry]) -> JudgedBoxes:
-    """The boxes in pixels, clipped to their images, and what is wrong with each. Unknown sizes count as NaN."""
-    owners = np.asarray(columns.owners, dtype=np.int64)
-    raw = np.asarray(columns.xyxy, dtype=np.float64).reshape(-1, 4)
-    sizes = np.asarray([image.size or (np.nan, np.nan) for image in images], dtype=np.float64).reshape(-1, 2)
-    limits = sizes[owners][:, [1, 0, 1, 0]]  # (B, 4): width, height, width, height
-    with np.errstate(all="ignore"):  # NaN and overflow are what is looked for
-        if columns.relative:
-            raw = raw * limits
-        shift = np.array([columns.first_pixel, columns.first_pixel, 0, 0])
-        boxes = np.clip(raw - shift, 0, limits)
-        reasons = _reasons(raw, boxes.astype(np.float32), limits)  # what training will see
-    return JudgedBoxes(owners, raw, boxes, limits, reasons)
-
-
-def declared_size(height: object, width: object, where: str) -> tuple[int, int] | None:
-    """(height, width) as an annotation declares it, or None where it does not (absent or 0).
-
-    Raises:
-        Fault: not whole positive numbers.
-    """
-    if height in (None, "", 0, "0") or width in (None, "", 0, "0"):
-        return None
-    try:
-        sides = float(height), float(width)  # type: ignore[arg-type]  # that is what is being found out
-    except (TypeError, ValueError, OverflowError):
-        sides = -1.0, -1.0
-    if not all(0 < side < 2**31 and side == int(side) for side in sides):
-        reason = f"width {short(width)} and height {short(height)} are not the size of an image"
-        raise Fault("bad-size", where, reason, "Expected whole positive numbers of pixels.")
-    return int(sides[0]), int(sides[1])
-
-
-def size_or_none(height: object, width: object, where: str, faults: Faults) -> tuple[int, int] | None:
-    """As ``declared_size``, but a wrong declaration goes to ``faults``, and counts as none where that returns."""
-    try:
-        return declared_size(height, width, where)
-    except Fault as fault:
-        faults(fault)
-        return None
-
-
-def label_lookup(declared: Sequence[str], wanted: Sequence[str] | None) -> tuple[tuple[str, ...], list[int | None]]:
-    """The class names in the order asked for, and for each declared class its label among them (None: not asked for).
-
-    Raises:
-        Fault: a class name stands twice.
-    """
-    names = tuple(declared if wanted is None else wanted)
-    for listed in (declared, names):
-        name, count = Counter(listed).most_common(1)[0] if listed else ("", 1)
-        if count > 1:
-            reason = f"the class {short(name)} is declared {count} times: {name_list(listed)}"
-            raise Fault("class-names", "", reason, "Rename one.")
-    position = {name: label for label, name in enumerate(names)}
-    return names, [position.get(name) for name in declared]
-
-
-def name_list(names: Sequence[object], limit: int = 12) -> str:
-    """Names for a message, shortened when there are many."""
-    shown = ", ".join(short(name, 200) for name in names[:limit])
-    return f"{shown}, ... ({len(names)} in all)" if len(names) > limit else shown or "none"
-
-
-def short(value: object, limit: int = 60) -> str:
-    """A value of a file for a message: on one line, of bounded length, and harmless on a terminal."""
-    text = str(value) if value is None or isinstance(value, str | int | float | Path) else f"a {type(value).__name__}"
-    text = text if text.isprintable() else repr(text)[1:-1]
-    return text if len(text) <= limit else text[:limit] + "..."
-
-
-def _find_duplicates(images: Sequence[ImageEntry], faults: Faults) -> None:
-    if len({image.image_id for image in images}) == len(images):
-        return
-    seen: dict[int | str, Path] = {}
-    for image in images:
-        first = seen.setdefault(image.image_id, image.path)
-        if first is not image.path:
-            reason = f"the image id {short(image.image_id)} stands for both {first} and {image.path}"
-            remedy = "Every image needs an id of its own; where they are of two splits, name one split."
-            faults(Fault("duplicate-image-id", "", reason, remedy, members=[image.path]))
-
-
-def _find_missing(paths: Sequence[Path], faults: Faults) -> frozenset[Path]:
-    """The images that are not there, as one fault; each folder is listed once."""
-    present: dict[str, frozenset[str]] = {}
-    missing = []
-    for path in paths:
-        folder, name = os.path.split(path)
-        if folder not in present:
-            present[folder] = listing(folder)
-        if name not in present[folder]:
-            missing.append(path)
-    if missing:
-        reason = f"{len(missing)} of {len(paths)} images are missing: {name_list(missing, 3)}"
-        faults(Fault("missing-image", "", reason, "Put them there, or remove their annotations.", members=missing))
-    return frozenset(missing)
-
-
-REASONS = (
-    "",
-    "is not finite, in an image",
-    "has x2 <= x1 or y2 <= y1, in an image",
-    "lies wholly outside its image",
-    "is too thin for an image",
-)
-
-
-def _reasons(raw: np.ndarray, boxes: np.ndarray, limits: np.ndarray) -> np.ndarray:
-    """(B,) index into ``REASONS``, 0 for a sound box. Boxes are judged as the file has them (``raw``)."""
-    flat = (raw[:, 2] <= raw[:, 0]) | (raw[:, 3] <= raw[:, 1])
-    outside = (raw[:, :2] >= limits[:, :2]).any(1) | (raw[:, 2:] <= 0).any(1)
-    thin = (boxes[:, 2] <= boxes[:, 0]) | (boxes[:, 3] <= boxes[:, 1])  # nothing left in float32
-    return np.select([~np.isfinite(raw).all(1), flat, outside, thin], [1, 2, 3, 4], 0)
-
-
-def _samples(images: list[ImageEntry], columns: BoxColumns, boxes: np.ndarray, keep: np.ndarray) -> list[Sample]:
-    """The sound boxes, (len(keep), 4) sorted by image, cut into one sample per image."""
-    sides = boxes[:, 2:] - boxes[:, :2]
-    areas = sides[:, 0] * sides[:, 1]
-    if columns.areas is not None:
-        with np.errstate(all="ignore"):
-            annotated = np.asarray(columns.areas, dtype=np.float64)[keep]
-        areas = np.where(np.isfinite(annotated) & (annotated > 0), annotated, areas)
-    ignore = np.zeros(len(keep), bool) if columns.ignore is None else np.asarray(columns.ignore, dtype=bool)[keep]
-    labels = np.asarray(columns.labels, dtype=np.int64)[keep]
-    lengths = np.bincount(np.asarray(columns.owners, dtype=np.int64)[keep], minlength=len(images)).tolist()
-    split = (torch.from_numpy(column).split(lengths) for column in (boxes, labels, ignore, areas))
-    return [
-        # Cloned: a view would drag the boxes of the whole data set along wherever a sample is copied or saved.
-        Sample(path, image_id, cast(tuple[int, int], size), Target(*map(Tensor.clone, rows)), area.clone())
-        for (path, image_id, size), *rows, area in zip(images, *split, strict=True)
-    ]
+    return Fault("unreadable-image", path, reason.rstrip("."), remedy, members=[path], image=path)

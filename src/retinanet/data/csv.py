@@ -5,41 +5,34 @@
 * ``image_path,xmin,ymin,xmax,ymax,label``, columns in any order and under their common names.
 
 Fields are parted by comma, semicolon or tab. Coordinates are pixels, ``x2`` and ``y2`` the far edge of the box. A row
-whose coordinates and class are empty is an image without objects. Class names are the sorted union over the files of
-the set, or those of ``classes.csv`` (``class,id``) or ``classes.txt`` beside them. An image id is the path as the file
-has it.
+whose coordinates and class are empty is an image without objects, and so is an only row of an image whose corners are
+all 0 or all NaN. Lines before the first that begin with ``#`` are passed over. Class names are the sorted union over
+the files of the set, or those of ``classes.csv`` (``class,id``) or ``classes.txt`` beside them. An image id is the path
+as the file has it.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import math
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from retinanet.data.check import Annotations, BoxColumns, ImageEntry, label_lookup, name_list, short, size_or_none
-from retinanet.data.faults import Fault, Faults, refuse
+from retinanet.data.annotations import Annotations, BoxColumns, ImageEntry, declared_size
+from retinanet.data.faults import Fault, Faults, name_list, short
 from retinanet.data.files import ImageFinder, files_in, name_splits, read_text, split_word
 
 LOOKED_FOR = "CSV: a .csv file, or a folder with some, of path,x1,y1,x2,y2,class without a header or named columns"
 
 _SUFFIXES = (".csv", ".tsv")
+_PATHS = "image_path filename file_name path image img img_path image_name file filepath img_file location"
 _COLUMNS = {
-    "path": (
-        "image_path",
-        "filename",
-        "file_name",
-        "path",
-        "image",
-        "img",
-        "img_path",
-        "image_name",
-        "file",
-        "filepath",
-    ),
+    "path": tuple(_PATHS.split()),
     "x1": ("xmin", "x1", "x_min", "left"),
     "y1": ("ymin", "y1", "y_min", "top"),
     "x2": ("xmax", "x2", "x_max", "right"),
@@ -68,6 +61,11 @@ class _Row:
     def where(self) -> str:
         return f"{self.file}, line {self.line}"
 
+    @property
+    def is_blank(self) -> bool:
+        """The corners are all 0 or all NaN, as some tools write an image without objects."""
+        return self.box is not None and (not any(self.box) or all(map(math.isnan, self.box)))
+
 
 def splits(path: Path) -> tuple[str, ...] | None:
     """The splits that the file names speak of, () where they do not, None where this is not CSV."""
@@ -75,42 +73,54 @@ def splits(path: Path) -> tuple[str, ...] | None:
     return None if files is None else tuple(name for name in files if name)
 
 
-def read(
-    path: Path, split: str | None = None, class_names: Sequence[str] | None = None, faults: Faults = refuse
-) -> Annotations:
+def read(path: Path, split: str | None, class_names: Sequence[str] | None, faults: Faults) -> Annotations:
     """The annotations of one split, or of all files together.
 
     Raises:
-        Fault: a line that cannot be read, or a class that is not declared or not among ``class_names``. Where
-            ``faults`` returns, lines that are faulty are left out.
+        Fault: a line that cannot be read, or a class that is not declared. Where ``faults`` returns, lines that are
+            faulty are left out.
     """
     files = _csv_files(path) or {}
     home = path if path.is_dir() else path.parent
-    declared = _declared_names(home) if class_names is None else tuple(class_names)
+    declared = None if class_names is not None else _declared_names(home)
     wanted = [file for name, file in files.items() if split in (None, name)]
-    rows = {file: list(_rows(file, faults)) for file in (files.values() if declared is None else wanted)}
-    if declared is None:
-        declared = tuple(sorted({row.name for part in rows.values() for row in part if row.box is not None}))
-    names, _ = label_lookup(declared, class_names)
-    label_of = {name: label for label, name in enumerate(names)}
+    union = declared is None and class_names is None  # the splits of the set have to agree
+    rows = {file: list(_rows(file, faults)) for file in (files.values() if union else wanted)}
+    finders = {file: ImageFinder(_image_folders(file, name), home, name) for name, file in files.items()}
     images = _images([row for file in wanted for row in rows[file]], faults)
-    finders = {file: ImageFinder(_image_folders(file, name)) for name, file in files.items()}
-    owner_of = {image: owner for owner, image in enumerate(images)}
-    boxes = [row for file in wanted for row in rows[file] if row.box is not None]
-    for row in boxes:
-        if row.name not in label_of:
+    entries = [ImageEntry(finders[row.file].find(image), image, row.size) for image, row in images.items()]
+    for file in wanted:
+        finders[file].report(faults)
+
+    alone = Counter(row.image for part in rows.values() for row in part)
+    boxes = {
+        file: [row for row in part if row.box is not None and not (row.is_blank and alone[row.image] == 1)]
+        for file, part in rows.items()
+    }
+    names = declared
+    if names is None:  # a faulty row names no class: what it holds may be anything
+        sound = {row.name for part in boxes.values() for row in part if all(map(math.isfinite, row.box or ()))}
+        names = tuple(sorted(sound - {""}))
+    chosen = [row for file in wanted for row in boxes[file]]
+    label_of = {name: label for label, name in enumerate(names)}
+    for row in chosen:
+        if not row.name:
+            faults(Fault("broken-annotation", row.where, "the box has no class", "Expected its name."))
+        elif row.name not in label_of and (declared is not None or all(map(math.isfinite, row.box or ()))):
             reason = f"class {short(row.name)} is not declared"
             faults(Fault("undeclared-class", row.where, reason, f"Expected: {name_list(names)}."))
-    boxes = [row for row in boxes if row.name in label_of]
+    # A row that is not finite is left out later, with its place; its class does not matter.
+    chosen = [row for row in chosen if row.name and (row.name in label_of or (declared is None and names))]
+    owner_of = {image: owner for owner, image in enumerate(images)}
     return Annotations(
         class_names=names,
-        category_ids=tuple(range(1, len(names) + 1)),
-        images=[ImageEntry(finders[row.file].find(image), image, row.size) for image, row in images.items()],
+        category_ids=(),
+        images=entries,
         boxes=BoxColumns(
-            owners=[owner_of[row.image] for row in boxes],
-            xyxy=[row.box for row in boxes if row.box is not None],
-            labels=[label_of[row.name] for row in boxes],
-            where=lambda row: boxes[row].where,
+            owners=[owner_of[row.image] for row in chosen],
+            xyxy=[row.box for row in chosen if row.box is not None],
+            labels=[label_of.get(row.name, 0) for row in chosen],
+            where=lambda row: chosen[row].where,
         ),
     )
 
@@ -119,16 +129,23 @@ def _csv_files(path: Path) -> dict[str, Path] | None:
     """The CSV file of each split; under "" where the name of an only file speaks of none."""
     if path.is_file():
         return {split_word(path.stem) or "": path} if path.suffix.lower() in _SUFFIXES else None
-    found = [file for file in files_in(path, _SUFFIXES) if file.name not in _CLASS_FILES and _is_dialect(file)]
+    found = [file for file in files_in(path, _SUFFIXES) if file.name not in _CLASS_FILES and why_not(file) is None]
     return name_splits(found) if found else None
 
 
-def _is_dialect(file: Path) -> bool:
+def why_not(file: Path) -> Fault | None:
+    """None for a file in one of the dialects, else what its first line lacks."""
     try:
         with file.open(encoding="utf-8-sig", errors="replace") as stream:
-            return _delimiter(stream.readline(65536)) is not None
-    except OSError:
-        return False
+            line = next((line for line in iter(lambda: stream.readline(65536), "") if not _is_passed_over(line)), "")
+    except OSError as error:
+        return Fault("broken-file", file, f"cannot be read ({error})")
+    delimiter = _delimiter(line)
+    return None if delimiter else _unknown_dialect(f"{file}, line 1", line.strip().split(","))
+
+
+def _is_passed_over(line: str) -> bool:
+    return not line.strip() or line.startswith("#")
 
 
 def _delimiter(line: str) -> str | None:
@@ -168,22 +185,21 @@ def _is_number(text: str) -> bool:
 
 def _rows(file: Path, faults: Faults) -> Iterator[_Row]:
     text = read_text(file)
-    first = next((line for line in text.splitlines() if line.strip()), "")
+    first = next((line for line in text.splitlines() if not _is_passed_over(line)), "")
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(first) or ",", strict=True)
     columns: dict[str, int] | None = None
     count = 0
     try:
         for fields in reader:
-            if not any(field.strip() for field in fields):
+            where = f"{file}, line {reader.line_num}"
+            if not any(field.strip() for field in fields) or (columns is None and fields[0].startswith("#")):
                 continue
             if columns is None:
-                count = len(fields)
-                columns = _columns_of(fields)
+                count, columns = len(fields), _columns_of(fields)
                 if columns is None:
-                    raise _unknown_dialect(file, reader.line_num, fields)
+                    raise _unknown_dialect(where, fields)
                 if columns is not _HEADERLESS:
                     continue
-            where = f"{file}, line {reader.line_num}"
             if len(fields) != count:
                 reason = f"has {len(fields)} fields, the first line {count}"
                 faults(Fault("broken-annotation", where, reason, "Fix it."))
@@ -199,12 +215,12 @@ def _rows(file: Path, faults: Faults) -> Iterator[_Row]:
         raise Fault("broken-file", where, f"broken CSV ({error})", "Fix the line.") from None
 
 
-def _unknown_dialect(file: Path, line: int, fields: Sequence[str]) -> Fault:
+def _unknown_dialect(where: str, fields: Sequence[str]) -> Fault:
     words = [field.strip().lower() for field in fields]
     missing = [_COLUMNS[key][0] for key in _HEADERLESS if not set(_COLUMNS[key]) & set(words)]
     return Fault(
         "broken-file",
-        f"{file}, line {line}",
+        where,
         f"the columns {name_list(fields)} are not understood: {name_list(missing)} missing",
         "Expected path,x1,y1,x2,y2,class without a header, or a header such as image_path,xmin,ymin,xmax,ymax,label.",
     )
@@ -216,8 +232,10 @@ def _row(file: Path, line: int, fields: dict[str, str], faults: Faults) -> _Row:
         raise Fault("broken-annotation", where, "names no image", "Expected the path of one.")
     size = None
     if "width" in fields and "height" in fields:
-        size = size_or_none(fields["height"], fields["width"], where, faults)
-    image = os.path.normpath(fields["path"].replace("\\", "/"))
+        size = declared_size(fields["height"], fields["width"], where, faults)
+    image = fields["path"]
+    if "://" not in image:
+        image = os.path.normpath(image.replace("\\", "/"))
     corners = [fields[key] for key in _CORNERS]
     if not any(corners) and not fields["class"]:
         return _Row(file, line, image, size, None, "")
@@ -225,12 +243,8 @@ def _row(file: Path, line: int, fields: dict[str, str], faults: Faults) -> _Row:
         box = [float(corner) for corner in corners]
     except ValueError:
         reason = f"the corners are {name_list([corner or 'empty' for corner in corners])}"
-        remedy = (
-            "Expected four numbers of pixels, or four empty fields and an empty class for an image without objects."
-        )
+        remedy = "Expected four numbers of pixels, or four empty fields and no class for an image without objects."
         raise Fault("broken-annotation", where, reason, remedy) from None
-    if not fields["class"]:
-        raise Fault("broken-annotation", where, "the box has no class", "Expected its name.")
     return _Row(file, line, image, size, box, fields["class"])
 
 
@@ -241,7 +255,7 @@ def _images(rows: Sequence[_Row], faults: Faults) -> dict[str, _Row]:
         first = images.setdefault(row.image, row)
         if first.file != row.file:
             reason = f"{row.image} is in {first.file} too (line {first.line})"
-            faults(Fault("same-file-in-splits", row.where, reason, "Name one split."))
+            faults(Fault("listed-twice", row.where, reason, "Name one split."))
         elif first.size != row.size:
             reason = f"the size of {row.image} is not that of line {first.line}"
             faults(Fault("bad-size", row.where, reason, "Make them agree."))
@@ -265,12 +279,12 @@ def _declared_names(home: Path) -> tuple[str, ...] | None:
         if not text.strip():
             continue
         name, _, number = text.strip().rpartition(",") if file.suffix == ".csv" else (text.strip(), "", str(len(names)))
+        if line == 1 and number.strip().strip('"').lower() in ("id", "class_id", "label", "index"):
+            continue  # a header
         if not name or not re.fullmatch(r"\s*[0-9]{1,9}\s*", number) or int(number) in names:
             remedy = "Expected a class name and an id of its own: name,0"
             raise Fault("class-names", f"{file}, line {line}", short(text.strip()), remedy)
         names[int(number)] = name.strip().strip('"')
     if sorted(names) != list(range(len(names))):
-        raise Fault(
-            "class-names", str(file), f"the ids are {name_list(sorted(names))}", f"Expected 0 to {len(names) - 1}."
-        )
+        raise Fault("class-names", file, f"the ids are {name_list(sorted(names))}", f"Expected 0 to {len(names) - 1}.")
     return tuple(names[number] for number in range(len(names)))

@@ -1,43 +1,24 @@
-"""A data set of annotated images: which format a path holds, its splits, and the images themselves."""
+"""A data set of annotated images: its splits, what to train on, and the images themselves."""
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch.utils.data import Dataset
 
-from retinanet.data import coco, csv, voc, yolo
-from retinanet.data.check import Annotations, checked_samples, name_list
-from retinanet.data.faults import Fault, Faults, refuse
-from retinanet.data.files import sub_folders
+from retinanet.data.annotations import Annotations, select_classes
+from retinanet.data.check import judge_split
+from retinanet.data.faults import Fault, Faults, Notes, name_list
+from retinanet.data.files import find_spelling, find_training_split, report_other_files
+from retinanet.data.formats import Format, recognise
+from retinanet.data.held_out import draw_held_out
 from retinanet.errors import UserError
 from retinanet.images.io import MAX_PIXELS, read_image
 from retinanet.types import Sample, Target
-
-_SPELLINGS = (("train", "training"), ("val", "valid", "validation"), ("test", "testing"))
-
-
-class Format(Protocol):
-    """What a format module offers."""
-
-    LOOKED_FOR: str
-
-    def splits(self, path: Path) -> tuple[str, ...] | None:
-        """The splits that the files name, () for none, None where the path is not of this format."""
-
-    def read(
-        self, path: Path, split: str | None, class_names: Sequence[str] | None, faults: Faults = refuse
-    ) -> Annotations:
-        """The annotations of a split (one of ``splits``), or of the whole set; what is faulty goes to ``faults``."""
-
-
-FORMATS: tuple[Format, ...] = (coco, voc, yolo, csv)
 
 
 class DetectionDataset(Dataset[Sample]):
@@ -49,6 +30,7 @@ class DetectionDataset(Dataset[Sample]):
         category_ids: K ids under which COCO results name the classes; label + 1 if not given.
         name: what to call the set in messages.
         skipped: a message for every annotation that was left out as faulty.
+        notes: what else should be known about the set.
         max_pixels: images with more pixels are refused.
 
     Raises:
@@ -63,6 +45,7 @@ class DetectionDataset(Dataset[Sample]):
         name: str = "",
         *,
         skipped: Sequence[str] = (),
+        notes: Sequence[str] = (),
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         if not samples:
@@ -74,6 +57,7 @@ class DetectionDataset(Dataset[Sample]):
         self.category_ids = tuple(range(1, len(class_names) + 1) if category_ids is None else category_ids)
         self.name = name
         self.skipped = tuple(skipped)
+        self.notes = tuple(notes)
         self.max_pixels = max_pixels
 
     def __len__(self) -> int:
@@ -89,7 +73,7 @@ class DetectionDataset(Dataset[Sample]):
         image = read_image(sample.path, max_pixels=self.max_pixels)
         size = (image.shape[1], image.shape[2])
         if size != sample.size:
-            raise UserError(_wrong_size(sample, size))
+            raise UserError(_describe_wrong_size(sample, size))
         return replace(sample, image=image)
 
     def summary(self) -> str:
@@ -100,19 +84,20 @@ class DetectionDataset(Dataset[Sample]):
             f"{self.name}: {len(self)} images ({lengths.count(0)} without objects), {sum(lengths)} boxes"
             f"{f' ({ignored} of them ignored)' if ignored else ''}, {len(self.class_names)} classes"
         )
-        if not self.skipped:
-            return text
+        if self.skipped:
+            text += f"; left out as faulty: {len(self.skipped)}"
         more = [f"... and {len(self.skipped) - 5} more"] if len(self.skipped) > 5 else []
-        return "\n  ".join([f"{text}; left out as faulty: {len(self.skipped)}", *self.skipped[:5], *more])
+        return "\n  ".join([text, *self.skipped[:5], *more, *self.notes])
 
-    def subset(self, indices: Sequence[int], name: str) -> DetectionDataset:
-        """Some of the images, with the same classes, and the messages about the whole."""
+    def subset(self, indices: Sequence[int], name: str, notes: Sequence[str] | None = None) -> DetectionDataset:
+        """Some of the images, with the same classes and the messages about the whole; with other notes if given."""
         return DetectionDataset(
             [self.samples[index] for index in indices],
             self.class_names,
             self.category_ids,
             name,
             skipped=self.skipped,
+            notes=self.notes if notes is None else notes,
             max_pixels=self.max_pixels,
         )
 
@@ -138,13 +123,16 @@ def splits(path: str | Path) -> tuple[str, ...]:
     Raises:
         UserError: a missing path, or none of the four formats.
     """
-    return _recognise(Path(path))[1]
+    return recognise(Path(path))[1]
 
 
 def load_dataset(
     path: str | Path, split: str | None = None, *, class_names: Sequence[str] | None = None, strict: bool = False
 ) -> DetectionDataset:
     """A data set in COCO, Pascal VOC, YOLO or CSV form, recognised by looking.
+
+    Boxes that reach over the edge are clipped. Boxes that are not finite, have x2 <= x1 or y2 <= y1, or lie wholly
+    outside their image are left out; their images stay.
 
     Args:
         path: a file or folder.
@@ -159,22 +147,36 @@ def load_dataset(
         UserError: whatever is wrong with the files, with the place and the remedy.
     """
     path = Path(path)
-    form, names = _recognise(path)
-    label = path.name or str(path)
-    chosen = None if split is None else _spelled(split, names)
-    if split is not None and chosen is None and (names or _spelled(split, ("train", "val", "test")) is None):
+    form, names = recognise(path)
+    chosen = None if split is None else find_spelling(split, names)
+    if split is not None and chosen is None and (names or find_spelling(split, ("train", "val", "test")) is None):
         known = (
             f"It has: {name_list(names)}" if names else "It has none of its own; train, val and test hold a fifth out"
         )
         raise UserError(f"{path}: there is no split {split!r}. {known}.")
-    found = form.read(path, chosen, class_names)
-    samples, skipped = checked_samples(found, strict=strict)
-    name = f"{label} {chosen}" if chosen else label
-    whole = DetectionDataset(samples, found.class_names, found.category_ids, name, skipped=skipped)
+    notes = Notes()
+    part = judge_split(chosen or "", _read_split(form, path, chosen, class_names, notes), notes)
+    skipped = [fault.sentence for fault in part.faulty_boxes()]
+    if skipped and strict:
+        raise UserError(f"{skipped[0]}. Fix it, or leave out strict and it is left out ({len(skipped)} in all).")
+    name = " ".join(filter(None, [path.name or str(path), chosen]))
+    found = part.annotations
+    whole = DetectionDataset(
+        part.samples(), found.class_names, found.category_ids, name, skipped=skipped, notes=list(dict.fromkeys(notes))
+    )
     if split is None or chosen is not None:
         return whole
     train, val = hold_out(whole)
-    return train if _spelled(split, ("train",)) else val
+    return train if find_spelling(split, ("train",)) else val
+
+
+def _read_split(
+    form: Format, path: Path, split: str | None, class_names: Sequence[str] | None, faults: Faults
+) -> Annotations:
+    """What the files say about a split, with the classes asked for."""
+    found = select_classes(form.read(path, split, class_names, faults), class_names, faults)
+    report_other_files(sorted({image.path.parent for image in found.images}), faults)
+    return found
 
 
 def read_parts(path: str | Path, faults: Faults) -> dict[str, Annotations]:
@@ -195,17 +197,19 @@ def read_parts(path: str | Path, faults: Faults) -> dict[str, Annotations]:
     """
     path = Path(path)
     try:
-        form, names = _recognise(path)
+        form, names = recognise(path)
     except Fault as fault:
         faults(fault)
         return {}
-    first = _spelled("train", names) or _spelled("trainval", names) or (names[0] if names else None)
+    first = find_training_split(names) or next(iter(names), None)
     parts: dict[str, Annotations] = {}
     for name in (first, *(name for name in names if name != first)):
         class_names = next((part.class_names for part in parts.values()), None)
         try:
-            parts[name or ""] = form.read(path, name, class_names, faults)
+            parts[name or ""] = _read_split(form, path, name, class_names, faults)
         except Fault as fault:
+            if fault.kind == "missing-file" and name in ("test", "testing"):  # training and validation do without
+                fault = Fault("missing-test", fault.where, fault.reason, fault.remedy)
             faults(fault)
     return parts
 
@@ -225,30 +229,48 @@ def training_datasets(
     where ``val`` shares images with a training split that was asked for. ``test`` is never taken without being asked.
 
     Raises:
-        UserError: as ``load_dataset``, or there are splits but none to train on.
+        UserError: as ``load_dataset``, there are splits but none to train on, or no box to learn from.
     """
     names = splits(path)
     train_name = train_split
     if train_name is None and (names or val_split is not None):
-        train_name = _spelled("train", names or ("train",)) or _spelled("trainval", names)
-        train_name = train_name or (names[0] if len(names) == 1 else None)
+        train_name = find_training_split(names or ("train",))
         if train_name is None:
             raise UserError(f"{path}: there is no split to train on. It has: {name_list(names)}. Say which to take.")
     train = load_dataset(path, train_name, class_names=class_names, strict=strict)
-    val_name = val_split or _spelled("val", names or (("val",) if train_split else ()))
+    _refuse_nothing_to_learn(train)
+    val_name = val_split or find_spelling("val", names or (("val",) if train_split else ()))
     if val_name is None:
         return hold_out(train)
     val = load_dataset(path, val_name, class_names=train.class_names, strict=strict)
-    if train_split is not None and val_split is None and _share_images(train, val):
+    trained = {sample.path.resolve() for sample in train.samples}
+    shared = sum(sample.path.resolve() in trained for sample in val.samples)
+    if shared and train_split is not None and val_split is None:
         return hold_out(train)
+    if shared:
+        note = f"{shared} of {len(val)} validation images are training images: AP says little about new images"
+        val = val.subset(range(len(val)), val.name, [*val.notes, note])
     return train, val
+
+
+def _refuse_nothing_to_learn(dataset: DetectionDataset) -> None:
+    """Raises a fault where no image has an object, and says why."""
+    if any((~sample.target.ignore).any() for sample in dataset.samples):
+        return
+    ignored = sum(len(sample.target) for sample in dataset.samples)
+    reason = "not one image to train on has a box"
+    if dataset.skipped:
+        reason += f": all {len(dataset.skipped) + ignored} boxes were left out. {dataset.skipped[0]}"
+    elif ignored:
+        reason += f" that is an object: all {ignored} are ignore regions (iscrowd, or difficult)"
+    raise Fault("nothing-to-learn", dataset.name, reason)
 
 
 def hold_out(dataset: DetectionDataset, *, seed: int = 0) -> tuple[DetectionDataset, DetectionDataset]:
     """Four fifths to train on and one fifth to validate on.
 
     The images with the lowest hashes of (seed, file name) are held out, so neither their order nor the place of the set
-    on the disk matters.
+    on the disk matters. Copies of a file stay together, unless they are so many that nothing else would be left.
 
     Raises:
         UserError: fewer than two images.
@@ -256,24 +278,15 @@ def hold_out(dataset: DetectionDataset, *, seed: int = 0) -> tuple[DetectionData
     if len(dataset) < 2:
         raise UserError(f"{dataset.name}: one image cannot be split into training and validation. Add images.")
 
-    def drawn(row: int) -> tuple[bytes, str]:
-        sample = dataset.samples[row]
-        name = f"{seed}/{sample.path.name}".encode("utf-8", "surrogatepass")
-        return hashlib.blake2b(name).digest(), str(sample.image_id)
-
-    held = set(sorted(range(len(dataset)), key=drawn)[: max(1, round(len(dataset) / 5))])
-    kept = [row for row in range(len(dataset)) if row not in held]
+    held = draw_held_out([sample.path for sample in dataset.samples], [str(s.image_id) for s in dataset.samples], seed)
+    kept = sorted(set(range(len(dataset))).difference(held))
     return (
         dataset.subset(kept, f"{dataset.name} (four fifths)"),
-        dataset.subset(sorted(held), f"{dataset.name} (a fifth, held out)"),
+        dataset.subset(held, f"{dataset.name} (a fifth, held out)", notes=()),
     )
 
 
-def _share_images(one: DetectionDataset, other: DetectionDataset) -> bool:
-    return not {sample.path for sample in one.samples}.isdisjoint(sample.path for sample in other.samples)
-
-
-def _wrong_size(sample: Sample, size: tuple[int, int]) -> str:
+def _describe_wrong_size(sample: Sample, size: tuple[int, int]) -> str:
     if size == sample.size[::-1]:
         hint = (
             "The sides are swapped: the annotation has width and height in the wrong order, or was made on the image "
@@ -285,31 +298,3 @@ def _wrong_size(sample: Sample, size: tuple[int, int]) -> str:
         f"{sample.path}: the image is {size[1]} x {size[0]} pixels (width x height, upright), but it is annotated as "
         f"{sample.size[1]} x {sample.size[0]}. {hint}"
     )
-
-
-def _recognise(path: Path) -> tuple[Format, tuple[str, ...]]:
-    """The format of a path, and the splits it names."""
-    if not os.path.exists(path):  # unlike Path.exists it answers for names that no file can have
-        raise UserError(f"{path}: no such file or folder. Expected the path of a data set.")
-    found = [(form, names) for form in FORMATS if (names := form.splits(path)) is not None]
-    if len(found) == 1:
-        return found[0]
-    wanted = "; ".join(form.LOOKED_FOR for form, _ in found or [(form, ()) for form in FORMATS])
-    if found:
-        raise UserError(f"{path}: holds more than one format ({wanted}). Give the annotation file or folder itself.")
-    inside = next((folder for folder in sub_folders(path)[:20] if _holds_data(folder)), None)
-    hint = f" But {inside} is a data set: give that path." if inside else ""
-    raise UserError(f"{path}: is none of the four known formats. Looked for: {wanted}.{hint}")
-
-
-def _holds_data(path: Path) -> bool:
-    try:
-        return any(form.splits(path) is not None for form in FORMATS)
-    except UserError:  # faults of a folder that was not asked for
-        return False
-
-
-def _spelled(split: str, names: Sequence[str]) -> str | None:
-    """The name that means this split: itself, or another spelling of it."""
-    same = next((spellings for spellings in _SPELLINGS if split in spellings), (split,))
-    return next((name for name in (split, *same) if name in names), None)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from urllib.parse import unquote
 
-from retinanet.data.faults import Fault
+from retinanet.data.faults import Fault, Faults
 from retinanet.images.io import IMAGE_SUFFIXES
 
 _SPLIT = re.compile(r"(?:^|[^a-z])(trainval|training|train|validation|valid|val|minival|testing|test)(?:\d*|[^a-z].*)$")
+_SPELLINGS = (("train", "training"), ("val", "valid", "validation"), ("test", "testing"))
+_OTHER_PICTURES = (".heic", ".heif", ".cr2", ".nef", ".dng", ".arw", ".svg", ".psd", ".jxl", ".npy", ".dcm", ".avif")
 
 
 def read_text(path: Path) -> str:
@@ -23,19 +28,30 @@ def read_text(path: Path) -> str:
         data = path.read_bytes()
     except OSError as error:
         reason = f"cannot be read ({error.strerror or error})"
-        raise Fault("broken-file", str(path), reason, "Check the path and its rights.") from None
+        raise Fault("broken-file", path, reason, "Check the path and its rights.") from None
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        where = f"{path}, line {line}"
-        raise Fault("broken-file", where, "is not UTF-8 text", "Save the file in UTF-8.") from None
+        raise Fault("broken-file", f"{path}, line {line}", "is not UTF-8 text", "Save the file in UTF-8.") from None
 
 
 def split_word(name: str) -> str | None:
     """The split that a file or folder name speaks of: ``instances_val2017`` -> ``val``, ``labels`` -> None."""
-    found = _SPLIT.search(name.lower())
-    return found[1] if found else None
+    match = _SPLIT.search(name.lower())
+    return match[1] if match else None
+
+
+def find_training_split(names: Sequence[str]) -> str | None:
+    """The split to train on: ``train``, else ``trainval``, else the only one."""
+    only = names[0] if len(names) == 1 else None
+    return find_spelling("train", names) or find_spelling("trainval", names) or only
+
+
+def find_spelling(split: str, names: Sequence[str]) -> str | None:
+    """The name that means this split: itself, or another spelling of it."""
+    same = next((spellings for spellings in _SPELLINGS if split in spellings), (split,))
+    return next((name for name in (split, *same) if name in names), None)
 
 
 def name_splits(files: Sequence[Path]) -> dict[str, Path]:
@@ -57,27 +73,39 @@ def split_folders(path: Path) -> list[Path]:
 
 
 def sub_folders(path: Path) -> list[Path]:
-    """The folders directly inside ``path``, sorted; none if it is not a folder."""
+    """The folders directly inside ``path``, sorted, without hidden ones; none if it is not a folder."""
     try:
-        return sorted(Path(entry.path) for entry in os.scandir(path) if entry.is_dir())
+        return sorted(Path(entry) for entry in os.scandir(path) if entry.is_dir() and not entry.name.startswith("."))
     except OSError:
         return []
 
 
 def files_in(path: Path, suffixes: Sequence[str], *, deep: bool = False) -> list[Path]:
-    """The files in a folder whose suffix (lower case) is one of these, sorted; hidden files are left out."""
+    """The files in a folder whose suffix (lower case) is one of these, sorted; hidden files and folders are left out.
+
+    With ``deep`` those in folders below as well, links to folders included.
+    """
     found: list[str] = []
-    for folder, _, names in os.walk(path) if deep else _top(path):
+    for folder, names in _walk(path) if deep else [next(_walk(path), (str(path), []))]:
         wanted = (name for name in names if not name.startswith(".") and name.lower().endswith(tuple(suffixes)))
         found.extend(os.path.join(folder, name) for name in wanted)
     return [Path(name) for name in sorted(found)]
 
 
-def _top(path: Path) -> Iterable[tuple[str, list[str], list[str]]]:
-    return [next(os.walk(path), (str(path), [], []))]
+def _walk(path: Path) -> Iterator[tuple[str, list[str]]]:
+    """Each folder and the names of its files. Links are followed, each folder is entered once."""
+    entered: set[str] = set()
+    for folder, folders, names in os.walk(path, followlinks=True):
+        entered.add(os.path.realpath(folder))
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not name.startswith(".") and os.path.realpath(os.path.join(folder, name)) not in entered
+        )
+        yield folder, names
 
 
-def listing(folder: str) -> frozenset[str]:
+def list_folder(folder: str | Path) -> frozenset[str]:
     """The names of what lies in a folder, none if it cannot be read."""
     try:
         return frozenset(os.listdir(folder or "."))
@@ -85,50 +113,119 @@ def listing(folder: str) -> frozenset[str]:
         return frozenset()
 
 
+def report_other_files(folders: Iterable[Path], faults: Faults) -> None:
+    """Tell how many files of kinds that look like pictures but are not read lie in the folders of the images."""
+    for folder in folders:
+        names = sorted(
+            name
+            for name in list_folder(folder)
+            if name.lower().endswith(_OTHER_PICTURES) and not name.lower().endswith(IMAGE_SUFFIXES)
+        )
+        if names:
+            kinds = ", ".join(sorted({os.path.splitext(name)[1].lower() for name in names}))
+            reason = f"{len(names)} files of other kinds ({kinds}) were left out: {names[0]}"
+            faults(Fault("other-files", folder, f"{reason}, ..." if len(names) > 1 else reason))
+
+
 class ImageFinder:
     """Finds images by the name that an annotation gives, in the folders where people keep them.
 
     Args:
         folders: where to look, the likeliest first.
+        root: the data set; below it, an image that is in none of the folders is looked for by its base name.
+        split: of the annotations; an image of another split is never taken in place of a missing one.
     """
 
-    def __init__(self, folders: Iterable[Path]) -> None:
+    def __init__(self, folders: Iterable[Path], root: Path | None = None, split: str = "") -> None:
         self._folders = list(dict.fromkeys(str(folder) for folder in folders))
+        self._root = root
+        self._split = split_word(split)
         self._names: dict[str, frozenset[str]] = {}
         self._stems: dict[str, dict[str, list[str]]] = {}
+        self._below: dict[str, list[Path]] | None = None
         self._last = self._folders[0]  # that held one
+        self.elsewhere: dict[str, Path] = {}
+        """The names that were found by their base name alone, and where."""
 
     def find(self, name: str) -> Path:
-        """The image of this name: relative to one of the folders, or absolute.
+        """The image of this name: relative to one of the folders, or absolute, or the only one of its base name.
 
         Where there is none, the path in the folder of the last one found, or in the likeliest, is returned: that it is
         missing is reported for the whole data set at once.
         """
-        for spelling in (name, name.replace("\\", "/")):
+        for spelling in dict.fromkeys((name, name.replace("\\", "/"))):
             for folder in self._folders:
                 path = os.path.join(folder, spelling)
                 parent, last = os.path.split(path)
-                if last in self._listing(parent):
+                if last in self._list(parent):
                     self._last = folder
                     return Path(path)
-        return Path(os.path.join(self._last, name))
+        found = self._find_below(name)
+        if found is not None:
+            self.elsewhere[name] = found
+            return found
+        return Path(name if re.match("https?://", name) else os.path.join(self._last, name))
 
     def with_stem(self, stem: str) -> list[Path]:
         """The images of this name with any image suffix, in the first folder that holds one."""
         for folder in self._folders:
             if folder not in self._stems:
                 stems: dict[str, list[str]] = {}
-                for name in sorted(self._listing(folder)):
+                for name in sorted(self._list(folder)):
                     base, suffix = os.path.splitext(name)
-                    if suffix.lower() in IMAGE_SUFFIXES:
+                    if suffix.lower() in IMAGE_SUFFIXES and not name.startswith("."):
                         stems.setdefault(base, []).append(name)
                 self._stems[folder] = stems
             if stem in self._stems[folder]:
                 return [Path(folder, name) for name in self._stems[folder][stem]]
         return []
 
-    def _listing(self, folder: str) -> frozenset[str]:
+    def report(self, faults: Faults) -> None:
+        """Tell which images were found by their base name alone."""
+        for name, path in list(self.elsewhere.items())[:1]:
+            reason = f"{len(self.elsewhere)} names lead nowhere, and were found by the end of their paths"
+            faults(Fault("found-elsewhere", self._root or "", f"{reason}: {name!r} is taken to be {path}"))
+
+    def _find_below(self, name: str) -> Path | None:
+        """The only image below the data set whose path ends like this name: the more folders agree the better."""
+        if self._root is None or re.match("https?://", name):
+            return None
+        if self._below is None:
+            self._below = {}
+            for path in files_in(self._root, IMAGE_SUFFIXES, deep=True):
+                for key in {_plain(path.name), _plain(path.stem)}:
+                    self._below.setdefault(key, []).append(path)
+        wanted = [_plain(part) for part in re.split(r"[\\/]|\?d=", unquote(name)) if part]
+        candidates = [path for path in self._below.get(wanted[-1] if wanted else "", []) if self._may_take(path)]
+        agreeing = Counter({path: _count_agreeing(wanted, path) for path in candidates}).most_common(2)
+        if not agreeing or (len(agreeing) > 1 and agreeing[0][1] == agreeing[1][1]):
+            return None
+        return agreeing[0][0]
+
+    def _may_take(self, path: Path) -> bool:
+        """Whether no folder of the path names another split: 0001.jpg of val is not the missing 0001.jpg of train."""
+        if self._root is None or not self._split:
+            return True
+        words = {split_word(part) for part in path.relative_to(self._root).parts[:-1]} - {None}
+        return not words or any(word is not None and word[:3] == self._split[:3] for word in words)
+
+    def _list(self, folder: str) -> frozenset[str]:
         """The names in a folder, read once: asking the file system for each of 100,000 images is slow."""
         if folder not in self._names:
-            self._names[folder] = listing(folder)
+            self._names[folder] = list_folder(folder)
         return self._names[folder]
+
+
+def _plain(name: str) -> str:
+    """A name without regard to capitals and to the two ways in which Unicode writes an accent."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _count_agreeing(wanted: Sequence[str], path: Path) -> int:
+    """How many folders above the file agree."""
+    count = 0
+    for one, other in zip(reversed(wanted[:-1]), reversed(path.parent.parts), strict=False):
+        if one != _plain(other):
+            break
+        count += 1
+    return count

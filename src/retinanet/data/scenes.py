@@ -104,8 +104,7 @@ def _pebble(rng: Generator) -> list[Array]:
     return [_circle(squeeze=rng.uniform(0.55, 0.9)) * (0.85 + wobble * 0.7)[:, None]]
 
 
-# Imbalanced on purpose: two of five objects are discs, one in seventeen is a star.
-# The first polygon of an outline is filled, the second one is a hole.
+# Imbalanced on purpose. The first polygon of an outline is filled, the second one is a hole.
 GLYPHS = (
     Glyph("disc", 0.40, (255, 101, 84), lambda rng: [_circle(squeeze=rng.uniform(0.82, 1.0))]),
     Glyph("triangle", 0.19, (255, 200, 55), lambda rng: [_spikes(3, 0.5)]),
@@ -143,12 +142,12 @@ def _draw_mask(outline: Outline, diameter: float, rng: Generator) -> Array:
 
 def _windows(corner: tuple[int, int], shape: tuple[int, ...], size: tuple[int, ...]) -> tuple[Any, Any]:
     """Where a tile lies in a canvas and which part of the tile that is: two pairs of slices."""
-    canvas, tile = [], []
+    spans = []
     for start, length, limit in zip(corner, shape, size, strict=False):
-        low, high = max(start, 0), max(min(start + length, limit), max(start, 0))
-        canvas.append(slice(low, high))
-        tile.append(slice(low - start, high - start))
-    return tuple(canvas), tuple(tile)
+        low = max(start, 0)
+        spans.append((start, low, max(min(start + length, limit), low)))
+    canvas = tuple(slice(low, high) for _, low, high in spans)
+    return canvas, tuple(slice(low - start, high - start) for start, low, high in spans)
 
 
 class _Placement:
@@ -198,11 +197,10 @@ def plan_scene(seed: int, split: str, index: int, size: tuple[int, int]) -> Scen
     placement = _Placement(size)
     count = 0 if index % EMPTY_EVERY == EMPTY_EVERY // 2 else min(1 + int(rng.gamma(1.8, 5.5)), MOST_OBJECTS)
     typical = rng.uniform(32, 60) * (0.75 if count > 12 else 1.0)
-    largest = min(size) / 2
     shares = np.array([glyph.share for glyph in GLYPHS])
     for _ in range(count):
         label = int(rng.choice(len(GLYPHS), p=shares / shares.sum()))
-        diameter = float(np.clip(typical * np.exp(rng.normal(0, 0.4)), SMALLEST, largest))
+        diameter = float(np.clip(typical * np.exp(rng.normal(0, 0.4)), SMALLEST, min(size) / 2))
         mask = _draw_mask(GLYPHS[label].outline, diameter, rng)
         colour = np.clip(np.array(GLYPHS[label].colour) * rng.uniform(0.9, 1.06) + rng.normal(0, 9, 3), 0, 255)
         overlap = rng.random() < 0.2
@@ -211,8 +209,7 @@ def plan_scene(seed: int, split: str, index: int, size: tuple[int, int]) -> Scen
             if placement.add(Thing(label, (int(y), int(x)), mask, colour), overlap):
                 break
     boxes = np.array([placement.box(i) for i in range(len(placement.things))]).reshape(-1, 4)
-    areas = np.array(placement.visible, dtype=np.float64) / FINE**2
-    return Scene(size, tuple(placement.things), boxes, areas, (*entropy, 1))
+    return Scene(size, tuple(placement.things), boxes, np.array(placement.visible) / FINE**2, (*entropy, 1))
 
 
 def paint(scene: Scene) -> Image.Image:
@@ -277,13 +274,13 @@ def _paint_thing(pixels: Array, thing: Thing, light: Array) -> None:
     """A shape with a soft shadow, a bevelled edge and a sheen, painted over what is there."""
     above, left = (corner % FINE for corner in thing.corner)
     height, width = thing.mask.shape
-    pad = 2 + int(0.14 * max(height, width) / FINE)
+    depth = max(height, width) / FINE
+    pad = 2 + int(0.14 * depth)
     below, right = -(above + height) % FINE, -(left + width) % FINE
     fine = np.pad(thing.mask, ((above, below), (left, right)))
-    cover = fine.reshape(fine.shape[0] // FINE, FINE, fine.shape[1] // FINE, FINE).mean((1, 3), dtype=np.float32)
-    cover = np.pad(cover, pad)
+    cells = fine.reshape(fine.shape[0] // FINE, FINE, fine.shape[1] // FINE, FINE)
+    cover = np.pad(cells.mean((1, 3), dtype=np.float32), pad)
     corner = thing.corner[0] // FINE - pad, thing.corner[1] // FINE - pad
-    depth = max(height, width) / FINE
 
     dy, dx = np.round(-light * (1 + 0.06 * depth)).astype(int).tolist()
     canvas, tile = _windows((corner[0] + dy, corner[1] + dx), cover.shape, pixels.shape)
@@ -299,5 +296,5 @@ def _paint_thing(pixels: Array, thing: Thing, light: Array) -> None:
 
 
 def _blur(cover: Array, radius: float) -> Array:
-    picture = Image.fromarray((cover * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(radius))
-    return np.asarray(picture, dtype=np.float32) / 255
+    picture = Image.fromarray((cover * 255).astype(np.uint8))
+    return np.asarray(picture.filter(ImageFilter.GaussianBlur(radius)), dtype=np.float32) / 255

@@ -9,6 +9,7 @@ union over all XML files of the set, so that its splits agree.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,33 +18,35 @@ from xml.etree.ElementTree import Element, ParseError
 
 from defusedxml import DefusedXmlException, ElementTree
 
-from retinanet.data.check import Annotations, BoxColumns, ImageEntry, label_lookup, name_list, size_or_none
-from retinanet.data.faults import Fault, Faults, refuse
+from retinanet.data.annotations import Annotations, BoxColumns, ImageEntry, declared_size
+from retinanet.data.faults import Fault, Faults
 from retinanet.data.files import ImageFinder, files_in, read_text, split_folders
 from retinanet.images.io import IMAGE_SUFFIXES
 
 LOOKED_FOR = "Pascal VOC: a folder with Annotations/*.xml, or with XML files beside the images"
 
-_MEND = "Fix or remove the file."
+
+@dataclass(frozen=True)
+class _Object:
+    """One annotated object; ``number`` is its place in the file, counted from 1 as people do."""
+
+    number: int
+    name: str
+    box: list[float]
+    difficult: bool
+    outline: bool  # the box is the extent of one
 
 
 @dataclass(frozen=True)
 class _File:
-    """One XML file; ``numbers`` are the places of its objects, counted from 1 as people do."""
+    """One XML file."""
 
     path: Path
     image_name: str
     size: tuple[int, int] | None
-    numbers: list[int]
-    names: list[str]
-    boxes: list[list[float]]
-    difficult: list[bool]
+    objects: list[_Object]
 
-    def where(self, number: int) -> str:
-        """The place of an object, for messages."""
-        return f"{self.path}, object {self.numbers[number]} ({self.names[number]})"
-
-    def image(self, images: ImageFinder) -> Path:
+    def find_image(self, images: ImageFinder) -> Path:
         """The image named like this file (that is what ImageSets go by), else the one that ``filename`` names."""
         same = images.with_stem(self.path.stem)
         if not same:
@@ -59,43 +62,57 @@ def splits(path: Path) -> tuple[str, ...] | None:
     return tuple(_image_sets(path)) if "" in folders else tuple(folders)
 
 
-def read(
-    path: Path, split: str | None = None, class_names: Sequence[str] | None = None, faults: Faults = refuse
-) -> Annotations:
+def read(path: Path, split: str | None, class_names: Sequence[str] | None, faults: Faults) -> Annotations:
     """The annotations of one split, or of the whole set.
 
     Raises:
-        Fault: XML that is broken, unsafe or lacks something, or an object of a class not among ``class_names``. Where
-            ``faults`` returns, files and objects that are faulty are left out.
+        Fault: XML that is broken, unsafe or lacks something. Where ``faults`` returns, files and objects that are
+            faulty are left out.
     """
     folders = _xml_folders(path)
     everything = [file for folder in folders.values() for file in files_in(folder, (".xml",))]
-    chosen = everything if split is None else _chosen(path, folders, split, everything, faults)
-    files = _read_files(everything if class_names is None else chosen, faults)
-    declared = sorted({name for file in files.values() for name in file.names})
-    names, _ = label_lookup(declared, class_names)
+    chosen = everything if split is None else _choose_files(path, folders, split, everything, faults)
+    files: dict[Path, _File] = {}
+    for file in everything if class_names is None else chosen:
+        try:
+            files[file] = _read_file(file, faults)
+        except Fault as fault:
+            faults(fault)
+    names = tuple(sorted({thing.name for file in files.values() for thing in file.objects}))
     label_of = {name: label for label, name in enumerate(names)}
     picked = [files[file] for file in chosen if file in files]
-    rows = [
-        (owner, file, number)
-        for owner, file in enumerate(picked)
-        for number in range(len(file.names))
-        if _is_declared(file, number, label_of, faults)
-    ]
-    images = {folder: ImageFinder(_image_folders(folder)) for folder in {file.path.parent for file in picked}}
+    finders = {
+        folder: ImageFinder(_image_folders(folder), path, split or "")
+        for folder in {file.path.parent for file in picked}
+    }
+    images = [ImageEntry(file.find_image(finders[file.path.parent]), file.path.stem, file.size) for file in picked]
+    rows = [(owner, thing) for owner, file in enumerate(picked) for thing in file.objects]
+    for finder in finders.values():
+        finder.report(faults)
+    if outlines := [(owner, thing) for owner, thing in rows if thing.outline]:
+        reason = f"{len(outlines)} objects have an outline or a rotated box in place of <bndbox>"
+        faults(Fault("outline", picked[outlines[0][0]].path, reason))
+    if split is None:
+        _report_unannotated(
+            {image.path for image in images} | {file.with_suffix("") for file in chosen}, finders, faults
+        )
+
+    def place(row: int) -> str:
+        owner, thing = rows[row]
+        return f"{picked[owner].path}, object {thing.number} ({thing.name})"
+
     return Annotations(
         class_names=names,
-        category_ids=tuple(range(1, len(names) + 1)),
-        images=[ImageEntry(file.image(images[file.path.parent]), file.path.stem, file.size) for file in picked],
+        category_ids=(),
+        images=images,
         boxes=BoxColumns(
-            owners=[owner for owner, _, _ in rows],
-            xyxy=[file.boxes[number] for _, file, number in rows],
-            labels=[label_of[file.names[number]] for _, file, number in rows],
-            where=lambda row: rows[row][1].where(rows[row][2]),
-            ignore=[file.difficult[number] for _, file, number in rows],
+            owners=[owner for owner, _ in rows],
+            xyxy=[thing.box for _, thing in rows],
+            labels=[label_of[thing.name] for _, thing in rows],
+            where=place,
+            ignore=[thing.difficult for _, thing in rows],
             first_pixel=1,
         ),
-        notes=_unannotated(everything, images) if split is None else (),
     )
 
 
@@ -104,8 +121,11 @@ def _xml_folders(path: Path) -> dict[str, Path]:
     whole = _xml_folder(path)
     if whole is not None:
         return {"": whole}
-    parts = {folder.name: _xml_folder(folder) for folder in split_folders(path)}
-    return {name: folder for name, folder in parts.items() if folder is not None}
+    for home in (path / "Annotations", path / "annotations", path):  # Annotations/train beside JPEGImages/train
+        parts = {folder.name: xml for folder in split_folders(home) if (xml := _xml_folder(folder))}
+        if parts:
+            return parts
+    return {}
 
 
 def _xml_folder(path: Path) -> Path | None:
@@ -128,6 +148,9 @@ def _is_voc(file: Path) -> bool:
 
 def _image_folders(xml_folder: Path) -> list[Path]:
     root = xml_folder.parent
+    if root.name.lower() == "annotations":
+        home, split = root.parent, xml_folder.name
+        return [home / "JPEGImages" / split, home / "images" / split, home / "Images" / split, home / split, xml_folder]
     return [root / "JPEGImages", xml_folder, root / "images", root / "Images", root]
 
 
@@ -137,7 +160,9 @@ def _image_sets(path: Path) -> dict[str, Path]:
     return {name: file for name, file in lists.items() if name.rpartition("_")[2] not in lists.keys() - {name}}
 
 
-def _chosen(path: Path, folders: dict[str, Path], split: str, everything: list[Path], faults: Faults) -> list[Path]:
+def _choose_files(
+    path: Path, folders: dict[str, Path], split: str, everything: list[Path], faults: Faults
+) -> list[Path]:
     """The XML files of a split."""
     if "" not in folders:
         return files_in(folders[split], (".xml",))
@@ -150,9 +175,12 @@ def _chosen(path: Path, folders: dict[str, Path], split: str, everything: list[P
             continue
         if stem not in known:
             stem = re.sub(r"\s+-?[01]$", "", stem)  # some lists say in a second column whether a class is present
+        if stem not in known:  # others hold paths or file names
+            stem = re.sub(f"({'|'.join(map(re.escape, IMAGE_SUFFIXES))}|\\.xml)$", "", stem, flags=re.I)
+            stem = stem if stem in known else re.split(r"[\\/]", stem)[-1]
         if stem in lines:
             reason = f"{stem} is listed already in line {lines[stem]}"
-            faults(Fault("listed-twice", f"{listed}, line {number}", reason, "Remove one."))
+            faults(Fault("listed-twice", f"{listed}, line {number}", reason))
             continue
         lines[stem] = number
     missing = [stem for stem in lines if stem not in known]
@@ -164,82 +192,58 @@ def _chosen(path: Path, folders: dict[str, Path], split: str, everything: list[P
     return [known[stem] for stem in lines if stem in known]
 
 
-def _is_declared(file: _File, number: int, label_of: dict[str, int], faults: Faults) -> bool:
-    if file.names[number] not in label_of:
-        remedy = f"Expected one of: {name_list(list(label_of))}."
-        faults(Fault("undeclared-class", file.where(number), "its class is not declared", remedy))
-    return file.names[number] in label_of
-
-
-def _unannotated(everything: list[Path], images: dict[Path, ImageFinder]) -> list[str]:
+def _report_unannotated(known: set[Path], finders: dict[Path, ImageFinder], faults: Faults) -> None:
     """VOC gives an image without objects a file of its own; an image without a file has not been annotated."""
-    known = {file.stem for file in everything}
-    notes = []
-    for folder in images:
+    stems = {path.stem for path in known}
+    for folder in finders:
         place = next((place for place in _image_folders(folder) if files_in(place, IMAGE_SUFFIXES)), folder)
-        bare = [file for file in files_in(place, IMAGE_SUFFIXES) if file.stem not in known]
+        bare = [file for file in files_in(place, IMAGE_SUFFIXES) if file not in known and file.stem not in stems]
         if bare:
-            notes.append(
-                f"{place}: {len(bare)} images have no XML file, so they are not annotated: {bare[0].name}, ..."
-            )
-    return notes
-
-
-def _read_files(paths: Sequence[Path], faults: Faults) -> dict[Path, _File]:
-    files = {}
-    for path in paths:
-        try:
-            files[path] = _read_file(path, faults)
-        except Fault as fault:
-            faults(fault)
-    return files
+            reason = f"{len(bare)} images have no XML file, so they are not annotated: {bare[0].name}, ..."
+            faults(Fault("unused-image", place, reason, members=bare))
 
 
 def _read_file(path: Path, faults: Faults) -> _File:
-    root = _root(path)
-    size = size_or_none(_text(root, "size/height"), _text(root, "size/width"), str(path), faults)
-    file = _File(path, _text(root, "filename").replace("\\", "/").rpartition("/")[2], size, [], [], [], [])
+    root = _read_root(path)
+    size = declared_size(_text(root, "size/height"), _text(root, "size/width"), str(path), faults)
+    objects = []
     for number, element in enumerate(root.findall("object"), 1):
         where = f"{path}, object {number}"
         try:
-            name, box = _name(element, where), _box(element, where)
+            name = _text(element, "name")
+            if not name:
+                raise Fault("broken-annotation", where, "has no <name>", "Expected the class of the object there.")
+            outline = None if element.find("bndbox") is not None else _outline_extent(element)
+            box, difficult = outline or _box(element, where), _text(element, "difficult") == "1"
+            objects.append(_Object(number, name, box, difficult, outline is not None))
         except Fault as fault:
             faults(fault)
-            continue
-        file.numbers.append(number)
-        file.names.append(name)
-        file.boxes.append(box)
-        file.difficult.append(_text(element, "difficult") == "1")
-    return file
+    return _File(path, _text(root, "filename").replace("\\", "/").rpartition("/")[2], size, objects)
 
 
-def _root(path: Path) -> Element:
+def _read_root(path: Path) -> Element:
+    remedy = "Fix or remove the file."
     try:
         root = ElementTree.parse(path).getroot()
     except ParseError as error:
         line, column = error.position
-        where = f"{path}, line {line}, column {column + 1}"
-        raise Fault("broken-file", where, f"broken XML ({error})", _MEND, members=[path]) from None
+        where, reason = f"{path}, line {line}, column {column + 1}", f"broken XML ({error})"
     except DefusedXmlException as error:
-        reason = f"unsafe XML is not read ({type(error).__name__})"
-        raise Fault("broken-file", str(path), reason, "Remove the entities from it.", members=[path]) from None
+        where, reason = str(path), f"unsafe XML is not read ({type(error).__name__})"
+        remedy = "Remove the entities from it."
     except (OSError, ValueError, LookupError) as error:  # LookupError: an unknown encoding
-        raise Fault("broken-file", str(path), f"cannot be read as XML ({error})", _MEND, members=[path]) from None
-    if root is None or root.tag != "annotation":
-        reason = "the root element is not <annotation>, so this is not a Pascal VOC file"
-        raise Fault("broken-file", str(path), reason, "Remove it.", members=[path])
-    return root
+        where, reason = str(path), f"cannot be read as XML ({error})"
+        remedy = "Save it in UTF-8." if "encoding" in str(error) else remedy
+    else:
+        if root is not None and root.tag == "annotation":
+            return root
+        where, reason = str(path), "the root element is not <annotation>, so this is not a Pascal VOC file"
+        remedy = "Remove it."
+    raise Fault("broken-file", where, reason, remedy, members=[path])
 
 
 def _text(element: Element, tag: str) -> str:
     return (element.findtext(tag) or "").strip()
-
-
-def _name(element: Element, where: str) -> str:
-    name = _text(element, "name")
-    if not name:
-        raise Fault("broken-annotation", where, "has no <name>", "Expected the class of the object there.")
-    return name
 
 
 def _box(element: Element, where: str) -> list[float]:
@@ -253,3 +257,24 @@ def _box(element: Element, where: str) -> list[float]:
             reason = f"<bndbox><{side}> {what}"
             raise Fault("broken-annotation", where, reason, "Expected a number of pixels.") from None
     return box
+
+
+def _outline_extent(element: Element) -> list[float] | None:
+    """The extent of a <polygon> or a rotated box <robndbox> (radians), None where there is neither."""
+    try:
+        rotated = {side: float(_text(element, f"robndbox/{side}")) for side in ("cx", "cy", "w", "h", "angle")}
+    except ValueError:
+        rotated = {}
+    if rotated:
+        cos, sin = abs(math.cos(rotated["angle"])), abs(math.sin(rotated["angle"]))
+        half_width = (rotated["w"] * cos + rotated["h"] * sin) / 2
+        half_height = (rotated["w"] * sin + rotated["h"] * cos) / 2
+        x, y = rotated["cx"], rotated["cy"]
+        return [x - half_width, y - half_height, x + half_width, y + half_height]
+    points = list(element.find("polygon") or ())
+    try:
+        xs = [float(point.text or "") for point in points if point.tag.startswith("x")]
+        ys = [float(point.text or "") for point in points if point.tag.startswith("y")]
+    except ValueError:
+        return None
+    return [min(xs), min(ys), max(xs), max(ys)] if xs and ys else None

@@ -9,8 +9,10 @@ import pytest
 from PIL import Image
 
 from retinanet.analysis.data.doctor import examine, section
-from retinanet.analysis.data.findings import KINDS, DoctorReport, finding
+from retinanet.analysis.data.findings import DoctorReport
 from retinanet.analysis.data.images import difference_hash, exif_orientation
+from retinanet.data.dataset import training_datasets
+from retinanet.data.faults import KINDS, Fault
 from retinanet.errors import UserError
 from retinanet.images.preprocess import Preprocess
 
@@ -30,7 +32,7 @@ def found(data, **options):
 @pytest.mark.parametrize("form", FORMS)
 def test_nothing_is_found_in_a_clean_set(scene, tmp_path, form):
     report = look(scene.write(form, tmp_path))
-    assert report.findings == () and not report.stops and report.groups() == []
+    assert report.findings == () and not report.stops and report.groups() == {}
     assert (report.images, report.boxes, report.classes) == (18, 36, 2)
     assert report.splits == {"train": 12, "val": 6}
     assert report.per_class == {name: {"train": 12, "val": 6} for name in ("cat", "dog")}
@@ -452,18 +454,17 @@ def test_the_difference_hash_by_hand():
 
 
 def test_groups_are_worst_first_and_everything_is_json():
-    findings = [finding(kind, kind, "why", box=(0, 0, math.nan, 1)) for kind in reversed(KINDS)]
-    findings.append(finding("wrong-size", "again", "why"))
+    findings = [Fault(kind, kind, "why", box=(0, 0, math.nan, 1)) for kind in reversed(KINDS)]
+    findings.append(Fault("wrong-size", "again", "why"))
     report = DoctorReport(tuple(findings), 3, 2, 1, 0.5, {"": 3}, {"cat": {"": 2}})
     groups = report.groups()
-    assert [group.kind for group in groups] == list(KINDS) and len(KINDS) > 40
-    assert [group.severity for group in groups] == sorted(
+    assert list(groups) == list(KINDS) and len(KINDS) > 40
+    assert [kind.severity for kind in KINDS.values()] == sorted(
         (kind.severity for kind in KINDS.values()), key=("error", "warning", "note").index
     )
-    assert {group.kind: group.count for group in groups}["wrong-size"] == 2 and report.stops
-    assert all(one.remedy for one in findings if one.kind not in
-               ("broken-file", "class-names", "broken-annotation", "undeclared-class", "unknown-image",
-                "duplicate-image-id", "listed-twice", "bad-size", "no-training"))  # fmt: skip
+    assert len(groups["wrong-size"]) == 2 and report.stops
+    without = {kind for kind in KINDS if not Fault(kind, kind, "why").remedy}
+    assert without == {"class-names", "broken-annotation", "undeclared-class"}  # readers say what they expected
     assert json.loads(json.dumps(report.to_dict(), allow_nan=False))["findings"][0]["box"] is None
 
 
@@ -476,7 +477,9 @@ def test_the_page_shows_the_worst_images(scene, tmp_path):
         "train0.png: 1 x outside-box",
         "train1.png: 1 x over-edge-box, 1 x tiny-box",
     ]
-    assert [row[:3] for row in page.tables[0].rows] == [(g.severity, g.title, g.count) for g in report.groups()]
+    assert [row[:3] for row in page.tables[0].rows] == [
+        (KINDS[kind].severity, KINDS[kind].title, len(faults)) for kind, faults in report.groups().items()
+    ]
     shown = page.pictures[1][1]
     assert shown.size == (60 * 15, 40 * 15)
     with Image.open(tmp_path / "train/train1.png") as plain:
@@ -511,3 +514,26 @@ def test_pasted_boxes(scene, tmp_path, form):
     scene.splits["train"][2].boxes = [["cat", 4 * x, 3, 4 * x + 9, 13] for x in range(1, 9, 3)] * 1
     told = [one for one in look(scene.write(form, tmp_path)).findings if one.kind == "pasted-box"]
     assert [one.image.name for one in told] == ["train0.png"] and "4 cat of exactly 17 x 18" in told[0].reason
+
+
+def test_what_stops_training_and_what_does_not(scene, tmp_path):
+    """An error is the sentence with which training stops; a test split that is not there stops nothing."""
+    scene.write("yolo", tmp_path)
+    config = tmp_path / "data.yaml"
+    config.write_text(config.read_text() + "test: ../test/images\n")
+    assert [kind for kind, _ in found(tmp_path)] == ["missing-test"]
+    training_datasets(tmp_path)
+    for file in (tmp_path / "labels").rglob("*.txt"):
+        file.write_text("".join(f"{line} 0.5\n" for line in file.read_text().splitlines()))
+    report = look(tmp_path)
+    with pytest.raises(UserError) as refused:
+        training_datasets(tmp_path)
+    assert str(refused.value) in {str(fault) for fault in report.findings} and report.stops
+
+
+def test_images_that_are_almost_black(scene, tmp_path):
+    scene.write("csv", tmp_path)
+    path = tmp_path / "train" / "train0.png"
+    with Image.open(path) as picture:
+        picture.point(lambda value: value // 16).save(path)
+    assert found(tmp_path) == [("dark-image", "train/train0.png")]

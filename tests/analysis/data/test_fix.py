@@ -218,3 +218,59 @@ def test_boxes_beyond_a_wrong_declared_size(scene, tmp_path, true, boxes, kept):
     else:
         wanted = boxes if kept is True else kept
         assert found["train0.png"] == sorted(("cat", *map(float, box)) for box in wanted)
+
+
+def test_what_can_be_converted_is_converted(scene, tmp_path):
+    data = scene.write("yolo", tmp_path / "set")
+    for file in (data / "labels").rglob("*.txt"):
+        rows = [[float(word) for word in line.split()] for line in file.read_text().splitlines()]
+        lines = [f"{row[0]:g} {row[1] * 60} {row[2] * 40} {row[3] * 60} {row[4] * 40} 0.9\n" for row in rows]
+        file.write_text("".join(lines))
+    report = look(data)
+    assert {"pixels", "confidence"} <= set(report.groups()) and report.stops
+    copy = fixed(data, tmp_path / "copy")
+    assert contents(copy, "train") == {shot.name: sorted(map(tuple, shot.boxes)) for shot in scene.splits["train"]}
+    account = (copy / ACCOUNT).read_text()
+    assert account.startswith(f"A fixed copy of {data}: 18 images, 36 boxes.\n4 x converted")
+    assert "seem to be pixels" in account and "have a sixth number" in account
+
+
+def test_fractions_in_a_csv_file_are_converted(scene, tmp_path):
+    for shots in scene.splits.values():
+        for shot in shots:
+            shot.boxes = [[name, x1 / 60, y1 / 40, x2 / 60, y2 / 40] for name, x1, y1, x2, y2 in shot.boxes]
+    data = scene.write("csv", tmp_path / "set")
+    assert [kind for kind, faults in look(data).groups().items()] == ["fractions"]
+    dataset = load_dataset(fixed(data, tmp_path / "copy"), "train")
+    wanted = np.array([box[1:] for box in scene.splits["train"][0].boxes]) * [60, 40, 60, 40]
+    np.testing.assert_allclose(dataset.samples[0].target.boxes.numpy(), wanted)
+
+
+def test_a_copy_that_would_lose_many_boxes_is_refused(scene, tmp_path):
+    for shot in scene.splits["train"][:6]:
+        shot.boxes[0][1], shot.boxes[0][3] = shot.boxes[0][3], shot.boxes[0][1]
+    data = scene.write("csv", tmp_path / "six")
+    assert len(load_dataset(data).skipped) == 6
+    copy = fixed(data, tmp_path / "copy")
+    assert "30 boxes; 6 boxes are lost" in (copy / ACCOUNT).read_text()
+    for shot in scene.splits["train"][6:]:
+        shot.boxes[0][1], shot.boxes[0][3] = shot.boxes[0][3], shot.boxes[0][1]
+    data = scene.write("csv", tmp_path / "twelve")
+    with pytest.raises(UserError, match=r"would lose 12 of 36 boxes, .*x2 <= x1"):
+        fixed(data, tmp_path / "no copy")
+    assert not (tmp_path / "no copy").exists()
+
+
+def test_a_copy_without_a_split_or_with_spoilt_boxes_is_refused(scene, tmp_path):
+    data = scene.write("yolo", tmp_path / "set")
+    config = (data / "data.yaml").read_text()
+    (data / "data.yaml").write_text(config.replace("images/val", "images/train"))
+    with pytest.raises(UserError, match="would hold no image of train"):
+        fixed(data, tmp_path / "copy")
+    for shots in scene.splits.values():
+        for shot in shots:
+            shot.boxes = [[name, x1, y1, x1 + x2, y1 + y2] for name, x1, y1, x2, y2 in shot.boxes]
+    data = scene.write("coco", tmp_path / "corners")
+    with pytest.raises(UserError, match=r"boxes reach over the right or lower edge.*No fixed copy was written"):
+        fixed(data, tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()

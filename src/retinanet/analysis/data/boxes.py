@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
-from retinanet.analysis.data.findings import Finding, finding
-from retinanet.data.check import Annotations, ImageEntry, JudgedBoxes, judge_boxes
+from retinanet.data.check import Split
+from retinanet.data.faults import Fault
 from retinanet.images.preprocess import Preprocess
 
 OVER_EDGE = 0.5
@@ -23,132 +21,81 @@ PASTED_BOXES, PASTED_SIDE = 4, 16
 WHOLE_IMAGE = 0.99
 """Share of both sides from which a box covers the whole image."""
 
-_FAULTY = ("", "not-finite-box", "degenerate-box", "outside-box", "degenerate-box")
 _EXACT = 0.02  # pixels: what is left of a whole number after it was written as a fraction
 
 
-@dataclass(frozen=True)
-class Part:
-    """One split, read and judged.
-
-    Attributes:
-        name: of the split, "" for a set without splits.
-        found: what its files say.
-        images: with their sizes, None where they cannot be known.
-        judged: its B boxes.
-        corners: (B, 4) xyxy in pixels counted from 0, not clipped.
-        labels: (B,) int64.
-        known: (B,) bool, the size of the image is known.
-        usable: (B,) bool, training takes the box as an object: it is neither faulty nor an ignore region.
-    """
-
-    name: str
-    found: Annotations
-    images: list[ImageEntry]
-    judged: JudgedBoxes
-    corners: np.ndarray
-    labels: np.ndarray
-    known: np.ndarray
-    usable: np.ndarray
-
-    @staticmethod
-    def of(name: str, found: Annotations, images: list[ImageEntry]) -> Part:
-        """Judge the boxes of a split."""
-        columns = found.boxes
-        judged = judge_boxes(columns, images)
-        known = np.isfinite(judged.limits).all(1)
-        ignore = np.zeros(len(known), bool) if columns.ignore is None else np.asarray(columns.ignore, dtype=bool)
-        corners = judged.raw - np.array([columns.first_pixel, columns.first_pixel, 0, 0])
-        labels = np.asarray(columns.labels, dtype=np.int64)
-        return Part(name, found, images, judged, corners, labels, known, known & (judged.reasons == 0) & ~ignore)
-
-    def finding(self, kind: str, row: int, reason: str) -> Finding:
-        """A finding about a box."""
-        image = self.images[self.judged.owners[row]].path
-        return finding(kind, self.found.boxes.where(row), reason, image=image, box=self.corners[row].tolist())
-
-    def class_name(self, row: int) -> str:
-        """The class of a box."""
-        return self.found.class_names[self.labels[row]]
-
-
-def box_findings(part: Part, preprocess: Preprocess, min_side: float) -> list[Finding]:
+def box_findings(split: Split, preprocess: Preprocess, min_side: float) -> list[Fault]:
     """All that is wrong with the boxes of a split.
 
     Args:
-        part: the split.
+        split: judged.
         preprocess: the resizing of training.
         min_side: pixels after it below which a box is too small.
     """
-    one_based = _one_based(part)
+    one_based = _one_based(split)
     return [
-        *_faulty(part),
+        *split.faulty_boxes(),
         *one_based,
-        *_zero_based(part),
-        *_over_edge(part, tolerated=1 if one_based else 0),
-        *_duplicates(part),
-        *_near_duplicates(part),
-        *_repeated(part),
-        *_pasted(part),
-        *_tiny(part, preprocess, min_side),
-        *_whole_image(part),
+        *_zero_based(split),
+        *_over_edge(split, tolerated=1 if one_based else 0),
+        *_duplicates(split),
+        *_near_duplicates(split),
+        *_repeated(split),
+        *_pasted(split),
+        *_tiny(split, preprocess, min_side),
+        *_whole_image(split),
     ]
 
 
-def _faulty(part: Part) -> list[Finding]:
-    rows = np.flatnonzero((part.judged.reasons > 0) & part.known).tolist()
-    return [part.finding(_FAULTY[part.judged.reasons[row]], row, part.judged.message(row)) for row in rows]
-
-
-def _one_based(part: Part) -> list[Finding]:
+def _one_based(split: Split) -> list[Fault]:
     """Boxes in a format that counts from 0 of which none begins at 0, but many exactly at 1."""
-    if part.found.boxes.first_pixel != 0:
+    if split.annotations.boxes.first_pixel != 0:
         return []
-    corners, limits = part.corners[part.usable], part.judged.limits[part.usable]
+    corners, limits = split.corners[split.usable], split.limits[split.usable]
     at_one = np.abs(corners[:, :2] - 1) < _EXACT
     past_end = np.abs(corners[:, 2:] - limits[:, 2:] - 1) < _EXACT
     at_zero = corners[:, :2] < 1 - _EXACT
     starts, ends = int(at_one.sum()), int(past_end.sum())
     if at_zero.any() or (starts < ONE_BASED_STARTS and ends < ONE_BASED_ENDS):
         return []
-    row = int(np.flatnonzero(part.usable)[(at_one.any(1) | past_end.any(1)).argmax()])
+    row = int(np.flatnonzero(split.usable)[(at_one.any(1) | past_end.any(1)).argmax()])
     reason = f"{starts} sides of boxes begin exactly at 1 and none at 0; {ends} end exactly one pixel outside"
-    return [part.finding("one-based", row, reason)]
+    return [split.fault("one-based", row, reason)]
 
 
-def _zero_based(part: Part) -> list[Finding]:
-    if part.found.boxes.first_pixel == 0:
+def _zero_based(split: Split) -> list[Fault]:
+    if split.annotations.boxes.first_pixel == 0:
         return []
-    rows = np.flatnonzero(part.usable & ((part.judged.raw[:, :2] > -1) & (part.judged.raw[:, :2] < 1)).any(1)).tolist()
-    of_all = f"{len(rows)} of {int(part.usable.sum())} boxes of the split begin so"
-    raw = part.judged.raw
-    return [part.finding("zero-based", row, f"xmin {raw[row, 0]:g}, ymin {raw[row, 1]:g}; {of_all}") for row in rows]
+    rows = np.flatnonzero(split.usable & ((split.raw[:, :2] > -1) & (split.raw[:, :2] < 1)).any(1)).tolist()
+    of_all = f"{len(rows)} of {int(split.usable.sum())} boxes of the split begin so"
+    raw = split.raw
+    return [split.fault("zero-based", row, f"xmin {raw[row, 0]:g}, ymin {raw[row, 1]:g}; {of_all}") for row in rows]
 
 
-def _over_edge(part: Part, tolerated: int) -> list[Finding]:
+def _over_edge(split: Split, tolerated: int) -> list[Fault]:
     """Boxes that are clipped; what counting from 0 or 1 explains is told elsewhere."""
-    first = part.found.boxes.first_pixel
+    first = split.annotations.boxes.first_pixel
     start = np.array([-first, -first])  # a 0 in a Pascal VOC file
-    before = (start - part.corners[:, :2]).max(1, initial=0)
-    after = (part.corners[:, 2:] - part.judged.limits[:, 2:]).max(1, initial=0)
+    before = (start - split.corners[:, :2]).max(1, initial=0)
+    after = (split.corners[:, 2:] - split.limits[:, 2:]).max(1, initial=0)
     over = np.maximum(before, after - (tolerated + _EXACT if tolerated else 0))
-    rows = np.flatnonzero(part.usable & (over > OVER_EDGE)).tolist()
-    sizes = part.judged.limits
+    rows = np.flatnonzero(split.usable & (over > OVER_EDGE)).tolist()
+    sizes = split.limits
     return [
-        part.finding(
+        split.fault(
             "over-edge-box",
             row,
-            f"box {_text(part.corners[row])} reaches {max(before[row] + first, after[row]):g} pixels over the edge of "
+            f"box {_text(split.corners[row])} reaches {max(before[row] + first, after[row]):g} pixels over the edge of "
             f"{sizes[row, 0]:.0f} x {sizes[row, 1]:.0f}",
         )
         for row in rows
     ]
 
 
-def duplicate_rows(part: Part) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+def duplicate_rows(split: Split) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
     """(row, the earlier row) of usable boxes that stand twice with the same class, and with different classes."""
-    rows = np.flatnonzero(part.usable)
-    owners, labels, corners = part.judged.owners[rows], part.labels[rows], part.corners[rows]
+    rows = np.flatnonzero(split.usable)
+    owners, labels, corners = split.owners[rows], split.labels[rows], split.corners[rows]
     order = np.lexsort((rows, labels, *corners.T, owners))
     rows, labels = rows[order], labels[order]
     same = (owners[order][1:] == owners[order][:-1]) & (corners[order][1:] == corners[order][:-1]).all(1)
@@ -158,29 +105,29 @@ def duplicate_rows(part: Part) -> tuple[list[tuple[int, int]], list[tuple[int, i
     return equal, conflicts
 
 
-def _duplicates(part: Part) -> list[Finding]:
-    equal, conflicts = duplicate_rows(part)
-    where = part.found.boxes.where
+def _duplicates(split: Split) -> list[Fault]:
+    equal, conflicts = duplicate_rows(split)
+    where = split.annotations.boxes.where
     found = [
-        part.finding("duplicate-box", row, f"{part.class_name(row)} {_text(part.corners[row])} is {where(first)} again")
+        split.fault("duplicate-box", row, f"{_name(split, row)} {_text(split.corners[row])} is {where(first)} again")
         for row, first in equal
     ]
     for row, first in conflicts:
-        reason = f"{part.class_name(row)} {_text(part.corners[row])} is {part.class_name(first)} in {where(first)}"
-        found.append(part.finding("conflicting-box", row, reason))
+        reason = f"{_name(split, row)} {_text(split.corners[row])} is {_name(split, first)} in {where(first)}"
+        found.append(split.fault("conflicting-box", row, reason))
     return found
 
 
-def _near_duplicates(part: Part) -> list[Finding]:
+def _near_duplicates(split: Split) -> list[Fault]:
     """Boxes of a class and an image that overlap almost wholly.
 
     Sorted by their left sides, such a pair lies close together: its left sides differ by at most a tenth of the width.
     """
-    rows = np.flatnonzero(part.usable)
-    key = part.judged.owners[rows] * max(1, len(part.found.class_names)) + part.labels[rows]
-    order = np.lexsort((part.judged.boxes[rows, 0], key))
+    rows = np.flatnonzero(split.usable)
+    key = split.owners[rows] * max(1, len(split.annotations.class_names)) + split.labels[rows]
+    order = np.lexsort((split.boxes[rows, 0], key))
     rows, key = rows[order], key[order]
-    boxes = part.judged.boxes[rows]
+    boxes = split.boxes[rows]
     slack = (1 - NEAR_DUPLICATE) * (boxes[:, 2] - boxes[:, 0])
     pairs: dict[int, tuple[int, float]] = {}
     active = np.arange(len(rows))
@@ -189,16 +136,16 @@ def _near_duplicates(part: Part) -> list[Finding]:
         ahead = active + step
         active = active[(key[ahead] == key[active]) & (boxes[ahead, 0] - boxes[active, 0] <= slack[active])]
         overlap = _iou(boxes[active], boxes[active + step])
-        equal = (part.corners[rows[active]] == part.corners[rows[active + step]]).all(1)
+        equal = (split.corners[rows[active]] == split.corners[rows[active + step]]).all(1)
         for i in np.flatnonzero((overlap >= NEAR_DUPLICATE) & ~equal).tolist():
             first, second = sorted((int(rows[active[i]]), int(rows[active[i] + step])))
             pairs.setdefault(second, (first, float(overlap[i])))
         step += 1
     return [
-        part.finding(
+        split.fault(
             "near-duplicate-box",
             row,
-            f"{part.class_name(row)} {_text(part.corners[row])} overlaps {part.found.boxes.where(first)} with IoU "
+            f"{_name(split, row)} {_text(split.corners[row])} overlaps {split.annotations.boxes.where(first)} with IoU "
             f"{overlap:.2f}",
         )
         for row, (first, overlap) in sorted(pairs.items())
@@ -213,83 +160,80 @@ def _iou(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return inside / (areas - inside)
 
 
-def _covers_image(part: Part) -> np.ndarray:
-    sides = part.judged.boxes[:, 2:] - part.judged.boxes[:, :2]
-    return (sides >= WHOLE_IMAGE * part.judged.limits[:, 2:]).all(1)
+def _covers_image(split: Split) -> np.ndarray:
+    sides = split.boxes[:, 2:] - split.boxes[:, :2]
+    return (sides >= WHOLE_IMAGE * split.limits[:, 2:]).all(1)
 
 
-def _whole_image(part: Part) -> list[Finding]:
-    rows = np.flatnonzero(part.usable & _covers_image(part)).tolist()
+def _whole_image(split: Split) -> list[Fault]:
+    rows = np.flatnonzero(split.usable & _covers_image(split)).tolist()
     return [
-        part.finding(
+        split.fault(
             "whole-image-box",
             row,
-            f"{part.class_name(row)} covers all of {part.judged.limits[row, 0]:.0f} x "
-            f"{part.judged.limits[row, 1]:.0f} pixels",
+            f"{_name(split, row)} covers all of {split.limits[row, 0]:.0f} x {split.limits[row, 1]:.0f} pixels",
         )
         for row in rows
     ]
 
 
-def _repeated(part: Part) -> list[Finding]:
+def _repeated(split: Split) -> list[Fault]:
     """The same numbers for the same class in many images, one finding for each such box."""
-    rows = np.flatnonzero(part.usable & ~_covers_image(part))
+    rows = np.flatnonzero(split.usable & ~_covers_image(split))
     if not len(rows):
         return []
-    written = np.asarray(part.found.boxes.xyxy, dtype=np.float64).reshape(-1, 4)[rows]
-    table = np.column_stack([part.labels[rows], written.round(6), part.judged.owners[rows]])
+    written = np.asarray(split.annotations.boxes.xyxy, dtype=np.float64).reshape(-1, 4)[rows]
+    table = np.column_stack([split.labels[rows], written.round(6), split.owners[rows]])
     table, index = np.unique(table, axis=0, return_index=True)  # once an image
     _, firsts, counts = np.unique(table[:, :5], axis=0, return_index=True, return_counts=True)
-    least = max(REPEATED_IMAGES, REPEATED_SHARE * len(part.images))
+    least = max(REPEATED_IMAGES, REPEATED_SHARE * len(split.images))
     found = []
     for group in np.flatnonzero(counts >= least).tolist():
         row = int(rows[index[firsts[group] : firsts[group] + counts[group]]].min())
-        reason = f"{part.class_name(row)} {_text(part.corners[row])} stands in {counts[group]} images"
-        found.append(part.finding("repeated-box", row, reason))
+        reason = f"{_name(split, row)} {_text(split.corners[row])} stands in {counts[group]} images"
+        found.append(split.fault("repeated-box", row, reason))
     return found
 
 
-def _pasted(part: Part) -> list[Finding]:
+def _pasted(split: Split) -> list[Fault]:
     """So many boxes of a class with the very same sides in one image, one finding for each such image and size."""
-    sides = part.corners[:, 2:] - part.corners[:, :2]
-    rows = np.flatnonzero(part.usable & (sides.min(1, initial=np.inf) >= PASTED_SIDE) & ~_covers_image(part))
+    sides = split.corners[:, 2:] - split.corners[:, :2]
+    rows = np.flatnonzero(split.usable & (sides.min(1, initial=np.inf) >= PASTED_SIDE) & ~_covers_image(split))
     if not len(rows):
         return []
-    table = np.column_stack([part.judged.owners[rows], part.labels[rows], sides[rows].round(2)])
+    table = np.column_stack([split.owners[rows], split.labels[rows], sides[rows].round(2)])
     _, firsts, counts = np.unique(table, axis=0, return_index=True, return_counts=True)
     found = []
     for group in np.flatnonzero(counts >= PASTED_BOXES).tolist():
         row = int(rows[firsts[group]])
         width, height = sides[row]
-        reason = f"{counts[group]} {part.class_name(row)} of exactly {width:g} x {height:g} pixels"
-        found.append(
-            finding(
-                "pasted-box",
-                part.images[part.judged.owners[row]].path,
-                reason,
-                image=part.images[part.judged.owners[row]].path,
-            )
-        )
+        image = split.images[split.owners[row]].path
+        reason = f"{counts[group]} {_name(split, row)} of exactly {width:g} x {height:g} pixels"
+        found.append(Fault("pasted-box", image, reason, image=image))
     return found
 
 
-def _tiny(part: Part, preprocess: Preprocess, min_side: float) -> list[Finding]:
-    known = {image.size for image in part.images if image.size is not None}
+def _tiny(split: Split, preprocess: Preprocess, min_side: float) -> list[Fault]:
+    known = {image.size for image in split.images if image.size is not None}
     scaled = {size: preprocess.size(*size) for size in known}
     factor = {size: (scaled[size][1] / size[1], scaled[size][0] / size[0]) for size in known}  # of width, of height
-    factors = np.array([(1.0, 1.0) if image.size is None else factor[image.size] for image in part.images])
+    factors = np.array([(1.0, 1.0) if image.size is None else factor[image.size] for image in split.images])
     factors = factors.reshape(-1, 2)
-    sides = (part.judged.boxes[:, 2:] - part.judged.boxes[:, :2]) * factors[part.judged.owners]
-    rows = np.flatnonzero(part.usable & (sides.min(1, initial=np.inf) < min_side)).tolist()
+    sides = (split.boxes[:, 2:] - split.boxes[:, :2]) * factors[split.owners]
+    rows = np.flatnonzero(split.usable & (sides.min(1, initial=np.inf) < min_side)).tolist()
     return [
-        part.finding(
+        split.fault(
             "tiny-box",
             row,
-            f"{part.class_name(row)} {_text(part.corners[row])} is {sides[row, 0]:.1f} x "
+            f"{_name(split, row)} {_text(split.corners[row])} is {sides[row, 0]:.1f} x "
             f"{sides[row, 1]:.1f} pixels after resizing, below {min_side:g}",
         )
         for row in rows
     ]
+
+
+def _name(split: Split, row: int) -> str:
+    return split.annotations.class_names[split.labels[row]]
 
 
 def _text(box: np.ndarray) -> str:

@@ -12,11 +12,12 @@ from retinanet.analysis.anchors import report as anchor_report
 from retinanet.analysis.anchors.audit import AnchorAudit, audit
 from retinanet.analysis.anchors.propose import Proposal, propose
 from retinanet.analysis.data import doctor
-from retinanet.analysis.data.findings import DoctorReport, Finding, finding
+from retinanet.analysis.data.findings import DoctorReport
 from retinanet.analysis.data.fix import write_fixed_copy
 from retinanet.analysis.output import write_report
 from retinanet.anchors.lattice import AnchorLattice
 from retinanet.data.dataset import training_datasets
+from retinanet.data.faults import Fault
 from retinanet.errors import UserError
 from retinanet.files import check_output_folder
 from retinanet.images.preprocess import Preprocess
@@ -116,14 +117,14 @@ def check(
     anchors, proposal = None, None
     try:
         train_set, _ = training_datasets(data)
-        if not any((~sample.target.ignore).any() for sample in train_set.samples):
-            report = _with(report, finding("nothing-to-learn", train_set.name, "not one image to train on has a box"))
         anchors = audit(train_set.samples, train_set.class_names, lattice=lattice, preprocess=preprocess)
         proposal = propose(train_set.samples, train_set.class_names, lattice=lattice, preprocess=preprocess)
     except UserError as error:
         notes.append(f"the anchors were not judged, because training would stop here: {error}")
-        if not report.stops:
-            report = _with(report, finding("no-training", data, str(error), remedy="The reason names what to fix."))
+        if isinstance(error, Fault) and error.kind == "nothing-to-learn":
+            report = replace(report, findings=(error, *report.findings))
+        elif not report.stops:
+            report = replace(report, findings=(Fault("no-training", data, str(error)), *report.findings))
     if write is not None:
         notes.append(_write(Path(write), proposal))
     if fix is not None:
@@ -136,11 +137,6 @@ def check(
     about["version"] = __version__
     write_report(folder, RESULTS, f"Check of {Path(data).name}", sections, about, result.to_dict())
     return result
-
-
-def _with(report: DoctorReport, found: Finding) -> DoctorReport:
-    """The report with one more finding."""
-    return replace(report, findings=(found, *report.findings))
 
 
 def _planned(

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from retinanet.analysis.data.boxes import Part, box_findings
-from retinanet.analysis.data.findings import DoctorReport, Finding, finding
+from retinanet.analysis.data.boxes import box_findings
+from retinanet.analysis.data.findings import DoctorReport
 from retinanet.analysis.data.images import copy_findings, look_at, size_findings, unused_findings
-from retinanet.data.check import Annotations, ImageEntry, name_list, sized_images
+from retinanet.data.check import Split, judge_split
 from retinanet.data.dataset import read_parts
-from retinanet.data.faults import Fault
+from retinanet.data.faults import KINDS, Fault, name_list
 from retinanet.data.files import split_word
 from retinanet.errors import UserError
 from retinanet.images.io import read_image
@@ -41,8 +41,10 @@ _EACH = {
     "missing-image": "there is no such image",
     "missing-file": "there is no such file",
     "label-without-image": "there is no image for it",
+    "unused-image": "no annotation or list names it",
 }
-
+_ABOUT_IMAGES = ("missing-image", "unreadable-image", "unused-image")
+_UNITED = ("train", "training", "val", "valid", "validation")
 
 _WRONG_SIZES = ("exif-rotation", "swapped-size", "wrong-size")
 _BY_SIZE = ("outside-box", "over-edge-box", "tiny-box", "whole-image-box")
@@ -74,136 +76,127 @@ def examine(
     """
     start = time.perf_counter()
     faults: list[Fault] = []
-    parts = examined_parts(data, faults)
+    parts = read_splits(data, faults)
     looks = {}
     if pixels:
         missing = {path for fault in faults if fault.kind in _ABOUT_IMAGES for path in fault.members}
         paths = dict.fromkeys(image.path for part in parts for image in part.images if image.path not in missing)
         looks = {look.path: look for look in look_at(list(paths), workers)}
-    found = [*_fault_findings(faults, Path(data)), *_empty_findings(parts, Path(data))]
+    found = [*_spread_faults(faults, Path(data)), *_find_empty_splits(parts, Path(data))]
     for part in parts:
-        found += box_findings(part, preprocess, min_side)
-        found += _empty_images(part)
+        found += [*box_findings(part, preprocess, min_side), *_find_empty_images(part)]
     sizes = size_findings(parts, looks)
-    wrong = {one.image for one in sizes if one.kind in _WRONG_SIZES}
-    found = [one for one in found if one.image not in wrong or one.kind not in _BY_SIZE] + sizes
+    wrong = {fault.image for fault in sizes if fault.kind in _WRONG_SIZES}
+    found = [fault for fault in found if fault.image not in wrong or fault.kind not in _BY_SIZE] + sizes
     found += copy_findings(parts, looks)
     found += class_findings(parts, Path(data))
     if Path(data).is_dir():
         found += unused_findings(parts, [path for fault in faults for path in fault.members])
     return DoctorReport(
-        findings=tuple(dict.fromkeys(found)),  # splits that share a file share its findings
+        findings=tuple({(fault.kind, str(fault)): fault for fault in found}.values()),  # a file of two splits: once
         images=len({image.path for part in parts for image in part.images}),
         boxes=sum(len(part.labels) for part in parts),
-        classes=len({name for part in parts for name in part.found.class_names}),
+        classes=len({name for part in parts for name in part.annotations.class_names}),
         seconds=time.perf_counter() - start,
         splits={part.name: len(part.images) for part in parts},
-        per_class={name: dict(counts) for name, counts in _per_class(parts).items()},
+        per_class={name: dict(counts) for name, counts in _count_per_class(parts).items()},
     )
 
 
-def examined_parts(data: str | Path, faults: list[Fault]) -> list[Part]:
+def read_splits(data: str | Path, faults: list[Fault]) -> list[Split]:
     """The splits of a data set with their boxes judged; faults of its files and images are added to ``faults``.
 
     A ``trainval`` that holds nothing but the images of train and val is left out: it would say everything twice.
     """
-    found = {name: replace(part, images=_plain(part.images)) for name, part in read_parts(data, faults.append).items()}
-    parts = [Part.of(name, part, sized_images(part.images, faults.append)) for name, part in found.items()]
+    parts = []
+    for name, found in read_parts(data, faults.append).items():
+        images = [
+            image._replace(path=Path(os.path.normpath(image.path))) if ".." in str(image.path) else image
+            for image in found.images
+        ]  # so that a file has one name
+        parts.append(judge_split(name, replace(found, images=images), faults.append))
     apart = {image.path for part in parts if split_word(part.name) in _UNITED for image in part.images}
-    return [part for part in parts if split_word(part.name) != "trainval" or not _paths(part.found) <= apart]
-
-
-_ABOUT_IMAGES = ("missing-image", "unreadable-image")
-_UNITED = ("train", "training", "val", "valid", "validation")
-
-
-def _plain(images: Sequence[ImageEntry]) -> list[ImageEntry]:
-    """Paths without ``..``, so that a file has one name."""
     return [
-        image._replace(path=Path(os.path.normpath(image.path))) if ".." in str(image.path) else image
-        for image in images
+        part
+        for part in parts
+        if split_word(part.name) != "trainval" or not {image.path for image in part.images} <= apart
     ]
 
 
-def _paths(found: Annotations) -> set[Path]:
-    return {image.path for image in found.images}
-
-
-def _fault_findings(faults: Sequence[Fault], data: Path) -> list[Finding]:
+def _spread_faults(faults: Sequence[Fault], data: Path) -> list[Fault]:
     """The faults of the readers; one that stands for several files becomes a finding for each of them."""
     found = []
     for fault in {str(fault): fault for fault in faults}.values():
         if fault.kind in _EACH and fault.members:
+            images = fault.members if fault.kind in _ABOUT_IMAGES else [None] * len(fault.members)
             found += [
-                finding(fault.kind, path, _EACH[fault.kind], image=path if fault.kind in _ABOUT_IMAGES else None)
-                for path in fault.members
+                Fault(fault.kind, path, _EACH[fault.kind], image=image)
+                for path, image in zip(fault.members, images, strict=True)
             ]
         else:
             member = next(iter(fault.members), None)
-            image = member if fault.kind in _ABOUT_IMAGES else None
+            image = member if fault.kind in _ABOUT_IMAGES else fault.image
             where = fault.where or member or data
-            found.append(finding(fault.kind, where, fault.reason, remedy=fault.remedy, image=image))
+            found.append(Fault(fault.kind, where, fault.reason, fault.remedy, image=image, box=fault.box))
     return found
 
 
-def _empty_findings(parts: Sequence[Part], data: Path) -> list[Finding]:
+def _find_empty_splits(parts: Sequence[Split], data: Path) -> list[Fault]:
     found = []
     for part in parts:
         name = part.name or "the set"
         if not part.images:
-            found.append(finding("empty-set", data, f"{name} holds no image"))
-        elif not part.found.class_names:
-            found.append(finding("empty-set", data, f"{name} declares no class"))
+            found.append(Fault("empty-set", data, f"{name} holds no image"))
+        elif not part.annotations.class_names:
+            found.append(Fault("empty-set", data, f"{name} declares no class"))
     return found
 
 
-def _empty_images(part: Part) -> list[Finding]:
+def _find_empty_images(part: Split) -> list[Fault]:
     """Images without any annotation, ignore regions counted; of two images with one id it is not known."""
-    owned = np.bincount(part.judged.owners, minlength=len(part.images))
+    owned = np.bincount(part.owners, minlength=len(part.images))
     ids = Counter(image.image_id for image in part.images)
     bare = [part.images[row] for row in np.flatnonzero(owned == 0).tolist()]
     return [
-        finding("empty-image", image.path, "has no boxes", image=image.path)
-        for image in bare
-        if ids[image.image_id] == 1
+        Fault("empty-image", image.path, "has no boxes", image=image.path) for image in bare if ids[image.image_id] == 1
     ]
 
 
-def _per_class(parts: Sequence[Part]) -> dict[str, Counter[str]]:
+def _count_per_class(parts: Sequence[Split]) -> dict[str, Counter[str]]:
     """Usable boxes by class and split; every declared class has a row."""
     counts: dict[str, Counter[str]] = {}
     for part in parts:
-        numbers = np.bincount(part.labels[part.usable], minlength=len(part.found.class_names))
-        for name, number in zip(part.found.class_names, numbers.tolist(), strict=True):
+        numbers = np.bincount(part.labels[part.usable], minlength=len(part.annotations.class_names))
+        for name, number in zip(part.annotations.class_names, numbers.tolist(), strict=True):
             counts.setdefault(name, Counter())[part.name] += number
     return counts
 
 
-def class_findings(parts: Sequence[Part], data: Path) -> list[Finding]:
+def class_findings(parts: Sequence[Split], data: Path) -> list[Fault]:
     """Classes without boxes, with hardly any, of one split only, and names that differ in spelling only."""
-    found: list[Finding] = []
+    found: list[Fault] = []
     word = {part.name: split_word(part.name) or "" for part in parts}
     train = next((name for name in word if word[name] in ("train", "training", "trainval")), None)
     val = next((name for name in word if word[name] in ("val", "valid", "validation", "minival")), None)
-    for name, counts in _per_class(parts).items():
+    for name, counts in _count_per_class(parts).items():
         where = f"{data}, class {name}"
         trained = counts.total() if train is None else counts[train]
         if not counts.total():
-            found.append(finding("unseen-class", where, "no box is of this class"))
+            found.append(Fault("unseen-class", where, "no box is of this class"))
         elif not trained:
             held = ", ".join(f"{number} in {split}" for split, number in counts.items() if number)
-            found.append(finding("class-not-in-train", where, f"no box in {train}, but {held}"))
+            found.append(Fault("class-not-in-train", where, f"no box in {train}, but {held}"))
         elif trained < RARE:
-            found.append(finding("rare-class", where, f"{trained} boxes{f' in {train}' if train else ''}"))
+            found.append(Fault("rare-class", where, f"{trained} boxes{f' in {train}' if train else ''}"))
         if val is not None and trained and not counts[val]:
-            found.append(finding("class-not-in-val", where, f"no box in {val}"))
+            found.append(Fault("class-not-in-val", where, f"no box in {val}"))
     spellings: dict[str, list[str]] = defaultdict(list)
-    for name in dict.fromkeys(name for part in parts for name in part.found.class_names):
+    for name in dict.fromkeys(name for part in parts for name in part.annotations.class_names):
         spellings[re.sub(r"[\W_]+", "", name.casefold()) or name].append(name)
     for names in spellings.values():
         if len(names) > 1:
             reason = f"also spelled {name_list(names[1:])}"
-            found.append(finding("similar-classes", f"{data}, class {names[0]}", reason))
+            found.append(Fault("similar-classes", f"{data}, class {names[0]}", reason))
     return found
 
 
@@ -223,8 +216,11 @@ def section(report: DoctorReport, *, pictures: int = 6) -> Section:
         "An error stops training or evaluation. A warning hurts: training leaves the thing out, or learns or measures "
         "something wrong. A note is for you to judge."
     )
-    kinds = [(one.severity, one.title, one.count, one.findings[0].where, one.findings[0].remedy) for one in groups]
-    rows = [(one.kind, one.where, one.reason) for group in groups for one in group.findings]
+    kinds = [
+        (KINDS[kind].severity, KINDS[kind].title, len(faults), faults[0].where, faults[0].remedy)
+        for kind, faults in groups.items()
+    ]
+    rows = [(fault.kind, fault.where, fault.reason) for faults in groups.values() for fault in faults]
     note = f"{_ROWS} of {len(rows)}; the JSON file holds all of them." if len(rows) > _ROWS else ""
     splits = list(report.splits)
     tables = [
@@ -242,34 +238,36 @@ def section(report: DoctorReport, *, pictures: int = 6) -> Section:
 def _pictures(report: DoctorReport, count: int) -> list[tuple[str, Image.Image]]:
     """The images with the most boxes of a kind, one for each kind in turn, worst first."""
     queues = []
-    for group in report.groups():
-        images = Counter(one.image for one in group.findings if one.image is not None and one.box is not None)
+    for faults in report.groups().values():
+        images = Counter(fault.image for fault in faults if fault.image is not None and fault.box is not None)
         queues.append([path for path, _ in images.most_common(count)])
     turns = [queue[turn] for turn in range(count) for queue in queues if turn < len(queue)]
     drawn: list[tuple[str, Image.Image]] = []
     for path in dict.fromkeys(turns):
-        concerned = [one for one in report.findings if one.image == path and one.box is not None]
+        concerned = [fault for fault in report.findings if fault.image == path and fault.box is not None]
         if len(drawn) < count and (picture := _picture(path, concerned)) is not None:
-            kinds = ", ".join(f"{number} x {kind}" for kind, number in Counter(one.kind for one in concerned).items())
+            kinds = ", ".join(
+                f"{number} x {kind}" for kind, number in Counter(fault.kind for fault in concerned).items()
+            )
             drawn.append((f"{path}: {kinds}", picture))
     return drawn
 
 
-def _picture(path: Path, concerned: Sequence[Finding]) -> Image.Image | None:
+def _picture(path: Path, concerned: Sequence[Fault]) -> Image.Image | None:
     """The image with the boxes of its findings, a colour for each kind; None if it cannot be read."""
     try:
         pixels = read_image(path)
     except UserError:
         return None
-    kinds = list(dict.fromkeys(one.kind for one in concerned))
-    boxes = torch.tensor([one.box for one in concerned], dtype=torch.float64)
+    kinds = list(dict.fromkeys(fault.kind for fault in concerned))
+    boxes = torch.tensor([fault.box for fault in concerned], dtype=torch.float64)
     corners = boxes.reshape(-1, 2, 2)  # drawn from the smaller to the larger side, and not endlessly far outside
     height, width = pixels.shape[1:]
     low, high = corners.amin(1).clamp(min=-9), corners.amax(1).minimum(torch.tensor([width + 9, height + 9]))
     drawn = draw_boxes(
         pixels,
         torch.cat([low.minimum(high), high], dim=1),
-        torch.tensor([kinds.index(one.kind) for one in concerned]),
+        torch.tensor([kinds.index(fault.kind) for fault in concerned]),
         class_names=kinds,
         zoom=max(1, _LEGIBLE // min(height, width)),
     )

@@ -16,16 +16,21 @@ from typing import Any
 
 import numpy as np
 
-from retinanet.analysis.data.boxes import Part, duplicate_rows
-from retinanet.analysis.data.doctor import examined_parts
+from retinanet.analysis.data.boxes import duplicate_rows
+from retinanet.analysis.data.doctor import read_splits
 from retinanet.analysis.data.findings import DoctorReport
 from retinanet.analysis.data.images import exif_orientation
-from retinanet.data.faults import Fault
+from retinanet.data.check import Split
+from retinanet.data.faults import Fault, name_list
 from retinanet.errors import UserError
 from retinanet.images.io import image_size
 
 ACCOUNT = "fixed.txt"
 """The file of the copy that says what was done."""
+_FEW = 5
+"""So many boxes may be lost in any case, and a fifth of all."""
+_CONVERTED = ("pixels", "fractions", "confidence", "keypoints", "outline", "found-elsewhere")
+_ONE_BOX = ("broken-annotation", "undeclared-class", "unknown-image")
 _ROUNDING = 0.01  # pixels by which clipping moves a side without being worth a word
 _SAME_SHAPE = 0.01  # difference of the aspect ratios of a resized image
 
@@ -39,11 +44,14 @@ class _Copy:
     images: int = 0
     annotations: int = 0
     done: list[str] = field(default_factory=list)
+    lost: Counter[str] = field(default_factory=Counter)
+    """Boxes that are in the data and will not be in the copy, by the reason; duplicates are not lost."""
 
 
 def write_fixed_copy(data: str | Path, output: str | Path, report: DoctorReport) -> Path:
     """Write a copy of a data set without its faults, as COCO: ``annotations/<split>.json``, and ``fixed.txt``.
 
+    * Converted: pixels in YOLO files and fractions in others, a sixth number, outlines to boxes.
     * Left out: annotations, lines and files that cannot be read, undeclared classes, images that are missing,
       unreadable or share their id, boxes that are not finite, without extent or outside, and exact duplicates.
     * Fixed: boxes over the edge are clipped, a wrong declared size is set right where the boxes lie on the true one,
@@ -61,28 +69,53 @@ def write_fixed_copy(data: str | Path, output: str | Path, report: DoctorReport)
         The folder.
 
     Raises:
-        UserError: the folder cannot be used, or nothing of the set is left.
+        UserError: the folder cannot be used, nothing of the set is left, or many boxes would be lost.
     """
     data, output = Path(data), Path(output)
     _refuse_output(data, output)
     faults: list[Fault] = []
-    parts = examined_parts(data, faults)
+    parts = read_splits(data, faults)
     copy = _Copy(_broken_images(report), _elsewhere(parts, report))
-    copy.done += [f"left out: {fault}" for fault in dict.fromkeys(map(str, faults))]
+    for fault in {str(fault): fault for fault in faults}.values():
+        if fault.kind == "corners":  # clipping them would spoil the boxes for good
+            raise UserError(f"{fault} No fixed copy was written.")
+        if fault.kind in _CONVERTED:
+            copy.done.append(f"converted: {fault.sentence}")
+        elif fault.severity == "error":
+            copy.done.append(f"left out: {fault}")
+            copy.lost[fault.sentence] += fault.kind in _ONE_BOX
     documents = {part.name: _document(_resized(part, copy), output / "annotations", copy) for part in parts}
     documents = {name: document for name, document in documents.items() if document["images"]}
     if not documents or not any(document["categories"] for document in documents.values()):
         raise UserError(f"{data}: nothing of it can be used, so there is nothing to fix. Look at the findings.")
+    _refuse_loss(data, copy, [part.name for part in parts if part.name not in documents])
     (output / "annotations").mkdir(parents=True, exist_ok=True)
     for name, document in documents.items():
         file = output / "annotations" / f"{name or 'instances'}.json"
         file.write_text(json.dumps(document) + "\n", encoding="utf-8")
     counts = Counter(line.partition(":")[0] for line in copy.done)
-    head = [f"A fixed copy of {data}: {copy.images} images, {copy.annotations} boxes."]
+    lost = f"; {copy.lost.total()} boxes are lost" if copy.lost.total() else ""
+    head = [f"A fixed copy of {data}: {copy.images} images, {copy.annotations} boxes{lost}."]
     head += [f"{count} x {what}" for what, count in counts.items()] or ["Nothing had to be fixed."]
     text = "\n".join([*head, "", *copy.done]) + "\n"
     (output / ACCOUNT).write_text(text, encoding="utf-8", errors="backslashreplace")
     return output
+
+
+def _refuse_loss(data: Path, copy: _Copy, gone: Sequence[str]) -> None:
+    """Refuse a copy that lacks whole splits or more than a few of the boxes: it would only look sound."""
+    if gone:
+        raise UserError(
+            f"{data}: a fixed copy would hold no image of {name_list(gone)}, so none was written: all are in another "
+            "split, or cannot be used. Divide the images anew."
+        )
+    lost = copy.lost.total()
+    if lost > max(_FEW, (lost + copy.annotations) // 5):
+        reason, _ = copy.lost.most_common(1)[0]
+        raise UserError(
+            f"{data}: a fixed copy would lose {lost} of {lost + copy.annotations} boxes, so none was written. "
+            f"For instance: {reason}. Fix this at its source first."
+        )
 
 
 def _refuse_output(data: Path, output: Path) -> None:
@@ -99,7 +132,7 @@ def _broken_images(report: DoctorReport) -> dict[Path, str]:
     return {one.image: one.kind for one in report.findings if one.kind in kinds and one.image is not None}
 
 
-def _elsewhere(parts: Sequence[Part], report: DoctorReport) -> dict[str, set[Path]]:
+def _elsewhere(parts: Sequence[Split], report: DoctorReport) -> dict[str, set[Path]]:
     """Images to leave out of a split because another one keeps them; the split to train on gives way."""
     copies = {one.image for one in report.findings if one.kind == "copy-in-splits" and one.image is not None}
     gone: dict[str, set[Path]] = defaultdict(set)
@@ -111,7 +144,7 @@ def _elsewhere(parts: Sequence[Part], report: DoctorReport) -> dict[str, set[Pat
     return gone
 
 
-def _document(part: Part, home: Path, copy: _Copy) -> dict[str, Any]:
+def _document(part: Split, home: Path, copy: _Copy) -> dict[str, Any]:
     """The COCO content of a split; ``home`` is the folder of the file."""
     rows = _kept_rows(part, copy)
     shared = {key for key, count in Counter(image.image_id for image in part.images).items() if count > 1}
@@ -126,6 +159,7 @@ def _document(part: Part, home: Path, copy: _Copy) -> dict[str, Any]:
             continue
         fitted = _fitted(image.path, image.size, part, rows[number], copy)
         if fitted is None:
+            copy.lost[copy.done[-1]] += int((part.owners == number).sum())
             continue
         if image.path not in images:
             copy.images += 1
@@ -135,22 +169,22 @@ def _document(part: Part, home: Path, copy: _Copy) -> dict[str, Any]:
             copy.annotations += 1
             entry = {"id": copy.annotations, "image_id": images[image.path]["id"], **_annotation(part, row, box)}
             annotations.append(entry)
-    categories = [{"id": label + 1, "name": name} for label, name in enumerate(part.found.class_names)]
+    categories = [{"id": label + 1, "name": name} for label, name in enumerate(part.annotations.class_names)]
     return {"images": list(images.values()), "annotations": annotations, "categories": categories}
 
 
-def _resized(part: Part, copy: _Copy) -> Part:
+def _resized(part: Split, copy: _Copy) -> Split:
     """The split judged anew, where images are not of their declared size but their boxes lie on the true one."""
     images = list(part.images)
     for number, image in enumerate(images):
         kind = copy.broken.get(image.path)
         if image.size is None or kind not in ("swapped-size", "wrong-size"):
             continue
-        true, corners = image_size(image.path), part.corners[part.judged.owners == number]
+        true, corners = image_size(image.path), part.corners[part.owners == number]
         # Boxes that lie on the declared size as well may have been drawn on an image of that size.
         if _lie_on(corners, true) and (kind == "swapped-size" or not _lie_on(corners, image.size)):
             images[number] = image._replace(size=true)
-    return Part.of(part.name, part.found, images)
+    return Split.judge(part.name, part.annotations, images)
 
 
 def _scalable(declared: tuple[int, int], true: tuple[int, int], corners: np.ndarray) -> bool:
@@ -165,28 +199,29 @@ def _lie_on(corners: np.ndarray, size: tuple[int, int]) -> bool:
     return bool((real[:, :2] >= -1).all() and (real[:, 2:] <= (size[1] + 1, size[0] + 1)).all())
 
 
-def _kept_rows(part: Part, copy: _Copy) -> list[list[int]]:
+def _kept_rows(part: Split, copy: _Copy) -> list[list[int]]:
     """The sound boxes of each image, duplicates but once."""
-    columns, judged = part.found.boxes, part.judged
+    columns = part.annotations.boxes
     twice = {row for row, _ in duplicate_rows(part)[0]}
-    for row in np.flatnonzero((judged.reasons > 0) & part.known).tolist():
-        copy.done.append(f"box left out: {columns.where(row)}, {judged.message(row)}")
+    for fault in part.faulty_boxes():
+        copy.done.append(f"box left out: {fault.where}, {fault.reason}")
+        copy.lost[fault.sentence] += 1
     for row in sorted(twice):
         copy.done.append(f"duplicate box left out: {columns.where(row)}")
-    over = (np.abs(part.corners - judged.boxes) > _ROUNDING).any(1) & (judged.reasons == 0) & part.known
+    over = (np.abs(part.corners - part.boxes) > _ROUNDING).any(1) & (part.faulty == 0) & part.known
     copy.done += [f"box clipped: {columns.where(row)}" for row in np.flatnonzero(over).tolist()]
     rows: list[list[int]] = [[] for _ in part.images]
-    for row in np.flatnonzero((judged.reasons == 0) & part.known).tolist():
+    for row in np.flatnonzero((part.faulty == 0) & part.known).tolist():
         if row not in twice:
-            rows[judged.owners[row]].append(row)
+            rows[part.owners[row]].append(row)
     return rows
 
 
 def _fitted(
-    path: Path, declared: tuple[int, int] | None, part: Part, rows: Sequence[int], copy: _Copy
+    path: Path, declared: tuple[int, int] | None, part: Split, rows: Sequence[int], copy: _Copy
 ) -> tuple[tuple[int, int], np.ndarray] | None:
     """The true size of an image and its boxes on it, or None where the image has to be left out."""
-    kind, boxes = copy.broken.get(path), part.judged.boxes[list(rows)]
+    kind, boxes = copy.broken.get(path), part.boxes[list(rows)]
     if declared is None or kind in ("missing-image", "unreadable-image"):
         copy.done.append(f"image left out: {path}, it is missing or cannot be read")
         return None
@@ -223,11 +258,11 @@ def turned(boxes: np.ndarray, orientation: int, size: tuple[int, int]) -> np.nda
     return np.stack([left, top, right, bottom], axis=1)
 
 
-def _annotation(part: Part, row: int, box: list[float]) -> dict[str, Any]:
-    columns = part.found.boxes
+def _annotation(part: Split, row: int, box: list[float]) -> dict[str, Any]:
+    columns = part.annotations.boxes
     x1, y1, x2, y2 = box
     area = (x2 - x1) * (y2 - y1)
-    old = part.judged.boxes[row]
+    old = part.boxes[row]
     annotated = float("nan") if columns.areas is None else float(columns.areas[row])
     if np.isfinite(annotated) and annotated > 0:  # scaled where the box was
         area *= annotated / float((old[2] - old[0]) * (old[3] - old[1]))

@@ -15,9 +15,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from retinanet.analysis.data.boxes import Part
-from retinanet.analysis.data.findings import Finding, finding
-from retinanet.data.check import image_fault
+from retinanet.data.check import Split, image_fault
 from retinanet.data.faults import Fault
 from retinanet.data.files import files_in
 from retinanet.errors import UserError
@@ -27,6 +25,9 @@ NEAR_COPY_BITS = 3
 """Bits of 64 in which the difference hashes of two pictures of the same thing may differ."""
 NEAR_COPY_CORRELATION = 0.9
 """Correlation of their 32 x 32 thumbnails that they need as well: pictures of one kind often share the hash."""
+
+DARK = 32
+"""Brightest value below which an image shows nothing."""
 
 _THUMB = 32
 _FLAT = 4.0  # grey levels of standard deviation below which a thumbnail says nothing
@@ -45,6 +46,7 @@ class Look:
         orientation: EXIF orientation, 1 (upright) to 8.
         digest: of the bytes of the file.
         dhash: difference hash of the upright picture: bit (y, x) says whether the grey value falls from x to x + 1.
+        brightest: largest value of a pixel, 0 to 255.
         thumb: (1024,) float32, normalised grey thumbnail; None if it is flat.
     """
 
@@ -54,6 +56,7 @@ class Look:
     orientation: int = 1
     digest: bytes = b""
     dhash: int = 0
+    brightest: int = 255
     thumb: np.ndarray | None = None
 
 
@@ -78,7 +81,7 @@ def _look(path: Path) -> Look:
         pixels = read_image(path)
         digest = hashlib.blake2b(path.read_bytes(), digest_size=16).digest()
     except (UserError, OSError) as error:
-        return Look(path, image_fault(path, UserError(str(error))))
+        return Look(path, image_fault(path, error))
     grey = Image.fromarray(pixels.permute(1, 2, 0).numpy()).convert("L")
     return Look(
         path,
@@ -86,6 +89,7 @@ def _look(path: Path) -> Look:
         orientation=exif_orientation(path),
         digest=digest,
         dhash=difference_hash(grey),
+        brightest=int(pixels.max()),
         thumb=_thumbnail(grey),
     )
 
@@ -113,41 +117,42 @@ def _thumbnail(grey: Image.Image) -> np.ndarray | None:
     return None if spread < _FLAT else small / (spread * _THUMB)
 
 
-def size_findings(parts: Sequence[Part], looks: Mapping[Path, Look]) -> list[Finding]:
+def size_findings(parts: Sequence[Split], looks: Mapping[Path, Look]) -> list[Fault]:
     """Images that cannot be read, that are not of their declared size, or that EXIF turns."""
-    found = [
-        finding("unreadable-image", look.fault.where, look.fault.reason, remedy=look.fault.remedy, image=look.path)
+    found = [look.fault for look in looks.values() if look.fault is not None]
+    found += [
+        Fault("dark-image", look.path, f"its brightest value is {look.brightest} of 255", image=look.path)
         for look in looks.values()
-        if look.fault is not None
+        if look.brightest < DARK
     ]
     for part in parts:
-        for image in part.found.images:
+        for image in part.annotations.images:
             look = looks.get(image.path)
             if look is None or look.fault is not None:
                 continue
             if image.size is None or image.size == look.size:
                 if look.orientation != 1:
                     reason = f"EXIF orientation {look.orientation} turns or mirrors it"
-                    found.append(finding("turned-image", image.path, reason, image=image.path))
+                    found.append(Fault("turned-image", image.path, reason, image=image.path))
             else:
                 found.append(_wrong_size(image.path, image.size, look))
     return found
 
 
-def _wrong_size(path: Path, declared: tuple[int, int], look: Look) -> Finding:
+def _wrong_size(path: Path, declared: tuple[int, int], look: Look) -> Fault:
     reason = (
         f"the image is {look.size[1]} x {look.size[0]} pixels (width x height, upright), but declared as "
         f"{declared[1]} x {declared[0]}"
     )
     if declared != look.size[::-1]:
-        return finding("wrong-size", path, reason, image=path)
+        return Fault("wrong-size", path, reason, image=path)
     if look.orientation in _SIDES_SWAPPED:
         reason += f": its EXIF orientation is {look.orientation}"
-        return finding("exif-rotation", path, reason, image=path)
-    return finding("swapped-size", path, reason, image=path)
+        return Fault("exif-rotation", path, reason, image=path)
+    return Fault("swapped-size", path, reason, image=path)
 
 
-def unused_findings(parts: Sequence[Part], spoken_of: Sequence[Path]) -> list[Finding]:
+def unused_findings(parts: Sequence[Split], spoken_of: Sequence[Path]) -> list[Fault]:
     """Image files beside the annotated ones that nothing names; ``spoken_of`` are annotation files told as broken."""
     named = {image.path for part in parts for image in part.images}
     stems = {path.stem for path in spoken_of}
@@ -158,10 +163,10 @@ def unused_findings(parts: Sequence[Part], spoken_of: Sequence[Path]) -> list[Fi
         for path in files_in(folder, IMAGE_SUFFIXES)
         if path not in named and path.stem not in stems
     ]
-    return [finding("unused-image", path, "no annotation or list names it", image=path) for path in unused]
+    return [Fault("unused-image", path, "no annotation or list names it", image=path) for path in unused]
 
 
-def copy_findings(parts: Sequence[Part], looks: Mapping[Path, Look]) -> list[Finding]:
+def copy_findings(parts: Sequence[Split], looks: Mapping[Path, Look]) -> list[Fault]:
     """The same image twice: one file in two splits, files of the same bytes, and pictures that look the same.
 
     Of two copies the one in the split to train on (the first of ``parts``) is named: there it does the harm.
@@ -175,9 +180,9 @@ def copy_findings(parts: Sequence[Part], looks: Mapping[Path, Look]) -> list[Fin
         distinct = list(dict.fromkeys(names))
         if len(distinct) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
-            found.append(finding("same-file-twice", path, f"stands twice in {twice or 'the set'}", image=path))
+            found.append(Fault("same-file-twice", path, f"stands twice in {twice or 'the set'}", image=path))
         if len(distinct) > 1:
-            found.append(finding("same-file-in-splits", path, f"is in {' and in '.join(distinct[::-1])}", image=path))
+            found.append(Fault("same-file-in-splits", path, f"is in {' and in '.join(distinct[::-1])}", image=path))
     readable = [look for path in splits if (look := looks.get(path)) is not None and look.fault is None]
     home = {path: names[0] for path, names in splits.items()}
     firsts: dict[bytes, Look] = {}
@@ -191,11 +196,11 @@ def copy_findings(parts: Sequence[Part], looks: Mapping[Path, Look]) -> list[Fin
     return found
 
 
-def _copy(kind: str, look: Look, first: Look, home: Mapping[Path, str], how: str) -> Finding:
+def _copy(kind: str, look: Look, first: Look, home: Mapping[Path, str], how: str) -> Fault:
     one, other = home[look.path], home[first.path]
     if one == other:
-        return finding(kind, look.path, f"{how} {first.path}", image=look.path)
-    return finding(f"{kind}s", look.path, f"(in {one}) {how} {first.path} (in {other})", image=look.path)
+        return Fault(kind, look.path, f"{how} {first.path}", image=look.path)
+    return Fault(f"{kind}s", look.path, f"(in {one}) {how} {first.path} (in {other})", image=look.path)
 
 
 def _near_copies(looks: Sequence[Look], home: Mapping[Path, str]) -> Iterator[tuple[Look, Look]]:

@@ -1,0 +1,134 @@
+"""What annotation files say, before it is checked: images, boxes as columns, and classes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from retinanet.data.faults import Fault, Faults, name_list, short
+
+
+class ImageEntry(NamedTuple):
+    """An image as annotation files name it; size is (height, width), or None where they do not declare it."""
+
+    path: Path
+    image_id: int | str
+    size: tuple[int, int] | None
+
+
+@dataclass(frozen=True)
+class BoxColumns:
+    """The B boxes of a data set, as its files have them and not checked yet.
+
+    Attributes:
+        owners: (B,) which image each box belongs to.
+        xyxy: (B, 4).
+        labels: (B,) in [0, K).
+        where: the place of a box in the files, for messages.
+        ignore: (B,) bool, or None for none.
+        areas: (B,) annotated areas, NaN where there is none, or None for none at all.
+        relative: the boxes are fractions of the image's sides, not pixels.
+        first_pixel: the number of the first pixel; with 1 (Pascal VOC) the last pixel belongs to the box.
+    """
+
+    owners: Sequence[int]
+    xyxy: Sequence[Sequence[float]] | np.ndarray
+    labels: Sequence[int]
+    where: Callable[[int], str]
+    ignore: Sequence[bool] | None = None
+    areas: Sequence[float] | None = None
+    relative: bool = False
+    first_pixel: int = 0
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """What the annotation files of one format say.
+
+    Attributes:
+        class_names: K names.
+        category_ids: K ids, as COCO results name the classes; empty for 1 to K.
+        images: all of them, those without objects too.
+        boxes: of all images.
+    """
+
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    images: Sequence[ImageEntry]
+    boxes: BoxColumns
+
+
+def select_classes(annotations: Annotations, wanted: Sequence[str] | None, faults: Faults) -> Annotations:
+    """The annotations with the classes asked for, in that order; ids of classes without one follow the known ones.
+
+    Raises:
+        Fault: a class name stands twice; or a box is of a class not asked for, which is left out if ``faults`` returns.
+    """
+    declared, ids = annotations.class_names, annotations.category_ids
+    names = tuple(declared if wanted is None else wanted)
+    refuse_twins(declared)
+    refuse_twins(names)
+    if wanted is None:
+        return replace(annotations, category_ids=ids or tuple(range(1, len(names) + 1)))
+
+    id_of = dict(zip(declared, ids, strict=True)) if ids else {}
+    free = max(ids, default=0) + 1
+    new_ids = tuple(id_of.get(name, free + label) for label, name in enumerate(names))
+    boxes, position = annotations.boxes, {name: label for label, name in enumerate(names)}
+    labels = [position.get(declared[label], -1) for label in boxes.labels]
+    for row in (row for row, label in enumerate(labels) if label < 0):
+        name = declared[boxes.labels[row]]
+        near = next((other for other in names if _plain(other) == _plain(name)), None)
+        hint = f"Did you mean {near!r}? " if near else ""
+        reason = f"its class {short(name)!r} is not among {name_list(names)}"
+        remedy = f"{hint}Add it to the classes asked for (those of the model or the training split), or leave it out."
+        faults(Fault("undeclared-class", boxes.where(row), reason, remedy))
+    rows = [row for row, label in enumerate(labels) if label >= 0]
+    if len(rows) < len(labels):
+        boxes = _select_rows(boxes, rows)
+    boxes = replace(boxes, labels=[labels[row] for row in rows])
+    return replace(annotations, class_names=names, category_ids=new_ids, boxes=boxes)
+
+
+def refuse_twins(names: Sequence[str]) -> None:
+    """Raise a fault where a class name stands twice."""
+    name, count = Counter(names).most_common(1)[0] if names else ("", 1)
+    if count > 1:
+        reason = f"the class {short(name)} is declared {count} times: {name_list(names)}"
+        raise Fault("class-names", "", reason, "Rename one.")
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.casefold().split())
+
+
+def _select_rows(boxes: BoxColumns, rows: list[int]) -> BoxColumns:
+    columns = {
+        key: None if (column := getattr(boxes, key)) is None else [column[row] for row in rows]
+        for key in ("owners", "xyxy", "ignore", "areas")
+    }
+    return replace(boxes, where=lambda row: boxes.where(rows[row]), **columns)  # type: ignore[arg-type]  # by key
+
+
+def declared_size(height: object, width: object, where: str, faults: Faults) -> tuple[int, int] | None:
+    """(height, width) as an annotation declares it, or None where it does not (absent or 0).
+
+    Raises:
+        Fault: not whole positive numbers; where ``faults`` returns, the size counts as not declared.
+    """
+    if height in (None, "", 0, "0") or width in (None, "", 0, "0"):
+        return None
+    try:
+        sides = float(height), float(width)  # type: ignore[arg-type]  # that is what is being found out
+    except (TypeError, ValueError, OverflowError):
+        sides = -1.0, -1.0
+    if not all(0 < side < 2**31 and side == int(side) for side in sides):
+        reason = f"width {short(width)} and height {short(height)} are not the size of an image"
+        faults(Fault("bad-size", where, reason))
+        return None
+    return int(sides[0]), int(sides[1])

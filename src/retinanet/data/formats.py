@@ -1,0 +1,128 @@
+"""Which format a path holds: one of the four that are read, or a known one that has to be exported anew."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from retinanet.data import coco, csv, voc, yolo
+from retinanet.data.annotations import Annotations
+from retinanet.data.faults import Faults, name_list
+from retinanet.data.files import files_in, sub_folders
+from retinanet.errors import UserError
+
+
+class Format(Protocol):
+    """What a format module offers."""
+
+    LOOKED_FOR: str
+
+    def splits(self, path: Path) -> tuple[str, ...] | None:
+        """The splits that the files name, () for none, None where the path is not of this format."""
+
+    def read(self, path: Path, split: str | None, class_names: Sequence[str] | None, faults: Faults) -> Annotations:
+        """The annotations of a split (one of ``splits``), or of the whole set; what is faulty goes to ``faults``.
+
+        The classes are the set's own. ``class_names`` are those that will be asked for: with them, the files of other
+        splits need not be read to know all classes.
+        """
+
+
+FORMATS: tuple[Format, ...] = (coco, voc, yolo, csv)
+
+
+class _Foreign(NamedTuple):
+    """A format of other tools: the endings of its files, what stands in their first 64 KiB, and what to do."""
+
+    name: str
+    suffixes: tuple[str, ...]
+    pattern: str
+    remedy: str
+
+
+_EXPORT = "Export it as COCO, Pascal VOC or YOLO there."
+_FOREIGN = (
+    _Foreign("an archive", (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"), "", "Unpack it first."),
+    _Foreign("a TFRecord", (".tfrecord", ".tfrecords", ".record"), "", "Export the data as COCO or Pascal VOC."),
+    _Foreign("a darknet obj.data", (".data",), r"names\s*=", "Write a data.yaml with names:, train: and val:."),
+    _Foreign("CVAT's own XML", (".xml",), r"<annotations>", _EXPORT),
+    _Foreign("a labelme file", (".json",), r'"shapes"\s*:', "Convert it with labelme2coco or labelme2voc."),
+    _Foreign("a file of the VGG Image Annotator", (".json",), r'"(_via_img_metadata|regions)"\s*:', _EXPORT),
+    _Foreign("a CreateML file", (".json",), r'^\s*\[[\s\S]*"coordinates"\s*:', _EXPORT),
+    _Foreign(
+        "an Open Images table",
+        (".csv",),
+        r"^ImageID,",
+        "Write image_path,xmin,ymin,xmax,ymax,label in pixels; its numbers are fractions.",
+    ),
+)
+
+
+def recognise(path: Path) -> tuple[Format, tuple[str, ...]]:
+    """The format of a path, and the splits it names.
+
+    Raises:
+        UserError: no such path, or none of the four formats or several of them, with what comes nearest.
+    """
+    if not os.path.exists(path):  # unlike Path.exists it answers for names that no file can have
+        raise UserError(f"{path}: no such file or folder. Expected the path of a data set.")
+    found = [(form, names) for form in FORMATS if (names := form.splits(path)) is not None]
+    if len(found) == 1:
+        form, names = found[0]
+        if path.is_file() and (foreign := _find_foreign(path)):
+            raise UserError(foreign)
+        return form, names
+    wanted = "; ".join(form.LOOKED_FOR for form, _ in found or [(form, ()) for form in FORMATS])
+    if found:
+        files = files_in(path, (".json", ".yaml", ".yml", ".csv"))
+        one = f" For instance {files[0]}." if files else ""
+        raise UserError(
+            f"{path}: holds more than one format ({wanted}). Give the annotation file or folder itself.{one}"
+        )
+    hint = _find_foreign(path) or _find_nearest(path)
+    raise UserError(f"{path}: is none of the four known formats. {hint or f'Looked for: {wanted}.'}")
+
+
+def _find_foreign(path: Path) -> str | None:
+    """What to do with the first file of a format that is known and not read."""
+    suffixes = tuple({suffix for foreign in _FOREIGN for suffix in foreign.suffixes})
+    places = [path, *sub_folders(path)[:20]]
+    files = [path] if path.is_file() else [file for place in places for file in files_in(place, suffixes)[:20]]
+    for file in files:
+        for foreign in _FOREIGN:
+            if file.suffix.lower() in foreign.suffixes and re.search(foreign.pattern, _read_start(file)):
+                return f"{file} is {foreign.name}. {foreign.remedy}"
+    return None
+
+
+def _read_start(file: Path) -> str:
+    try:
+        with file.open("rb") as stream:
+            return stream.read(65536).decode("utf-8-sig", "replace")
+    except OSError:
+        return ""
+
+
+def _find_nearest(path: Path) -> str | None:
+    """What the file lacks that comes nearest to one of the formats, or the folder below that is a data set."""
+    inside = next((folder for folder in sub_folders(path)[:20] if _holds_data(folder)), None)
+    if inside is not None:
+        return f"But {inside} is a data set: give that path."
+    for file in files_in(path, (".csv", ".tsv"))[:20]:
+        if lacking := csv.why_not(file):
+            return f"Nearest comes {lacking}"
+    named = [file.name for file in files_in(path, (".json", ".xml", ".yaml", ".yml", ".txt"))]
+    if named:
+        wanted = "; ".join(form.LOOKED_FOR for form in FORMATS)
+        return f"It holds {name_list(named, 3)}, without the keys of any of them. Looked for: {wanted}."
+    return None
+
+
+def _holds_data(path: Path) -> bool:
+    try:
+        return any(form.splits(path) is not None for form in FORMATS)
+    except UserError:  # faults of a folder that was not asked for
+        return False
