@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO ?= runs/demo
 # Tests that load ONNX Runtime and OpenVINO, in processes of their own: among all others OpenVINO has brought a worker down.
-RUNTIMES := tests/benchmark tests/export tests/predict
+RUNTIMES := tests/deploy tests/inference
 
 .PHONY: install install-dev demo lint test format clean
 
