@@ -79,17 +79,12 @@ def _over_edge(split: Split, tolerated: int) -> list[Fault]:
     before = (start - split.corners[:, :2]).max(1, initial=0)
     after = (split.corners[:, 2:] - split.limits[:, 2:]).max(1, initial=0)
     over = np.maximum(before, after - (tolerated + _EXACT if tolerated else 0))
-    rows = np.flatnonzero(split.usable & (over > OVER_EDGE)).tolist()
-    sizes = split.limits
-    return [
-        split.fault(
-            "over-edge-box",
-            row,
-            f"box {_text(split.corners[row])} reaches {max(before[row] + first, after[row]):g} pixels over the edge of "
-            f"{sizes[row, 0]:.0f} x {sizes[row, 1]:.0f}",
-        )
-        for row in rows
-    ]
+    faults = []
+    for row in np.flatnonzero(split.usable & (over > OVER_EDGE)).tolist():
+        (width, height), by = split.limits[row, :2], max(before[row] + first, after[row])
+        reason = f"box {_text(split.corners[row])} reaches {by:g} pixels over the edge of {width:.0f} x {height:.0f}"
+        faults.append(split.fault("over-edge-box", row, reason))
+    return faults
 
 
 def duplicate_rows(split: Split) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
