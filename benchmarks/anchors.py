@@ -3,9 +3,9 @@
 The data are made here: bars of 48 x 6 and 6 x 48 pixels and dots of 6 pixels on a textured background, images of
 160 x 160. The anchors are chosen on the training split; the validation split is measured after the last epoch.
 
-    python benchmarks/anchors.py TRUNK.safetensors [--output runs/anchors] [--epochs 30] [--larger]
+    python benchmarks/anchors.py BACKBONE.safetensors [--output runs/anchors] [--epochs 30] [--larger]
 
-TRUNK holds the ImageNet weights of timm's tf_efficientnet_lite0.
+BACKBONE holds the ImageNet weights of timm's tf_efficientnet_lite0.
 """
 
 from __future__ import annotations

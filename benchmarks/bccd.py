@@ -3,9 +3,9 @@
 The model measured is that of the last epoch: nothing is chosen on the test split. A seed whose run folder is complete
 is not trained again. Good and bad detections of the first seed are drawn.
 
-    python benchmarks/bccd.py DATA TRUNK.safetensors [--output runs/bccd] [--seeds 0 1 2]
+    python benchmarks/bccd.py DATA BACKBONE.safetensors [--output runs/bccd] [--seeds 0 1 2]
 
-DATA is the Pascal VOC folder of the BCCD data set, TRUNK the ImageNet weights of timm's tf_efficientnet_lite0.
+DATA is the Pascal VOC folder of the BCCD data set, BACKBONE the ImageNet weights of timm's tf_efficientnet_lite0.
 """
 
 from __future__ import annotations
