@@ -66,7 +66,7 @@ def write_atomically(
         size: roughly how many bytes a function writes, for the message.
 
     Raises:
-        UserError: the file cannot be written, with the path, the reason and the room that it takes. Other errors of
+        UserError: the file cannot be written, with the path, the reason and the space that it takes. Other errors of
             the function pass through.
     """
     path = Path(path)
@@ -140,8 +140,8 @@ def explain_failed_write(path: Path, size: int | None = None) -> Iterator[None]:
         with suppress(OSError):
             takes += f"The disk has {_megabytes(shutil.disk_usage(path.parent).free)} free. "
         raise UserError(
-            f"{path} cannot be written ({reason}). {takes}Make room (look at quotas and limits too) or choose another "
-            "place; what was saved before is whole"
+            f"{path} cannot be written ({reason}). {takes}Free some space (check quotas and limits too) or choose "
+            "another place; files that were saved before are complete"
         ) from None
 
 

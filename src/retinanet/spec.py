@@ -141,8 +141,8 @@ def exported_file(path: str | Path) -> Path | None:
             return path / name
     if archives := sorted(path.glob("*.pt2")):
         raise UserError(
-            f"{path} holds {archives[0].name}, and loading a pt2 file can run code, so it has to be named. If you "
-            f"trust whoever made it, give {archives[0]} as the model, with --trust (trust=True in Python)"
+            f"{path} holds {archives[0].name}, and loading a pt2 file can run code, so the file itself must be named. "
+            f"If you trust whoever made it, give {archives[0]} as the model, with --trust (trust=True in Python)"
         )
     return None
 
@@ -186,7 +186,7 @@ def check_thresholds(values: Any, class_names: tuple[str, ...]) -> dict[str, flo
 
 
 def nest_compat(values: Any, record: Any) -> Any:
-    """Values in which the switches of ``record.compat`` stand under ``compat``; up to format 2 they stood beside it."""
+    """Values with the switches of ``record.compat`` under ``compat``; up to format 2 they were at the top level."""
     if not isinstance(values, Mapping) or "compat" in values:
         return values
     switches = [name for name in vars(record.compat) if name in values]

@@ -60,7 +60,7 @@ class Target:
 
     @staticmethod
     def empty() -> Target:
-        """An image without objects: a shape of its own, not a special case."""
+        """The target of an image without objects, with tensors of length 0."""
         import torch
 
         return Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.bool))

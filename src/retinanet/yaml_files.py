@@ -15,7 +15,7 @@ MOST_BYTES = 100_000  # a configuration of ours has about 2,000
 
 
 class PlainLoader(yaml.SafeLoader):
-    """PyYAML's safe loader without aliases, with which a few lines would stand for billions of values.
+    """PyYAML's safe loader without aliases, because with aliases a few lines can expand to billions of values.
 
     As in YAML 1.2, ``1e-3`` is a number and ``2026-01-02`` a text.
     """
@@ -73,7 +73,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
     with path.open("rb") as stream:
         data = stream.read(MOST_BYTES + 1)
     if len(data) > MOST_BYTES:
-        raise UserError(f"{path}: over {MOST_BYTES:,} bytes, which no file of options needs. Remove what is no option")
+        raise UserError(f"{path}: over {MOST_BYTES:,} bytes, which no file of options needs. Keep only the options")
     try:
         content = load_plain(data.decode("utf-8-sig"))
     except UnicodeDecodeError:

@@ -84,7 +84,7 @@ def test_folders_of_other_things_are_not_touched(model, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("dear diary")
     for target in (tmp_path / "mine", tmp_path / "mine" / "notes.txt", model):
-        with pytest.raises(UserError, match="holds other things than an export"):
+        with pytest.raises(UserError, match="holds files that are not an export"):
             export(str(model), format="onnx", output=str(target), overwrite=True)
     assert (tmp_path / "mine" / "notes.txt").read_text() == "dear diary"
 
@@ -99,9 +99,9 @@ def test_compile_without_a_compiler(model, tmp_path, monkeypatch):
 BAD = [
     ({"format": "onnx", "precision": "int8"}, r"int8 needs images.*--calibrate"),
     ({"format": "onnx", "calibrate": "x"}, r"--calibrate is for int8; fp32 needs none"),
-    ({"format": "onnx", "precision": "bf16"}, r"bf16 is not to be had with --format onnx.*openvino has"),
-    ({"format": "pt2", "precision": "int8"}, r"int8 is not to be had with --format pt2.*openvino and onnx"),
-    ({"format": "onnx", "precision": "fp16"}, r"fp16 is not to be had"),
+    ({"format": "onnx", "precision": "bf16"}, r"bf16 is not available with --format onnx.*openvino has"),
+    ({"format": "pt2", "precision": "int8"}, r"int8 is not available with --format pt2.*openvino and onnx"),
+    ({"format": "onnx", "precision": "fp16"}, r"fp16 is not available"),
     ({"format": "onnx", "compile": True}, r"--compile is for pt2"),
     ({"format": "onnx", "raw": True, "verify": "x"}, r"--verify needs detections"),
     ({"format": "tflite"}, r"--format is onnx, openvino, pt2; got 'tflite'"),
@@ -199,7 +199,7 @@ def test_overwrite_never_takes_other_files_with_it(exported, model, tmp_path):
     (tmp_path / "project").mkdir()
     for name in ("model.onnx", "export.json", "a.py"):
         (tmp_path / "project" / name).write_text("precious")
-    with pytest.raises(UserError, match="holds other things than an export"):
+    with pytest.raises(UserError, match="holds files that are not an export"):
         export(str(model), format="onnx", output=str(tmp_path / "project"), overwrite=True)
     assert len(list((tmp_path / "project").iterdir())) == 3
 

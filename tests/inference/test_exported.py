@@ -187,7 +187,7 @@ class TestBadFiles:
             open_exported(written(tmp_path / name, json.dumps(newer)))
 
     def test_raw(self, name, tmp_path, written, card):
-        with pytest.raises(UserError, match=r"heads only, without detections.*without --raw"):
+        with pytest.raises(UserError, match=r"only the network's heads, without detections.*without --raw"):
             open_exported(written(tmp_path / name, replace(card, raw=True).to_json()))
 
     def test_runtime_not_installed(self, name, tmp_path, written, card, monkeypatch):

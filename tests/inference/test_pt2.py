@@ -64,7 +64,7 @@ def test_detections_are_those_of_the_program(program, tmp_path):
 def test_a_file_has_to_be_named_and_trusted(program, tmp_path):
     file = saved(program, tmp_path / "model.pt2", **{"retinanet.json": CARD.to_json()})
     for trust in (False, True):
-        with pytest.raises(UserError, match=r"has to be named.*model\.pt2 as the model, with --trust"):
+        with pytest.raises(UserError, match=r"the file itself must be named.*model\.pt2 as the model, with --trust"):
             Predictor.load(tmp_path, trust=trust, trust_code=trust)
     for trust_code in (False, True):
         with pytest.raises(UserError, match=r"model\.pt2: loading a pt2 file can run code.*pass --trust"):

@@ -103,10 +103,13 @@ def test_names_in_a_file_and_options(state, tmp_path):
             r"nothing is dropped silently; 1 of 157:\n  fc\.weight \(2, 3",
         ),
         (lambda state: state.update({"layer1.0.conv9.weight": torch.zeros(1)}), r"layer1\.0\.conv9\.weight: no place"),
-        (lambda state: state.pop("fpn.P6.weight"), r"not a whole RetinaNet, it lacks what we call fpn\.output\.p6"),
+        (
+            lambda state: state.pop("fpn.P6.weight"),
+            r"not a complete RetinaNet: it lacks the tensors that are called fpn\.output\.p6 here",
+        ),
         (
             lambda state: [state.pop(key) for key in list(state) if key.startswith("layer4.1")],
-            r"backbone is none that can be converted: its stages have 2, 2, 2, 1 blocks",
+            r"this backbone cannot be converted: its stages have 2, 2, 2, 1 blocks",
         ),
         (
             lambda state: state.update({"classificationModel.output.weight": torch.zeros(20, 256, 3, 3)}),
@@ -120,7 +123,7 @@ def test_names_in_a_file_and_options(state, tmp_path):
                     for kind in ("weight", "bias")
                 }
             ),
-            r"over 6 anchors per cell, but 9 are assumed\. Give those that the model was trained with.*anchors\.ratios",
+            r"have 6 anchors per cell, but 9 are assumed\. Give those that the model was trained with.*anchors\.ratios",
         ),
     ],
 )
@@ -164,7 +167,7 @@ def test_recognition(source):
         (["{weights}", "{weights}"], "is a file; expected the name of a folder"),
         (["{weights}", "{weights}/sub"], "is a file, so nothing can be made in it"),
         (["{model}", "{new}", "--to", "torchvision", "--class_names", "a"], "leave out --class_names"),
-        (["{model}", "{new}", "--to", "keras"], "--to keras: models are written for torchvision alone"),
+        (["{model}", "{new}", "--to", "keras"], "--to keras: models can be written only for torchvision"),
         (["{model}", "{model}", "--to", "torchvision"], "exists already. Name a new file"),
         (["{weights}", "{new}", "--class_names", "a,b,c"], "the weights have 2 classes, 3 different names given"),
         (["{weights}", "{new}", "--architecture.norm_epsilon", "0"], "did you mean 'norm_eps'?"),
@@ -251,7 +254,7 @@ def test_detectron2_tells_caffe_from_its_statistics():
     order = order_anchors(settings.lattice, scale_major=True)
     check_anchors(heads, settings.lattice, order, settings.templates)
     other = (*settings.templates[:2], settings.templates[2] * 1.01)
-    with pytest.raises(UserError, match=r"other anchors than assumed, on level P5 first\. Give those"):
+    with pytest.raises(UserError, match=r"file's anchors are not the assumed ones, first on level P5\. Give those"):
         check_anchors(heads, settings.lattice, order, other)
     larger = replace(settings.lattice, sizes=(32, 64, 128 * 1.01, 256, 512))
     check_anchors(heads, larger, order, other)  # as the message says

@@ -23,7 +23,7 @@ def write_report(
 
     Args:
         folder: made if need be; see :func:`~retinanet.files.check_output_folder` for what is checked before.
-        names: of the page and of the JSON file; what follows is not read.
+        names: of the page and of the JSON file; further names are ignored.
         title: of the page.
         sections: of the page.
         about: what the report is of.

@@ -62,7 +62,7 @@ class Pairs(NamedTuple):
 
 
 class Overlaps:
-    """The IoUs of boxes with the anchors of their images, as far as the rule needs them.
+    """The IoUs of boxes with the anchors of their images that the matching rule needs.
 
     Args:
         reach: the lattice over the images, with all M boxes.

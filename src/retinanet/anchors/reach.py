@@ -40,7 +40,7 @@ class Candidates(NamedTuple):
 
 
 class Windows(NamedTuple):
-    """Windows of the lattice, n of them, each for one box and one template, from lattice point (x, y) on."""
+    """n windows of the lattice, each for one box and one template; a window begins at lattice point (x, y)."""
 
     row: Tensor
     template: Tensor

@@ -205,7 +205,7 @@ def set_option(options: dict[str, Any], name: str, value: Any, known: Mapping[st
 
 
 def refuse_code(value: Any, where: str) -> None:
-    """Refuse values that name code, at any depth, also in a text: they could never be run, but somebody hoped so.
+    """Refuse values that name code, at any depth, also inside a text. They are never run, only refused.
 
     Raises:
         UserError: one does; ``where`` is named.

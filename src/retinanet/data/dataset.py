@@ -77,7 +77,7 @@ class DetectionDataset(Dataset[Sample]):
         return replace(sample, image=image)
 
     def summary(self) -> str:
-        """What the set holds, and what was left out of it: one line, and more where something was left out."""
+        """What the set holds, in one line; further lines say what was left out of it."""
         lengths = [len(sample.target) for sample in self.samples]
         ignored = sum(int(sample.target.ignore.sum()) for sample in self.samples)
         text = (

@@ -26,7 +26,7 @@ class Kind(NamedTuple):
 # Errors stop training or evaluation; warnings hurt; notes are for the reader to judge. Worst first.
 KINDS: Mapping[str, Kind] = {
     "broken-file": Kind("error", "files that cannot be read", "Fix or export it anew."),
-    "missing-file": Kind("error", "files that are named and not there", "Put the file there, or remove its name."),
+    "missing-file": Kind("error", "files that are named but missing", "Put the file there, or remove its name."),
     "empty-set": Kind("error", "splits without images or classes", "Check the path and the split."),
     "class-names": Kind("error", "class names that contradict each other"),
     "broken-annotation": Kind("error", "annotations that cannot be read"),
@@ -39,7 +39,7 @@ KINDS: Mapping[str, Kind] = {
         "Every image needs an id of its own; where they are of two splits, name one split.",
     ),
     "listed-twice": Kind("error", "images listed twice", "Remove one."),
-    "bad-size": Kind("error", "declared sizes that are none", "Expected whole positive numbers of pixels."),
+    "bad-size": Kind("error", "declared sizes that are not valid", "Expected whole positive numbers of pixels."),
     "missing-image": Kind("error", "missing images", "Put the image there, or correct its name in the annotations."),
     "unreadable-image": Kind("error", "unreadable images", "Replace the image, or remove it and its annotations."),
     "exif-rotation": Kind(
@@ -96,13 +96,13 @@ KINDS: Mapping[str, Kind] = {
     "tiny-box": Kind(
         "warning",
         "boxes that are too small after resizing",
-        "Train on larger images or on tiles, or leave objects out that nobody can see.",
+        "Train on larger images or on tiles, or leave out objects that nobody can see.",
     ),
     "shared-label": Kind("warning", "two images with one label file", "Rename one image, or remove it."),
     "no-label-file": Kind(
         "warning",
         "images without a label file among others",
-        "Training takes them as background. Put the label files there, or an empty one where nothing is in the image.",
+        "Training takes them as background. Put the label files there, or an empty one for an image without objects.",
     ),
     "missing-test": Kind("warning", "a test split that is not there", "Put it there, or remove its name."),
     "dark-image": Kind(
@@ -115,11 +115,11 @@ KINDS: Mapping[str, Kind] = {
     ),
     "same-file-twice": Kind("warning", "images listed twice under two ids", "Join the two entries."),
     "unseen-class": Kind("warning", "classes without a box", "Annotate some, or remove the class."),
-    "class-not-in-train": Kind("warning", "classes that are not trained", "Bring some of them into the training."),
+    "class-not-in-train": Kind("warning", "classes that are not trained", "Move some images to the training split."),
     "rare-class": Kind("warning", "classes with hardly any boxes", "Annotate more, or join it with another class."),
     "similar-classes": Kind("warning", "class names spelled in two ways", "Make them one class."),
-    "unused-image": Kind("warning", "images that no annotation names", "Annotate or list the image, or take it away."),
-    "found-elsewhere": Kind("note", "images found under another name or folder", "Right if these are the images."),
+    "unused-image": Kind("warning", "images that no annotation names", "Annotate or list the image, or remove it."),
+    "found-elsewhere": Kind("note", "images found under another name or folder", "Correct if these are the images."),
     "other-files": Kind("note", "files that are not read as images", "Convert them to JPEG or PNG if they are images."),
     "keypoints": Kind("note", "keypoints beside the boxes", "The boxes are taken; the points are left out."),
     "outline": Kind("note", "outlines in place of boxes", "Their extent is taken as the box."),
@@ -127,15 +127,15 @@ KINDS: Mapping[str, Kind] = {
     "many-objects": Kind(
         "note", "images with more than 100 objects", "Raise --postprocess.max_detections, so that all can be found."
     ),
-    "empty-image": Kind("note", "images without boxes", "Right if nothing is in it: training takes it as background."),
-    "whole-image-box": Kind("note", "boxes that cover the whole image", "Right if the object fills the image."),
+    "empty-image": Kind("note", "images without boxes", "Correct if no object is in it: it trains the background."),
+    "whole-image-box": Kind("note", "boxes that cover the whole image", "Correct if the object fills the image."),
     "turned-image": Kind("note", "images that are turned by EXIF", "Boxes are taken to be those of the upright image."),
     "pasted-box": Kind(
         "note",
         "boxes of one size in one image",
-        "Look at them: were they pasted instead of drawn? Right where boxes are of a fixed size by design.",
+        "Look at them: were they pasted instead of drawn? Correct if boxes have a fixed size by design.",
     ),
-    "class-not-in-val": Kind("note", "classes that are not validated", "Bring some of them into the validation."),
+    "class-not-in-val": Kind("note", "classes that are not validated", "Move some images to the validation split."),
     "copy-in-split": Kind("note", "copies of an image in one split", "Remove one of them."),
     "near-copy-in-split": Kind("note", "images of one split that look the same", "Look at them."),
 }

@@ -79,7 +79,7 @@ def prepare_competitor(name: str, home: Path, calibrate: str, scratch: Path, *, 
         heads: export the graph without post-processing too.
 
     Raises:
-        UserError: it cannot take part: a package is missing, or the CPU or the model is not made for it.
+        UserError: it cannot be measured: a package is missing, or it does not support the CPU or the model.
     """
     if name == "torchvision":
         return _torchvision(home)

@@ -182,7 +182,7 @@ def _write(
             write_openvino(detector, card, file, images, keep_class_output=keep_class_output)
     except ImportError as error:
         raise UserError(
-            f'to export to {form} takes a package that is not installed ({error}): pip install "retinanet[export]"'
+            f'export to {form} needs a package that is not installed ({error}): pip install "retinanet[export]"'
         ) from None
 
 
@@ -196,11 +196,11 @@ def _check_options(
     if precision not in known[form]:
         better = {"bf16": "ONNX Runtime has no bf16 on a CPU; openvino has", "int8": "openvino and onnx have int8"}
         raise UserError(
-            f"--precision {precision} is not to be had with --format {form}, which has {' and '.join(known[form])}"
+            f"--precision {precision} is not available with --format {form}, which has {' and '.join(known[form])}"
             + (f" ({better[precision]})" if precision in better else "")
         )
     if precision == "int8" and calibrate is None:
-        raise UserError("int8 needs images to set its scales by: pass --calibrate DATA, such as the training data")
+        raise UserError("int8 needs images to set its scales: pass --calibrate DATA, such as the training data")
     if precision != "int8" and calibrate is not None:
         raise UserError(f"--calibrate is for int8; {precision} needs none")
     if raw and verify is not None:
@@ -212,11 +212,11 @@ def _check_options(
 def _choose_output(model: str, home: Path | None, output: str | None, name: str, *, overwrite: bool) -> Path:
     """The folder to make, checked before the work is done."""
     if output is None and home is not None and not Path(model).exists():
-        raise UserError(f"{model} is no folder of yours, so say where the export goes: pass --output FOLDER")
+        raise UserError(f"{model} is not a local folder: pass --output FOLDER to say where the export is written")
     folder = Path(output) if output is not None else Path(model) / name
     inside = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if folder.is_file() or inside - OURS or (inside and "export.json" not in inside):
-        raise UserError(f"--output {folder} holds other things than an export. Choose a folder that is new")
+        raise UserError(f"--output {folder} holds files that are not an export. Choose a new folder")
     if inside and not overwrite:
         raise UserError(f"{folder} holds an export already. Choose another --output or pass --overwrite")
     check_writable(folder)

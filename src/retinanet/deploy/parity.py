@@ -57,7 +57,7 @@ class Comparison:
 
     @property
     def equal(self) -> bool:
-        """Whether both find the same, to the tolerances of fp32."""
+        """Whether both give the same detections, within the tolerances of fp32."""
         return self.unmatched == 0 and self.pixels <= PIXELS and self.score <= SCORE
 
     def __str__(self) -> str:

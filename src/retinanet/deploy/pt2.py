@@ -25,7 +25,7 @@ def write_pt2(detector: Detector, card: Card, path: Path, *, compile: bool) -> N
     """
     if compile and not any(map(shutil.which, ("g++", "clang++"))):
         raise UserError(
-            "--compile needs a C++ compiler (g++ or clang++), and there is none. Install one, or leave it out"
+            "--compile needs a C++ compiler (g++ or clang++), and none was found. Install one, or leave out --compile"
         )
     dtype = torch.bfloat16 if card.precision == "bf16" else torch.float32
     module = RawModule(detector, dtype) if card.raw else DetectionModule(detector, dtype)

@@ -94,7 +94,7 @@ class ExportedModel:
         for image, size, (boxes, scores, labels, count) in zip(images, sizes.tolist(), outputs, strict=True):
             if not np.isfinite(scores).all() or (labels[:count] >= len(self.spec.class_names)).any():
                 raise UserError(
-                    f"{self.name}: the model is damaged, or its class names are not its own. Export it again"
+                    f"{self.name}: the model is damaged, or its class names belong to another model. Export it again"
                 )
             back = boxes_back(boxes[:count], (size[0], size[1]), image.size)
             found.append(self.pack(back, scores[:count], labels[:count]))
@@ -124,7 +124,7 @@ def read_card(text: str, path: Path, *, raw: bool, outputs: Sequence[str]) -> tu
         raise UserError(f"{path} has no output {', '.join(sorted(missing))}. Export it again: retinanet export MODEL")
     if card.raw and not raw:
         raise UserError(
-            f"{path} holds the network's heads only, without detections. For predictions export it without --raw"
+            f"{path} holds only the network's heads, without detections. To predict, export it without --raw"
         )
     return card, outputs if card.raw else OUTPUTS
 

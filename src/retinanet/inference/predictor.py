@@ -208,7 +208,7 @@ def to_array(image: Any) -> NDArray[np.uint8]:
     if not isinstance(array, np.ndarray) or array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
         kind = f"{type(image).__name__} of shape {tuple(getattr(image, 'shape', ()))} and {getattr(image, 'dtype', '')}"
         raise UserError(
-            "an image is a path, a picture of Pillow, an array (H, W, 3) uint8 or a tensor (3, H, W) uint8, all RGB; "
+            "an image is a path, a Pillow image, an array (H, W, 3) uint8 or a tensor (3, H, W) uint8, all RGB; "
             f"got {kind}"
         )
     if 0 in array.shape:

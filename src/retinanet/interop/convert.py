@@ -246,7 +246,7 @@ def to_torchvision_file(weights: str, target: Path, to: str, *, overwrite: bool)
         UserError: torchvision has no such detector, or ``target`` cannot be written.
     """
     if to != "torchvision":
-        raise UserError(f"--to {to}: models are written for torchvision alone")
+        raise UserError(f"--to {to}: models can be written only for torchvision")
     if target.is_dir() or (target.exists() and not overwrite):
         raise UserError(f"{target} exists already. Name a new file, such as model.pth, or pass --overwrite")
     check_writable(target)

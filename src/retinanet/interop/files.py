@@ -221,7 +221,8 @@ def _tensors(path: Path, state: dict[Any, Any], notes: list[str]) -> dict[str, T
     others = [key if type(key) is str else _show(key) for key in state if key not in kept]
     if sum(value.nbytes for value in kept.values()) > MOST_COPIES * path.stat().st_size:
         raise UserError(
-            f"{path}: its tensors share their memory and would take much more than the file does. Save clones"
+            f"{path}: its tensors share memory, and reading them would take much more than the size of the file. Save "
+            "clones of them"
         )
     read = {key: _tensor(f"{path}, {key}", value) for key, value in kept.items()}
     changed = [key for key, value in read.items() if value.is_floating_point() and value.dtype != torch.float32]

@@ -41,7 +41,9 @@ def rename(key: str) -> str | None:
 def settings(file: WeightsFile, tensors: Tensors, class_names: tuple[str, ...]) -> Settings:
     """What odtk does with its weights; ratios and scales stand in the file."""
     if file.meta.get("angles"):
-        raise UserError(f"{file.path}: a model of rotated boxes (angles {file.meta['angles']}); ours are upright")
+        raise UserError(
+            f"{file.path}: a model of rotated boxes (angles {file.meta['angles']}); only upright boxes are supported"
+        )
     ratios = _numbers(file.meta.get("ratios"), RATIOS)
     scales = _numbers(file.meta.get("scales"), SCALES)
     base = scales[0]

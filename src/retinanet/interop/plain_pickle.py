@@ -195,7 +195,7 @@ def _dotted(module: str, name: str) -> str:
 
 
 def encode_latin1(text: Any, encoding: Any) -> bytes:
-    """The bytes that protocol 2 writes as text; no other codec: some multiply what they are given."""
+    """The bytes that protocol 2 writes as text. No other codec is allowed: some expand their input many times."""
     if type(text) is not str or encoding not in ("latin1", "latin-1"):
         raise UnpicklingError(f"it encodes with {encoding!r}, expected text in latin1")
     return text.encode("latin1")

@@ -128,7 +128,7 @@ def backbone(tensors: Tensors) -> str:
     name = BACKBONES.get((blocks, width))  # type: ignore[arg-type]
     if name is None:
         raise UserError(
-            f"the backbone is none that can be converted: its stages have {', '.join(map(str, blocks))} blocks"
+            f"this backbone cannot be converted: its stages have {', '.join(map(str, blocks))} blocks"
             f"{f' of width {width}' if width else ''}. Expected one of {', '.join(BACKBONES.values())}"
         )
     return name
@@ -144,7 +144,7 @@ def read_architecture(tensors: Tensors) -> dict[str, Any]:
     if lateral is None or p6 is None or f"{CLS}.weight" not in tensors or f"{BOX}.weight" not in tensors:
         wanted = ("fpn.lateral.p5.weight", "fpn.output.p6.weight", f"{CLS}.weight", f"{BOX}.weight")
         absent = ", ".join(key for key in wanted if key not in tensors)
-        raise UserError(f"this is not a whole RetinaNet, it lacks what we call {absent}")
+        raise UserError(f"this is not a complete RetinaNet: it lacks the tensors that are called {absent} here")
     channels, c5 = lateral.shape[:2]
     return {
         "backbone": backbone(tensors),
@@ -156,7 +156,7 @@ def read_architecture(tensors: Tensors) -> dict[str, Any]:
 
 
 def count_slots(tensors: Tensors) -> int:
-    """How many classes the class layer has room for.
+    """How many classes the class layer has outputs for.
 
     Raises:
         UserError: the two output layers are over different numbers of anchors.
@@ -187,11 +187,11 @@ def check_anchors(
     anchors = tensors[f"{BOX}.weight"].shape[0] // 4
     if anchors != lattice.num_anchors:
         raise UserError(
-            f"the heads are over {anchors} anchors per cell, but {lattice.num_anchors} are assumed. {GIVE_ANCHORS}"
+            f"the heads have {anchors} anchors per cell, but {lattice.num_anchors} are assumed. {GIVE_ANCHORS}"
         )
     for level, (theirs, ours) in enumerate(zip(templates, lattice.templates(), strict=False)):
         if theirs.shape != ours.shape or not torch.allclose(theirs[list(order)].float(), ours, atol=1e-3):
-            raise UserError(f"the file holds other anchors than assumed, on level P{level + 3} first. {GIVE_ANCHORS}")
+            raise UserError(f"the file's anchors are not the assumed ones, first on level P{level + 3}. {GIVE_ANCHORS}")
 
 
 def order_anchors(lattice: AnchorLattice, *, scale_major: bool, ratio_order: tuple[float, ...] = ()) -> tuple[int, ...]:

@@ -109,7 +109,7 @@ def download_torchvision(name: str) -> Path | None:
     except (URLError, OSError, RuntimeError) as error:
         raise UserError(
             f"torchvision's weights could not be downloaded: tried {url} ({error}). On a machine with a network "
-            f"download that address, and put the file at {file}; or convert it from wherever it lies: "
+            f"download that address, and put the file at {file}; or convert it from where it is: "
             f"retinanet convert {file.name} FOLDER"
         ) from None
     return file
@@ -188,8 +188,8 @@ SOURCE = Source(
 def to_torchvision(spec: ModelSpec, net: RetinaNet) -> dict[str, Tensor]:
     """The weights of a detector under torchvision's names, for its ``load_state_dict(strict=True)``.
 
-    COCO's 80 classes go to their 91 slots, others to slots 1 to K, as torchvision's users number them. The slots
-    between say the prior, with zero weights.
+    COCO's 80 classes go to their 91 slots, others to slots 1 to K, as torchvision's users number them. The unused
+    slots between have zero weights and the bias of the prior.
 
     Raises:
         UserError: torchvision has no such network.

@@ -189,8 +189,8 @@ class _Work:
     def take_all_as_negative(self, flats: Sequence[Tensor], outs: Sequence[Tensor | None]) -> None:
         """Adds the loss of every logit (n,) of every level as a negative and writes its gradient to ``out`` (n,).
 
-        On a CPU each thread takes the next block when it is done with one. Left to torch, the threads would meet after
-        every operation, a thousand times an image, and wait for any that a data-loading process has pushed aside.
+        On a CPU each thread takes the next block when it is done with one. With torch's own threads all would wait
+        for each other after every operation, a thousand times per image, also for one that a data loader delays.
         """
         blocks: list[tuple[Tensor, Tensor | None]] = []
         for flat, out in zip(flats, outs, strict=True):

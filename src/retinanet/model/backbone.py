@@ -136,7 +136,7 @@ def _create(name: str, *, pretrained: bool) -> nn.Module:
     if not timm.is_model(name):
         nearest = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f"; did you mean {' or '.join(nearest)}?" if nearest else ""
-        raise UserError(f"unknown backbone {name!r}{hint} Any timm model with features_only will do")
+        raise UserError(f"unknown backbone {name!r}{hint} Any timm model with features_only can be used")
     try:
         draft = _draft(name)
         reductions = draft.feature_info.reduction()

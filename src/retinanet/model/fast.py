@@ -106,7 +106,7 @@ class PackedConv(nn.Module):
 
 
 class WinogradConv(nn.Module):
-    """A 3x3 convolution of stride 1 by Winograd's way; it has no parameters, and cannot be saved.
+    """A 3x3 convolution of stride 1 by Winograd's method; it has no parameters and cannot be saved.
 
     Args:
         conv: one that :func:`suits_winograd`; its weights are copied.

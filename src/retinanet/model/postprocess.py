@@ -87,7 +87,7 @@ class Postprocess:
         return detections
 
     def find_candidates(self, raw: RawOutput, image: int, size: tuple[int, int]) -> Candidates:
-        """What becomes of the candidates of one image.
+        """The candidates of one image, with what post-processing does with each.
 
         Args:
             raw: of N images.

@@ -99,7 +99,7 @@ def check_output(config: TrainConfig, *, resume: bool) -> None:
         check_writable(folder / CONFIG)
         return
     if not (folder / STATE).is_file() or not (folder / "config.yaml").is_file():
-        raise UserError(f"nothing to resume: {folder} holds no saved step of a run. Start it without --resume")
+        raise UserError(f"nothing to resume: {folder} holds no saved state of a run. Start the run without --resume")
     before = read_mapping(folder / "config.yaml")
     then, now = _flat(before), _flat(to_plain(config))
     names = [name for name in {**now, **then} if name not in FREE and then.get(name) != now.get(name)]

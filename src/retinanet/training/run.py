@@ -33,7 +33,7 @@ BADLY_COVERED = 0.05  # share of boxes without an anchor at the background IoU f
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a run made.
+    """The result of a run.
 
     Attributes:
         folder: of the run; it is the folder of its best model.

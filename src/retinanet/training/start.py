@@ -149,8 +149,8 @@ def _check_fits(origin: Path, weights: str, old: Architecture, new: Architecture
         )
     if new.backbone != old.backbone:
         raise UserError(
-            f"--architecture.backbone {new.backbone}: {origin} has the backbone {old.backbone}, nothing of it would "
-            "fit. Leave it out, or train from a preset (--model resnet50 --architecture.backbone NAME)"
+            f"--architecture.backbone {new.backbone}: {origin} has the backbone {old.backbone}, whose weights would "
+            "not fit. Leave it out, or train from a preset (--model resnet50 --architecture.backbone NAME)"
         )
     if new.stride_in_1x1 != old.stride_in_1x1:
         raise UserError(

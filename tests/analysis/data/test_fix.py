@@ -189,7 +189,7 @@ def test_nothing_left_is_told(scene, tmp_path):
     data = scene.write("coco", tmp_path / "set")
     for path in data.rglob("*.png"):
         path.unlink()
-    with pytest.raises(UserError, match="nothing of it can be used"):
+    with pytest.raises(UserError, match="no part of it can be used"):
         write_fixed_copy(data, tmp_path / "copy", look(data))
     assert not (tmp_path / "copy").exists()
 

@@ -87,7 +87,7 @@ def write_fixed_copy(data: str | Path, output: str | Path, report: DoctorReport)
     documents = {part.name: _document(_resized(part, copy), output / "annotations", copy) for part in parts}
     documents = {name: document for name, document in documents.items() if document["images"]}
     if not documents or not any(document["categories"] for document in documents.values()):
-        raise UserError(f"{data}: nothing of it can be used, so there is nothing to fix. Look at the findings.")
+        raise UserError(f"{data}: no part of it can be used, so there is nothing to fix. Look at the findings.")
     _refuse_loss(data, copy, [part.name for part in parts if part.name not in documents])
     (output / "annotations").mkdir(parents=True, exist_ok=True)
     for name, document in documents.items():
