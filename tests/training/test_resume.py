@@ -98,7 +98,7 @@ def test_a_run_that_died_before_its_first_save_can_be_started_again(data, tiny, 
 
 
 def test_nothing_to_resume(data, tiny, tmp_path):
-    with pytest.raises(UserError, match=r"nothing to resume.*Start it without --resume"):
+    with pytest.raises(UserError, match=r"nothing to resume.*Start the run without --resume"):
         train(str(data), str(tmp_path / "none"), resume=True, **tiny())
     assert not (tmp_path / "none").exists()
 

@@ -127,7 +127,7 @@ KINDS: Mapping[str, Kind] = {
     "many-objects": Kind(
         "note", "images with more than 100 objects", "Raise --postprocess.max_detections, so that all can be found."
     ),
-    "empty-image": Kind("note", "images without boxes", "Correct if no object is in it: it trains the background."),
+    "empty-image": Kind("note", "images without boxes", "Fine if no object is in it: training takes it as background."),
     "whole-image-box": Kind("note", "boxes that cover the whole image", "Correct if the object fills the image."),
     "turned-image": Kind("note", "images that are turned by EXIF", "Boxes are taken to be those of the upright image."),
     "pasted-box": Kind(

@@ -89,7 +89,7 @@ def end_if_imported_by_a_worker() -> None:
 
 
 def _end_with_the_parent() -> None:
-    # torch's own watch looks between two batches only, and not while a worker waits for room in a pipe
+    # torch's own watch looks between two batches only, and not while a worker waits for space in a pipe
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

@@ -34,7 +34,7 @@ UNNAMED_BANDS, SAMPLES, EXTRA_SAMPLES = 0, 277, 338  # a value, and tags of TIFF
 
 # Named, so that no other plugin of Pillow is ever tried: some of them start programs (EPS calls Ghostscript).
 _FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "JPEG2000", "PPM", *(("AVIF",) if _AVIF else ()))
-_READABLE = "JPEG, PNG, TIFF, BMP, WebP, GIF, JPEG 2000 or PPM"
+_READABLE = f"JPEG, PNG, TIFF, BMP, WebP, GIF, JPEG 2000{', AVIF' if _AVIF else ''} or PPM"
 _ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

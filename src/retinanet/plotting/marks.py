@@ -48,7 +48,7 @@ class Mark:
     Attributes:
         box: xyxy in pixels of the picture that is drawn on.
         colour: RGB of the line and the tag.
-        captions: texts for the tag, the longest first; the first that finds room is written, or none.
+        captions: texts for the tag, the longest first; the first that fits is written, or none.
         dash: (drawn, left out) lengths in line widths; none is a solid line.
     """
 
