@@ -12,7 +12,7 @@ from retinanet.data.dataset import load_dataset
 from retinanet.errors import UserError
 from retinanet.images.io import read_image
 from retinanet.images.preprocess import Preprocess
-from retinanet.inference.predict import find_images
+from retinanet.inference.paths import find_images
 
 
 def spread_images(data: str, most: int, split: str = "train") -> list[Path]:
