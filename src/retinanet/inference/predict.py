@@ -103,38 +103,21 @@ def predict(
     sizes, failed = _read_sizes(paths)
     if mode is None:
         mode = "throughput" if (len(sizes) > 1 or tile) and exported_file(model) else "latency"
+    how_trusted = {"trust": trust, "trust_code": trust_code}
     predictor = Predictor.load(
-        model,
-        device=device,
-        batch_size=batch_size,
-        precision=precision,
-        mode=mode,
-        compile=compile,
-        trust=trust,
-        trust_code=trust_code,
+        model, device=device, batch_size=batch_size, precision=precision, mode=mode, compile=compile, **how_trusted
     )
     spec = predictor.backend.spec
-    if score is not None and score < spec.postprocess.score:
-        _log.warning(
-            "--score %g has no effect below %g, the model's own threshold (postprocess.score in its config.json)",
-            *(score, spec.postprocess.score),
-        )
-    run: Callable[[Report], Results] = partial(_stream, predictor, list(sizes), workers)
-    if tile is not None:
-        how: dict[str, Any] = {"tile": tile, "overlap": overlap, "merge": merge, "scale": tile_scale}
-        check_tile_options(**how)
-        run = partial(_cut_into_tiles, predictor, list(sizes), how)
+    _warn_of_score(score, spec.postprocess.score)
+    how = {"tile": tile, "overlap": overlap, "merge": merge, "scale": tile_scale}
+    run = _choose_way(predictor, list(sizes), workers, how)
     with _moved_when_whole(folder) as scratch:
         targets = {path: scratch / "pictures" / name for path, name in names.items()}
         draw = partial(_draw, targets, whole=tile is None)
         predictions = _predict_and_draw(
             predictor, run, sizes, failed, spec.thresholds if score is None else score, draw, workers or count_cores()
         )
-        document = make_coco_document(predictions, spec.class_names, folder)
-        (scratch / "detections.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-        (scratch / "detections.csv").write_text(
-            make_csv_document(predictions), encoding="utf-8", errors="surrogateescape"
-        )
+        _write_documents(scratch, predictions, make_coco_document(predictions, spec.class_names, folder))
     return predictions
 
 
@@ -149,6 +132,14 @@ def _check_options(
         raise UserError(f"--workers is at least 1, got {workers}")
     if tile is None and tile_scale is not None:
         raise UserError("--tile_scale is for images that are cut into windows; give --tile too")
+
+
+def _warn_of_score(score: float | None, least: float) -> None:
+    if score is not None and score < least:
+        _log.warning(
+            "--score %g has no effect below %g, the model's own threshold (postprocess.score in its config.json)",
+            *(score, least),
+        )
 
 
 def _check_output(folder: Path, names: Mapping[Path, str], *, overwrite: bool) -> None:
@@ -192,6 +183,22 @@ def _moved_when_whole(folder: Path) -> Iterator[Path]:
                 os.replace(path, target)
     except OSError as error:
         raise UserError(f"--output {folder} cannot be written ({error}). Choose another folder") from None
+
+
+def _write_documents(scratch: Path, predictions: Predictions, document: Mapping[str, object]) -> None:
+    (scratch / "detections.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    table = make_csv_document(predictions)
+    (scratch / "detections.csv").write_text(table, encoding="utf-8", errors="surrogateescape")
+
+
+def _choose_way(
+    predictor: Predictor, paths: Sequence[Path], workers: int | None, how: Mapping[str, Any]
+) -> Callable[[Report], Results]:
+    """What predicts the images: whole, or cut into tiles by the options of :func:`predict_tiled`."""
+    if how["tile"] is None:
+        return partial(_stream, predictor, paths, workers)
+    check_tile_options(**how)
+    return partial(_cut_into_tiles, predictor, paths, how)
 
 
 def _stream(predictor: Predictor, paths: Sequence[Path], workers: int | None, report: Report) -> Results:
