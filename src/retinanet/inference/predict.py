@@ -101,8 +101,8 @@ def predict(
     names = name_pictures(paths) if pictures else {}
     _check_output(folder, names, overwrite=overwrite)
     sizes, failed = _read_sizes(paths)
-    if mode is None:
-        mode = "throughput" if (len(sizes) > 1 or tile) and exported_file(model) else "latency"
+    many = len(sizes) > 1 or tile is not None
+    mode = mode or ("throughput" if many and exported_file(model) else "latency")
     how_trusted = {"trust": trust, "trust_code": trust_code}
     predictor = Predictor.load(
         model, device=device, batch_size=batch_size, precision=precision, mode=mode, compile=compile, **how_trusted
@@ -111,12 +111,10 @@ def predict(
     _warn_of_score(score, spec.postprocess.score)
     how = {"tile": tile, "overlap": overlap, "merge": merge, "scale": tile_scale}
     run = _choose_way(predictor, list(sizes), workers, how)
+    least = spec.thresholds if score is None else score
     with _moved_when_whole(folder) as scratch:
-        targets = {path: scratch / "pictures" / name for path, name in names.items()}
-        draw = partial(_draw, targets, whole=tile is None)
-        predictions = _predict_and_draw(
-            predictor, run, sizes, failed, spec.thresholds if score is None else score, draw, workers or count_cores()
-        )
+        draw = partial(_draw, {path: scratch / "pictures" / name for path, name in names.items()}, whole=tile is None)
+        predictions = _predict_and_draw(predictor, run, sizes, failed, least, draw, workers or count_cores())
         _write_documents(scratch, predictions, make_coco_document(predictions, spec.class_names, folder))
     return predictions
 
