@@ -4,7 +4,6 @@ import json
 import random
 import shutil
 from collections import Counter
-from dataclasses import asdict
 
 import numpy as np
 import onnx
@@ -54,14 +53,9 @@ def test_files_and_card(exported, detector, kind):
     extra = {"model.bin"} if kind[0] == "openvino" else set()
     assert {path.name for path in folder.iterdir()} == {FILES[kind[0]], "export.txt", "export.json"} | extra
     card = open_exported(file_of(report), trust=True).card
-    assert (card.class_names, card.preprocess) == (detector.spec.class_names, detector.spec.preprocess)
-    assert card.postprocess == asdict(detector.spec.postprocess) and card.thresholds == detector.spec.thresholds
-    assert (card.metrics, card.scale, card.precision, card.raw) == (
-        detector.spec.metrics,
-        detector.spec.scale,
-        kind[1],
-        False,
-    )
+    spec = replace(card.spec, architecture=detector.spec.architecture)  # which is read with torch only
+    assert spec == detector.spec
+    assert (card.precision, card.raw) == (kind[1], False)
     saved = json.loads((folder / "export.json").read_text())
     assert saved["proof"]["detections"] > 100 and saved["format"] == kind[0] and saved["precision"] == kind[1]
     assert saved["size"] == sum(p.stat().st_size for p in folder.iterdir() if not p.name.startswith("export."))
@@ -154,9 +148,9 @@ def test_every_flipped_bit_is_noticed(exported, tmp_path, form):
             changed[generator.randrange(len(content) - 100)] ^= 1 << generator.randrange(8)  # the end: test_digest.py
             path.write_bytes(changed)
             with pytest.raises(UserError, match=rf"{file.name}.* damaged or changed.*retinanet export MODEL"):
-                open_exported(file)
+                open_exported(file, trust=True)
         path.write_bytes(content)
-    open_exported(file)
+    open_exported(file, trust=True)
 
 
 @pytest.mark.parametrize("form", ["onnx", "openvino"])
