@@ -328,9 +328,9 @@ def test_format_1(full_detector, folder, rounded, rounding):
     anchors = replace(spec.architecture.anchors, compat=LatticeCompat(rounding=rounding))
     coder = replace(spec.architecture.coder, clamp_below=False)
     old = replace(spec.architecture, anchors=anchors, coder=coder, stride_in_1x1=False, norm_eps=None)
-    assert loaded.spec.architecture == old and net.lattice == anchors
-    assert loaded.spec.preprocess == replace(spec.preprocess, compat=PreprocessCompat())
-    assert loaded.spec.postprocess == replace(spec.postprocess, compat=PostprocessCompat())
+    assert loaded.architecture == old and net.lattice == anchors
+    assert loaded.preprocess == replace(spec.preprocess, compat=PreprocessCompat())
+    assert loaded.postprocess == replace(spec.postprocess, compat=PostprocessCompat())
     state = full_detector.net.state_dict()
     assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
     write_model(folder, loaded, net.state_dict())
@@ -343,7 +343,7 @@ def test_norm_eps_is_null_or_a_number(full_detector, tmp_path, eps, expected):
     full_detector.with_spec(architecture=replace(full_detector.spec.architecture, norm_eps=eps)).save(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["architecture"]["norm_eps"] == eps
     loaded, net = read_model(tmp_path)
-    assert loaded.spec.architecture.norm_eps == eps
+    assert loaded.architecture.norm_eps == eps
     norms = [module for module in net.backbone.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     assert {norm.eps for norm in norms} == {expected}
 

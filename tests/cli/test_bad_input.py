@@ -260,10 +260,15 @@ def test_images_read_by_another_process(refused, trained, data_copy):
 
 
 @pytest.mark.parametrize("spoil", [truncated, not_an_image, huge])
-def test_images_to_predict_on(refused, trained, data_copy, spoil):
+def test_images_to_predict_on(refused, trained, data_copy, spoil, tmp_path, capfd):
+    """One alone is refused; among others it is named, the results of the others are written, and the code is 1."""
     image = data_copy / "test" / "test_2.png"
     words = spoil(image)
-    has(refused("predict", trained, data_copy / "test", "--output", "out", "--batch-size", "1"), image, words)
+    has(refused("predict", trained, image, "--output", "out"), image, words)
+    assert main(["predict", str(trained), str(data_copy / "test"), "--output", "out"]) == 1
+    out, err = capfd.readouterr()
+    has(err, "1 of 3 images could not be read", image, words)
+    assert "in 2 images" in out and len(json.loads((tmp_path / "out" / "detections.json").read_text())["images"]) == 2
 
 
 # An output folder that holds a finished run

@@ -9,7 +9,7 @@ from retinanet.data.dataset import DetectionDataset
 from retinanet.data.loader import Collate, StepSampler, TrainingViews, evaluation_batches, resized, training_batches
 from retinanet.data.transforms import Augment
 from retinanet.errors import UserError
-from retinanet.images.preprocess import Preprocess
+from retinanet.images.preprocess import Preprocess, PreprocessCompat
 from retinanet.types import Sample, Target
 
 RULE = Preprocess(short=32, long=64)
@@ -161,7 +161,9 @@ def test_workers_and_restarts_change_nothing(dataset):
         assert all(sample.image is None for sample in batch.samples)
 
 
-@pytest.mark.parametrize("rule", [replace(RULE, multiple=8), replace(RULE, multiple=8, margin=3), RULE])
+@pytest.mark.parametrize(
+    "rule", [replace(RULE, multiple=8), replace(RULE, multiple=8, compat=PreprocessCompat(margin=3)), RULE]
+)
 @pytest.mark.parametrize("workers", [0, 2])
 def test_evaluation_sees_every_image_as_it_is_alone(dataset, rule, workers):
     def batches(indices):

@@ -105,7 +105,7 @@ def test_names_in_a_file_and_options(state, tmp_path):
         (lambda state: state.update({"layer1.0.conv9.weight": torch.zeros(1)}), r"layer1\.0\.conv9\.weight: no place"),
         (
             lambda state: state.pop("fpn.P6.weight"),
-            r"not a complete RetinaNet: it lacks the tensors that are called fpn\.output\.p6 here",
+            r"not a complete RetinaNet: it lacks the tensors that are called fpn\.output\.p6\.weight here",
         ),
         (
             lambda state: [state.pop(key) for key in list(state) if key.startswith("layer4.1")],
@@ -173,7 +173,7 @@ def test_recognition(source):
         (["{weights}", "{new}", "--architecture.norm_epsilon", "0"], "did you mean 'norm_eps'?"),
         (
             ["{weights}", "{new}", "--preprocess.compat.channels", "GBR"],
-            "compat.channels of images is RGB or BGR, got 'GBR'",
+            "preprocess.compat.channels: expected RGB or BGR, got 'GBR'",
         ),
         (["--from"], "option --from needs a value"),
         (["--from", "torchvision:retinanet_resnet101_fpn", "{new}"], "there is no 'retinanet_resnet101_fpn'"),

@@ -138,7 +138,7 @@ def split_words(
             elif rest and not rest[0].startswith("--"):
                 text = rest.pop(0)
             else:
-                raise UserError(f"option --{name} needs a value")
+                raise UserError(f"option {word} needs a value")
         if name == "config":
             files.append(text)
         else:
