@@ -76,7 +76,7 @@ def tiny_detectors(build):
 @pytest.mark.parametrize("classes", [1, 3])
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_post_processing(tiny_detectors, classes, change):
-    detector = replace(tiny_detectors[classes], postprocess=replace(POST, **change))
+    detector = tiny_detectors[classes].with_spec(postprocess=replace(POST, **change))
     assert_same(detector, pictures((96, 150), (130, 96)), fewest=2)
 
 
@@ -105,7 +105,7 @@ RULES = {
 
 @pytest.mark.parametrize("change", RULES.values(), ids=RULES)
 def test_preprocessing(tiny_detectors, change):
-    detector = replace(tiny_detectors[3], preprocess=replace(RULE, **change))
+    detector = tiny_detectors[3].with_spec(preprocess=replace(RULE, **change))
     assert_same(detector, pictures((96, 150), (120, 200)))
 
 
@@ -146,7 +146,7 @@ def test_small_pictures(build, size):
 
 
 def test_nothing_is_found(tiny_detectors):
-    detector = replace(tiny_detectors[3], postprocess=replace(POST, score=0.999))
+    detector = tiny_detectors[3].with_spec(postprocess=replace(POST, score=0.999))
     assert assert_same(detector, pictures((96, 96), (96, 120)), fewest=0) == [0, 0]
 
 
@@ -158,7 +158,7 @@ def test_nothing_is_found(tiny_detectors):
     ],
 )
 def test_raw_outputs(tiny_detectors, rule):
-    detector = replace(tiny_detectors[3], preprocess=rule)
+    detector = tiny_detectors[3].with_spec(preprocess=rule)
     before = {key: value.clone() for key, value in detector.net.state_dict().items()}
     batch, sizes = rule.pad([rule.resize(image) for image in pictures((96, 150), (120, 100))])
     module = RawModule(detector)
@@ -183,7 +183,7 @@ def test_lower_precision_is_near(tiny_detectors):
 
 
 def test_images_padded_to_other_multiples_are_refused(tiny_detectors):
-    detector = replace(tiny_detectors[1], preprocess=replace(RULE, multiple=16))
+    detector = tiny_detectors[1].with_spec(preprocess=replace(RULE, multiple=16))
     with pytest.raises(
         UserError, match=r"multiples of 32; this one pads to multiples of 16\. Set preprocess\.multiple"
     ):
@@ -197,9 +197,9 @@ def test_images_padded_to_other_multiples_are_refused(tiny_detectors):
 )
 def test_a_traced_module_knows_no_size(tiny_detectors, change):
     """At a size that is not that of the example it was traced with; yhenon's and odtk's models clip by half."""
-    module = DetectionModule(replace(tiny_detectors[3], postprocess=replace(POST, **change)))
+    module = DetectionModule(tiny_detectors[3].with_spec(postprocess=replace(POST, **change)))
     program = trace(module).module(check_guards=False)
-    rule = tiny_detectors[3].preprocess
+    rule = tiny_detectors[3].spec.preprocess
     batch, sizes = rule.pad([rule.resize(image) for image in pictures((300, 420), (420, 300))])
     assert tuple(batch.shape[2:]) != (192, 256)
     with torch.inference_mode():

@@ -10,6 +10,7 @@ from retinanet.deploy.graph import DetectionModule, RawModule
 from retinanet.deploy.parity import compare, compare_raw, proof_batches
 from retinanet.images.preprocess import Preprocess
 from retinanet.model.postprocess import Postprocess
+from retinanet.spec import ModelSpec
 from retinanet.types import Detections
 
 RULE = Preprocess(short=64, long=128)
@@ -29,6 +30,10 @@ class Said:
 
     def raw(self, batch):
         return len(batch.images)
+
+    @property
+    def spec(self):
+        return ModelSpec(self.class_names, postprocess=self.postprocess)
 
     @property
     def postprocess(self):

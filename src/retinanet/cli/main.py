@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -109,7 +109,7 @@ def run(name: str, words: Sequence[str]) -> int:
     usage, aliases = f"retinanet {name} {usage}", ALIASES.get(name)
     arguments = parse(function, words, positionals=positionals, usage=usage, aliases=aliases)
     result = function(**arguments)
-    print(describe_result(name, result, arguments.get("output")))
+    print(describe_result(name, result, arguments))
     failed = getattr(result, "failed", {})  # images that predict could not read, and why
     if failed:
         print(f"{len(failed)} of {len(failed) + len(result)} images could not be read:", file=sys.stderr)
@@ -118,8 +118,9 @@ def run(name: str, words: Sequence[str]) -> int:
     return int(bool(failed) or getattr(result, "stops", False))
 
 
-def describe_result(command: str, result: Any, output: str | None) -> str:
+def describe_result(command: str, result: Any, arguments: Mapping[str, Any]) -> str:
     """What a person reads when a command is done."""
+    output = arguments.get("output")
     match command:
         case "demo":
             return f"find objects with the model: retinanet predict {output} IMAGE --output out"
@@ -130,7 +131,8 @@ def describe_result(command: str, result: Any, output: str | None) -> str:
             return f"{lines}\nfind objects with it: retinanet predict {result.folder} IMAGE"
         case "predict":
             objects = sum(len(prediction.detections) for prediction in result)
-            return f"{objects} objects in {len(result)} images; pictures, detections.json and .csv are in {output}"
+            written = "pictures, detections.json and .csv" if arguments["pictures"] else "detections.json and .csv"
+            return f"{objects} objects in {len(result)} images; {written} are in {output}"
         case "why":
             return f"{result.summary()}\nreport.html, why.json and why.png are in {output}"
         case "check" | "diagnose":

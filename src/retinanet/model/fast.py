@@ -53,6 +53,7 @@ _OUTPUT = [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, 
 _log = logging.getLogger(__name__)
 
 
+@torch.inference_mode(False)  # inference tensors have no version, by which additions in place are seen
 @torch.no_grad()
 def use_fast_convolutions(net: RetinaNet) -> RetinaNet:
     """A network with fast convolutions; the given one where this CPU or this torch does not have what they need.

@@ -17,6 +17,7 @@ from retinanet.model.retinanet import RetinaNet
 _PROBE = 64  # pixels of the side of the image that shows which module follows which convolution
 
 
+@torch.inference_mode(False)  # inference tensors have no version, by which additions in place are seen
 @torch.no_grad()
 def fold_batch_norms(net: RetinaNet) -> RetinaNet:
     """A copy of a network, in evaluation mode, whose batch norms are part of the convolutions that they follow.

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from pathlib import Path
+from importlib.metadata import distribution
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -79,7 +79,7 @@ def font_for(size: tuple[int, int]) -> ImageFont.FreeTypeFont:
 def choose_class_name(class_names: Sequence[str], label: int) -> str:
     """The name of a class in one line, "class N" if the font lacks a letter of it; "" if there are no names."""
     name = " ".join(class_names[label].split()) if class_names else ""
-    if _find_font()[1].issuperset(map(ord, name)):
+    if all(map(_can_draw, name)):
         return name
     _warn_of_letters()
     return f"class {label}"
@@ -93,17 +93,16 @@ def _warn_of_letters() -> None:
 
 @lru_cache(maxsize=8)
 def _load_font(pixels: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(_find_font()[0], pixels)
+    """The font that matplotlib brings along; matplotlib itself is not imported, because that is slow."""
+    path = distribution("matplotlib").locate_file("matplotlib/mpl-data/fonts/ttf/DejaVuSans.ttf")
+    return ImageFont.truetype(str(path), pixels)
 
 
 @cache
-def _find_font() -> tuple[str, frozenset[int]]:
-    """The path of the font that matplotlib brings along, and the code points that it can show."""
-    import matplotlib  # slow, and not needed for pictures without boxes
-    from matplotlib.ft2font import FT2Font
-
-    path = str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))
-    return path, frozenset(FT2Font(path).get_charmap())
+def _can_draw(letter: str) -> bool:
+    """Whether the font has a letter, which then looks unlike a character that does not exist."""
+    font = _load_font(16)
+    return letter.isspace() or bytes(font.getmask(letter)) != bytes(font.getmask("\U0010ffff"))
 
 
 def draw_marks(picture: Image.Image, marks: Sequence[Mark]) -> None:
