@@ -5,7 +5,6 @@ What kind of file it is shows in its first bytes, never in its name.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from retinanet.digest import file_sha256
 from retinanet.errors import UserError
 from retinanet.interop.numpy_pickle import read_pickle
 from retinanet.interop.plain_pickle import PickledTensor
@@ -70,8 +70,7 @@ def read_weights(path: str | Path) -> WeightsFile:
         raise UserError(f"{path} is a folder; name the weights file in it")
     if not path.is_file():
         raise UserError(f"no such file: {path}")
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    sha256 = file_sha256(path)
     tree, meta, notes = _open(path)
     state, beside = _find(path, tree, notes)
     tensors = _unwrap(_tensors(path, state, notes), notes)

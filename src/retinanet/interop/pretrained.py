@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import logging
 import os
 import re
@@ -12,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 from retinanet import __version__
+from retinanet.digest import file_sha256
 from retinanet.errors import UserError
 from retinanet.interop.conversion import save_conversion
 from retinanet.interop.convert import convert_weights
@@ -82,8 +82,7 @@ def _nearest_path(path: Path) -> Path | None:
 
 def _convert_once(file: Path) -> Path:
     """The model folder of torchvision's file, in the cache."""
-    with file.open("rb") as stream:
-        digits = hashlib.file_digest(stream, "sha256").hexdigest()[:16]
+    digits = file_sha256(file)[:16]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = cache / "retinanet" / __version__ / f"{file.stem}-{digits}"
     if not (folder / CONFIG).is_file():
