@@ -86,7 +86,7 @@ def tiny():
         "epochs": 2,
         "batch_size": 3,
         "architecture": {
-            "backbone": "resnet10t",
+            "backbone": "test_resnet",
             "channels": 32,
             "depth": 1,
             "anchors": {"sizes": [8, 16, 32, 64, 128]},
@@ -127,7 +127,7 @@ def trained(data, tiny, tmp_path_factory) -> Path:
 def tiny_words():
     """The same options as ``tiny``, as words of the command line."""
     text = (
-        "--model resnet18 --weights none --epochs 2 --batch-size 3 --architecture.backbone resnet10t "
+        "--model resnet18 --weights none --epochs 2 --batch-size 3 --architecture.backbone test_resnet "
         "--architecture.channels 32 --architecture.depth 1 --architecture.anchors.sizes [8,16,32,64,128] "
         "--image.short 64 --image.long 96 --optim.warmup 1 --postprocess.score 0 --postprocess.topk 50 "
         "--postprocess.max_detections 20 --run.accelerator cpu --run.precision 32 --run.workers 0"

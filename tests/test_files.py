@@ -81,4 +81,4 @@ def test_the_bytes_reach_the_disk_before_the_name(tmp_path, monkeypatch):
         real = getattr(os, name)
         monkeypatch.setattr(os, name, lambda *args, name=name, real=real: order.append(name) or real(*args))
     write_atomically(tmp_path / "file.txt", "text")
-    assert order == ["fsync", "replace"]
+    assert order == ["fsync", "replace", "fsync"]  # the file, then the folder

@@ -57,7 +57,8 @@ def write_atomically(
 ) -> None:
     """Write a file beside ``path`` and move it into place: a reader finds the old file or the new one, never a part.
 
-    The bytes are on the disk before the move, so a power cut leaves no empty file. The draft is removed on any error.
+    The bytes are on the disk before the move, so a power cut leaves no empty file, and the move is there before the
+    next file is written, so it leaves no later file without an earlier one. The draft is removed on any error.
     The file has the permissions that the umask leaves, whoever writes it.
 
     Args:
@@ -86,9 +87,22 @@ def write_atomically(
             with draft.open("rb+") as file:
                 os.fsync(file.fileno())
             os.replace(draft, path)
+            _sync_folder(path.parent)
     finally:
         with suppress(OSError):  # there is a draft only after an error
             draft.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk; Windows does so by itself."""
+    if os.name != "posix":
+        return
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems cannot
+            os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def write_tensors(path: Path, content: Mapping[str, Any]) -> None:

@@ -374,7 +374,7 @@ def test_options_that_a_model_folder_cannot_have(refused, trained, data):
         "Leave out --weights",
     )
     message = refused(*words, "--architecture.backbone", "resnet18")
-    has(message, "--architecture.backbone resnet18", f"{trained} has the backbone resnet10t", "train from a preset")
+    has(message, "--architecture.backbone resnet18", f"{trained} has the backbone test_resnet", "train from a preset")
     has(refused(*words, "--architecture.stride_in_1x1", "true"), "trained with False", "Leave it out")
     has(refused(*words, "--architecture.chanels", "8"), "architecture.chanels", "did you mean 'channels'")
     has(refused(*words, "--new_classes"), "unknown option --new_classes")

@@ -57,7 +57,8 @@ def alone(data, frozen, tmp_path_factory):
 @pytest.fixture(scope="module")
 def together(data, frozen, tmp_path_factory):
     folder = tmp_path_factory.mktemp("together")
-    run([SCRIPT, "2", data, frozen, folder])
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    run([*torchrun, SCRIPT, "auto", data, frozen, folder])
     assert (folder / "nonfinite_batch_1_0.pt").is_file()
     return torch.load(folder / "result.pt", weights_only=True)
 

@@ -38,6 +38,21 @@ def test_two_processes_when_asked_for():
     assert build_fabric(RunConfig(accelerator="cpu", devices="2")).world_size == 2
 
 
+def test_the_processes_of_torchrun_are_those_of_the_run(monkeypatch):
+    for name, value in {"RANK": 1, "LOCAL_RANK": 1, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "run")
+    fabric = build_fabric(RunConfig(accelerator="cpu"))
+    assert (fabric.world_size, fabric.global_rank) == (2, 1)
+
+
+def test_processes_of_an_unknown_launcher_are_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(UserError, match=r"WORLD_SIZE is 2, but LOCAL_RANK is not set.*torchrun"):
+        build_fabric(RunConfig(accelerator="cpu"))
+
+
 @pytest.mark.parametrize(
     "run",
     [

@@ -85,18 +85,6 @@ def test_a_killed_run_goes_on_from_its_last_saved_step(data, tiny, trained, tmp_
     assert_same_run(folder, trained)
 
 
-def test_a_run_that_died_before_its_first_save_can_be_started_again(data, tiny, tmp_path, at_step):
-    def kill():
-        raise Killed
-
-    at_step(1, kill)
-    with pytest.raises(Killed):
-        train(str(data), str(tmp_path), **tiny(epochs=1))
-    with pytest.raises(UserError, match=r"nothing to resume.*without --resume"):
-        train(str(data), str(tmp_path), resume=True, **tiny(epochs=1))
-    assert train(str(data), str(tmp_path), **tiny(epochs=1)).steps == 2
-
-
 def test_nothing_to_resume(data, tiny, tmp_path):
     with pytest.raises(UserError, match=r"nothing to resume.*Start the run without --resume"):
         train(str(data), str(tmp_path / "none"), resume=True, **tiny())
@@ -127,7 +115,7 @@ def test_an_option_left_out_is_another_option(data, tiny, tmp_path, at_step):
     with pytest.raises(UserError, match=r"other options \(architecture\.anchors\.sizes \[8, .*128\] -> None\)"):
         train(str(data), str(tmp_path), resume=True, **without)
     without["architecture"] = None
-    with pytest.raises(UserError, match=r"architecture\.backbone resnet10t -> None"):
+    with pytest.raises(UserError, match=r"architecture\.backbone test_resnet -> None"):
         train(str(data), str(tmp_path), resume=True, **without)
 
 
@@ -170,7 +158,7 @@ def test_state_round_trip(tmp_path):
     saved["optimizer"].step()
     save_state(tmp_path, Progress(7, 0.25, 2), saved)
     loaded = parts()
-    assert load_state(tmp_path, loaded) == Progress(7, 0.25, 2)
+    assert load_state(tmp_path, loaded) == (Progress(7, 0.25, 2), [])
     assert torch.equal(saved["net"].weight, loaded["net"].weight)
     for one, two in zip(*(part["optimizer"].state_dict()["state"].values() for part in (saved, loaded)), strict=True):
         assert all(torch.equal(one[key], two[key]) for key in one) and float(one["exp_avg"].abs().max()) > 0
@@ -234,7 +222,7 @@ def test_a_state_without_a_digest(tmp_path):
     """As it was written before there were digests."""
     states = {name: part.state_dict() for name, part in parts().items()}
     torch.save({"progress": vars(Progress(3)), **states}, tmp_path / STATE)
-    assert load_state(tmp_path, parts()) == Progress(3)
+    assert load_state(tmp_path, parts()) == (Progress(3), [])
 
 
 @pytest.mark.parametrize("state", [[1, 2], {"progress": {}}, {"progress": {"steps": 3}, "net": {}, "optimizer": {}}])

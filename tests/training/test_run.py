@@ -116,7 +116,7 @@ def test_what_is_going_to_happen_is_told(data, tiny, tmp_path, capfd):
     told = capfd.readouterr().err
     assert "classes: disc, square" in told and "precision 32-true" in told and "1 x cpu" in told
     assert "train: shapes train: 6 images (1 without objects)" in told and "validation: shapes val: 3 images" in told
-    assert "resnet10t" in told and "images of 64 to 96 pixels" in told
+    assert "test_resnet" in told and "images of 64 to 96 pixels" in told
     dataset = load_dataset(data, "train")
     how = {"lattice": AnchorLattice(sizes=(8, 16, 32, 64, 128)), "preprocess": Preprocess(short=64, long=96)}
     fit = audit(dataset.samples, dataset.class_names, **how)
@@ -359,7 +359,7 @@ def test_norms_are_trained_without_pretrained_weights_and_frozen_with_them(data,
 
     torch.manual_seed(0)
     backbone = tmp_path / "backbone.safetensors"
-    save_file(timm.create_model("resnet10t").state_dict(), backbone)
+    save_file(timm.create_model("test_resnet").state_dict(), backbone)
     for weights_from, norm in (("none", "batch"), (str(backbone), "frozen")):
         for changes, expected in (({}, norm), ({"norm": "group"}, "group")):
             config = train_config(data=str(data), output="out", **tiny(weights=weights_from, architecture=changes))

@@ -17,7 +17,8 @@ from retinanet.model.presets import Architecture
 from retinanet.plain import to_plain
 from retinanet.spec import ModelSpec
 from retinanet.training.config import ImageConfig, OptimConfig, RunConfig
-from retinanet.training.resume import STATE, check_output
+from retinanet.training.output import check_output
+from retinanet.training.resume import STATE
 from retinanet.training.start import (
     adapt_detector,
     build_detector,
@@ -38,8 +39,13 @@ def options(tmp_path, train_config):
 
 def test_a_run_goes_on_with_the_same_options_and_on_other_devices(tmp_path, options):
     check_output(options, resume=True)
-    elsewhere = RunConfig(accelerator="cpu", devices="2", workers=0, save_every=7)
-    check_output(replace(options, run=elsewhere, optim=OptimConfig(accumulate=2)), resume=True)
+    elsewhere = RunConfig(accelerator="auto", workers=0, save_every=7)
+    assert check_output(replace(options, run=elsewhere), resume=True) == []
+    halves = replace(options, run=RunConfig(devices="2"), optim=OptimConfig(accumulate=2))
+    assert check_output(halves, resume=True) == [
+        "optim.accumulate 1 -> 2",
+        "run.devices auto -> 2",
+    ]  # rounds differently
 
 
 def test_what_decides_the_result_may_not_differ(tmp_path, options):
@@ -174,7 +180,7 @@ def test_other_towers_keep_what_fits(go_on):
         boxes,
         "heads.cls.output.bias",
     }
-    assert moved.resized["fpn.lateral.p3.weight"] == ((32, 128, 1, 1), (16, 128, 1, 1))
+    assert moved.resized["fpn.lateral.p3.weight"] == ((32, 48, 1, 1), (16, 48, 1, 1))
 
 
 def test_p6_from_another_map_is_new_though_it_fits():
@@ -220,11 +226,11 @@ def test_no_statistics_to_freeze_after_group_norms(go_on, data, tmp_path, train_
 
 def test_another_backbone_is_refused(go_on, trained):
     with pytest.raises(
-        UserError, match=rf"backbone resnet18: {trained} has the backbone resnet10t.*train from a preset"
+        UserError, match=rf"backbone resnet18: {trained} has the backbone test_resnet.*train from a preset"
     ):
         go_on(backbone="resnet18")
-    detector, _, _ = go_on(backbone="resnet10t")
-    assert detector.spec.architecture.backbone == "resnet10t"
+    detector, _, _ = go_on(backbone="test_resnet")
+    assert detector.spec.architecture.backbone == "test_resnet"
 
 
 @pytest.mark.parametrize("weights", ["none", "backbone.safetensors"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -19,6 +20,7 @@ from retinanet.model.retinanet import RetinaNet
 from retinanet.training.config import TrainConfig
 from retinanet.training.optim import average_weights, build_optimizer
 from retinanet.training.precision import prepare_for_cpu
+from retinanet.training.resume import describe_data
 from retinanet.types import RawOutput
 
 
@@ -38,6 +40,7 @@ class Training:
         val_set: what is evaluated on.
         sampler: of the whole run, from step 0.
         untrained: whether the heads start from their initialisation.
+        data: what the data are, for the state: :func:`retinanet.training.resume.describe_data`.
     """
 
     config: TrainConfig
@@ -51,6 +54,7 @@ class Training:
     val_set: DetectionDataset
     sampler: StepSampler
     untrained: bool
+    data: dict[str, str]
 
     @property
     def best_net(self) -> RetinaNet:
@@ -116,6 +120,7 @@ def build_training(
         world=fabric.world_size,
     )
     criterion = config.loss.build()
+    data = describe_data(train_set, val_set, Path(config.data))
     return Training(
-        config, fabric, detector, net, optimizer, criterion, average, train_set, val_set, sampler, untrained
+        config, fabric, detector, net, optimizer, criterion, average, train_set, val_set, sampler, untrained, data
     )

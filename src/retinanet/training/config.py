@@ -141,6 +141,7 @@ class RunConfig:
         evaluate_every: epochs between two evaluations; the last epoch is always evaluated.
         save_every: optimiser steps between two saves of the training state; epochs' ends are always saved.
         patience: stop after so many evaluations without a better AP; 0 never stops early.
+        accept_changed_data: let a run go on although its data are not those that it began with.
     """
 
     accelerator: str = "auto"
@@ -151,6 +152,7 @@ class RunConfig:
     evaluate_every: int = 1
     save_every: int = 500
     patience: int = 0
+    accept_changed_data: bool = False
 
     def __post_init__(self) -> None:
         check_types(self, "run")

@@ -178,7 +178,7 @@ def finish_epoch(training: Training, progress: Progress, log: RunLog) -> None:
 def save(training: Training, progress: Progress) -> None:
     """Write the training state, on rank 0."""
     if training.fabric.is_global_zero:
-        save_state(training.config.folder, progress, training.parts())
+        save_state(training.config.folder, progress, training.parts(), training.data)
     training.fabric.barrier()
 
 
@@ -191,7 +191,7 @@ def _stop_without(lost: WorkerLost, training: Training, progress: Progress, *, a
     if not progress.step:
         return lost
     if training.fabric.is_global_zero:  # no barrier: the other ranks wait for this one in their step
-        save_state(training.config.folder, progress, training.parts())
+        save_state(training.config.folder, progress, training.parts(), training.data)
     if asked:
         return _interruption(training, progress)
     return UserError(f"{lost}. The state after step {progress.step} is saved. {_how_to_go_on(training)}")

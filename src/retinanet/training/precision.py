@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from types import MethodType
 from typing import Any, Literal, cast
 
@@ -17,13 +18,24 @@ from retinanet.training.config import RunConfig
 def build_fabric(run: RunConfig) -> Fabric:
     """Devices, processes and precision as asked for; ``auto`` is one CPU process, or all accelerators.
 
+    Under torchrun, the processes that it started are those of the run.
+
     Raises:
-        UserError: an accelerator or a number of devices that is not here.
+        UserError: an accelerator or a number of devices that is not here, or processes started in an unknown way.
     """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world > 1 and "LOCAL_RANK" not in os.environ:
+        raise UserError(
+            f"WORLD_SIZE is {world}, but LOCAL_RANK is not set: each process would train a model of its own. Start the "
+            "run with torchrun, or once with --devices"
+        )
+    local, nodes = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), run.nodes
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        nodes = world // local
     devices: int | str = int(run.devices) if str(run.devices).lstrip("-").isdigit() else run.devices
     gpu = run.accelerator not in ("auto", "cpu") or (run.accelerator == "auto" and torch.accelerator.is_available())
     if devices == "auto" and not gpu:
-        devices = 1
+        devices = local
     bf16 = torch.cuda.is_bf16_supported() if gpu and torch.cuda.is_available() else cpu_computes_bf16() and not gpu
     auto: Literal["bf16", "32"] = "bf16" if bf16 else "32"
     wanted = auto if run.precision == "auto" else run.precision
@@ -31,7 +43,7 @@ def build_fabric(run: RunConfig) -> Fabric:
         raise UserError("precision 16 needs an accelerator; on a CPU choose bf16 or 32")
     precision = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[wanted]
     try:
-        return Fabric(accelerator=run.accelerator, devices=devices, num_nodes=run.nodes, precision=cast(Any, precision))
+        return Fabric(accelerator=run.accelerator, devices=devices, num_nodes=nodes, precision=cast(Any, precision))
     except (ValueError, RuntimeError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"cannot train on accelerator {run.accelerator}, devices {run.devices}: {reason}") from None

@@ -17,6 +17,13 @@ from retinanet.errors import UserError
 PATIENCE = 20.0  # seconds in which a process may notice by itself that its launcher is gone
 
 
+def is_first_process() -> bool:
+    """Whether this process is the first of its run, as its launcher says; known before the processes have met."""
+    if "RANK" in os.environ:
+        return os.environ["RANK"] == "0"
+    return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID"))
+
+
 def sum_over_ranks(fabric: Fabric, tensor: Tensor) -> Tensor:
     """The sum over all processes, on each of them."""
     result = fabric.all_reduce(tensor, reduce_op="sum")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,10 @@ from retinanet.training.build import Training, build_training
 from retinanet.training.config import ImageConfig, LossConfig, OptimConfig, RunConfig, TrainConfig
 from retinanet.training.log import RunLog, read_log
 from retinanet.training.loop import fit
+from retinanet.training.output import OPTIONS, check_not_in_use, check_output, check_space, lock
 from retinanet.training.precision import build_fabric
-from retinanet.training.resume import Progress, check_output, load_state
+from retinanet.training.ranks import is_first_process
+from retinanet.training.resume import Progress, load_state, save_state
 from retinanet.training.start import adapt_detector, build_detector, check_images, find_origin, load_sets
 from retinanet.training.transfer import Transfer
 from retinanet.yaml_files import dump_plain
@@ -120,8 +122,9 @@ def train(
 def run_training(config: TrainConfig, *, resume: bool = False) -> TrainResult:
     """Check everything, build the parts, fit them; arguments and errors are those of :func:`train`."""
     end_if_imported_by_a_worker()
-    first = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
+    first = is_first_process()
     if first:  # the others may find what this one makes
+        check_not_in_use(config.folder)
         check_output(config, resume=resume)
     origin = find_origin(config.model)
     train_set, val_set = load_sets(config, origin)
@@ -133,18 +136,51 @@ def run_training(config: TrainConfig, *, resume: bool = False) -> TrainResult:
     fabric = build_fabric(config.run)
     fabric.launch()
     training = build_training(config, fabric, detector, train_set, val_set, untrained=origin is None)
-    progress = load_state(config.folder, training.parts()) if resume else Progress()
-    if fabric.is_global_zero:
-        describe(training, None if resume else moved)
-        if not resume:
-            write_start(config, moved)
-
-    log = RunLog(config.folder, total=training.sampler.stop, start=progress.step, enabled=fabric.is_global_zero)
-    progress = fit(training, progress, log)
-    if fabric.is_global_zero:
-        with explain_failed_write(config.folder / "curves.png"):
-            save_figure(training_curves(read_log(config.folder / "log.csv")), config.folder / "curves.png")
+    with lock(config.folder) if fabric.is_global_zero else nullcontext():
+        progress = go_on(training) if resume else begin(training, moved)
+        log = RunLog(config.folder, total=training.sampler.stop, start=progress.step, enabled=fabric.is_global_zero)
+        progress = fit(training, progress, log)
+        if fabric.is_global_zero:
+            with explain_failed_write(config.folder / "curves.png"):
+                save_figure(training_curves(read_log(config.folder / "log.csv")), config.folder / "curves.png")
     return TrainResult(config.folder, progress.best if progress.best >= 0 else float("nan"), progress.step)
+
+
+def begin(training: Training, moved: Transfer | None) -> Progress:
+    """Make the folder of a run: its first state, its options, what became of each tensor of the model it starts from.
+
+    The state comes first and the options last: a folder without both can be started anew.
+    """
+    config, progress = training.config, Progress()
+    if not training.fabric.is_global_zero:
+        return progress
+    check_output(config, resume=False)  # again: another run may have been here since
+    describe(training, moved)
+    check_space(training)
+    (config.folder / OPTIONS).unlink(missing_ok=True)  # of a run that saved nothing
+    save_state(config.folder, progress, training.parts(), training.data)
+    if moved is not None:
+        text = f"weights from {config.model}\n{moved.summary()}\n\n{moved.report()}\n"
+        write_atomically(config.folder / "transfer.txt", text)
+    write_atomically(config.folder / OPTIONS, dump_plain(to_plain(config)))
+    return progress
+
+
+def go_on(training: Training) -> Progress:
+    """Restore the state of a run, and say what keeps it from ending as an uninterrupted one would, bit for bit."""
+    config = training.config
+    data = None if config.run.accept_changed_data else training.data
+    progress, differences = load_state(config.folder, training.parts(), data)
+    if training.fabric.is_global_zero:
+        differences += check_output(config, resume=True)
+        describe(training, None)
+        check_space(training)
+        if differences:
+            say(
+                f"goes on with {', '.join(differences)}: the weights will equal those of an uninterrupted run up to "
+                "rounding, not bit for bit"
+            )
+    return progress
 
 
 def describe(training: Training, moved: Transfer | None) -> None:
@@ -162,7 +198,12 @@ def describe(training: Training, moved: Transfer | None) -> None:
     ]
     if moved is not None:
         lines += [f"weights from {training.config.model}:", *(f"  {line}" for line in moved.summary().splitlines())]
-    Console(stderr=True).print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+    say("\n".join(lines))
+
+
+def say(text: str) -> None:
+    """Lines for the person."""
+    Console(stderr=True).print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def describe_anchors(training: Training) -> list[str]:
@@ -182,11 +223,3 @@ def describe_anchors(training: Training) -> list[str]:
         check = f"retinanet check {training.config.data}"
         lines.append(f"  hint: many boxes are unlike every anchor; {check} proposes anchors that fit")
     return lines
-
-
-def write_start(config: TrainConfig, moved: Transfer | None) -> None:
-    """Make the folder of a run: its options, and what became of each tensor of the model that it starts from."""
-    write_atomically(config.folder / "config.yaml", dump_plain(to_plain(config)))
-    if moved is not None:
-        text = f"weights from {config.model}\n{moved.summary()}\n\n{moved.report()}\n"
-        write_atomically(config.folder / "transfer.txt", text)

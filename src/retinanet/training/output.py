@@ -1,0 +1,188 @@
+"""The folder of a run: no other run writes to it, nothing of anybody else is overwritten, and the disk has room.
+
+A run writes ``state.pt`` first, at step 0, then ``config.yaml``; each epoch it writes its models before its state. So
+whenever it is killed, its folder can be resumed, or holds nothing of value and can be started anew.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import socket
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from retinanet.errors import UserError
+from retinanet.files import check_writable, tensor_bytes
+from retinanet.plain import to_plain
+from retinanet.spec import CONFIG
+from retinanet.training.build import Training
+from retinanet.training.config import TrainConfig
+from retinanet.training.resume import STATE, read_step
+from retinanet.yaml_files import read_mapping
+
+OPTIONS = "config.yaml"
+LOCK = "run.lock"
+MOMENTS = {"adamw": 2, "sgd": 1}  # copies of the trained weights that an optimiser keeps
+# What may differ when a run goes on: where it is computed, not what. The second kind changes the rounding of sums.
+FREE = {"run.workers", "run.save_every", "run.accept_changed_data"}
+ROUNDING = {"run.accelerator", "run.devices", "run.nodes", "optim.accumulate"}
+
+
+def check_output(config: TrainConfig, *, resume: bool) -> list[str]:
+    """Nothing is overwritten, and a run goes on only as it began; nothing is written here.
+
+    Returns:
+        Options that differ from those that the run began with and change the rounding of sums.
+
+    Raises:
+        UserError: the folder holds a run or other files and ``resume`` is off, or there is no run to resume, or its
+            options differ.
+    """
+    folder = config.folder
+    if resume:
+        return _check_options(config)
+    check_writable(folder / CONFIG)
+    names = sorted(os.listdir(folder)) if folder.is_dir() else []
+    if STATE in names and CONFIG not in names and read_step(folder) == 0:
+        return []  # a run that saved nothing yet
+    if STATE in names:
+        raise UserError(
+            f"{folder} already holds a run. Choose another --output, or go on with it: {_resume_command(folder)}"
+        )
+    if CONFIG in names:
+        raise UserError(_describe_lone_model(folder))
+    others = [name for name in names if name != LOCK and not name.startswith(".") and not name.endswith(".log")]
+    if others:
+        shown = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
+        raise UserError(
+            f"--output {folder} holds other files ({shown}), which a run must not overwrite or mix with. Choose a new "
+            "folder"
+        )
+    return []
+
+
+def check_not_in_use(folder: Path) -> None:
+    """Check, before the data are read, that no other process holds the folder of a run.
+
+    Raises:
+        UserError: as :func:`lock`.
+    """
+    if (folder / LOCK).exists():
+        with lock(folder):
+            pass
+
+
+@contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Hold the folder of a run; the operating system frees it when this process ends, however it does.
+
+    Raises:
+        UserError: another process holds it, or one of another machine did not release it.
+    """
+    path, here, made = folder / LOCK, socket.gethostname(), not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror or error}). Choose another --output") from None
+    with file:
+        free = _try_lock(file) and path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno()))
+        file.seek(0)
+        process, _, host = file.read().strip().partition(" on ")
+        if not free:
+            raise UserError(f"{folder} is in use by another run, {process} on {host}. Choose another --output")
+        if host not in ("", here):
+            raise UserError(
+                f"{folder} is in use by {process} on {host}, or that run was killed. If it has ended, delete {path} "
+                "and start again"
+            )
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {here}\n")
+        file.flush()
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                path.unlink()
+                if made:
+                    folder.rmdir()  # which fails unless nothing was written
+
+
+def check_space(training: Training) -> None:
+    """Check, before the first step, that the disk has room for the models and the state, old and new at once.
+
+    Raises:
+        UserError: it has not.
+    """
+    folder = training.config.folder
+    model = tensor_bytes(training.detector.net.state_dict())
+    trained = sum(p.nbytes for p in training.detector.net.parameters() if p.requires_grad)
+    state = model * (2 if training.average else 1) + MOMENTS[training.config.optim.optimizer] * trained
+    needed = 2 * state + 3 * model  # each file is written beside the one that it replaces: best, last and a draft
+    there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    free = shutil.disk_usage(folder).free
+    if needed - there > free:
+        raise UserError(
+            f"--output {folder}: the models and the state of this run take about {needed / 1e6:.0f} MB, and the disk "
+            f"has {free / 1e6:.0f} MB free. Free some space or choose another place"
+        )
+
+
+def _try_lock(file: IO[str]) -> bool:
+    """Whether a file is locked by this process now; True where its file system knows no locks."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            file.seek(1000)  # behind the text, which others read
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock, it is not kept by forked workers
+    except OSError as error:
+        return error.errno not in (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
+    return True
+
+
+def _check_options(config: TrainConfig) -> list[str]:
+    """The options that change the rounding; those of the run and those that are free may not differ otherwise."""
+    folder = config.folder
+    if (folder / CONFIG).exists() and not (folder / STATE).exists():
+        raise UserError(_describe_lone_model(folder))
+    if not (folder / STATE).is_file() or not (folder / OPTIONS).is_file():
+        raise UserError(f"nothing to resume: {folder} holds no saved state of a run. Start the run without --resume")
+    then, now = _flat(read_mapping(folder / OPTIONS)), _flat(to_plain(config))
+    names = [name for name in {**now, **then} if name not in FREE and then.get(name) != now.get(name)]
+    differing = {name: f"{name} {then.get(name)} -> {now.get(name)}" for name in names}
+    if others := [text for name, text in differing.items() if name not in ROUNDING]:
+        more = f"; for more epochs: --model {folder} --output NEW --epochs N" if "epochs" in differing else ""
+        raise UserError(
+            f"{folder} was started with other options ({', '.join(others)}). Go on with the same: "
+            f"{_resume_command(folder)}{more}"
+        )
+    return list(differing.values())
+
+
+def _describe_lone_model(folder: Path) -> str:
+    return (
+        f"{folder} holds a model without the state of its run ({STATE}), so the run cannot go on. Choose another "
+        f"--output; to start from this model: --model {folder}"
+    )
+
+
+def _resume_command(folder: Path) -> str:
+    return f"retinanet train --config {folder}/{OPTIONS} --resume"
+
+
+def _flat(options: Mapping[str, Any], group: str = "") -> dict[str, Any]:
+    """Nested options under dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in options.items():
+        flat.update(_flat(value, f"{group}{key}.") if isinstance(value, Mapping) else {f"{group}{key}": value})
+    return flat
