@@ -36,6 +36,7 @@ from retinanet.losses.detection import DetectionLoss
 from retinanet.losses.focal import FocalLoss
 from retinanet.model.device import choose_device
 from retinanet.model_folder import write_thresholds as store_thresholds
+from retinanet.options import explain_unknown_options
 from retinanet.plotting.draw import to_picture
 from retinanet.types import Assignment, Batch, RawOutput
 from retinanet.yaml_files import read_mapping
@@ -91,6 +92,7 @@ class Diagnosis:
         }
 
 
+@explain_unknown_options
 def diagnose(
     model: str,
     data: str,

@@ -21,6 +21,7 @@ from retinanet.files import check_output_folder
 from retinanet.inference.predictor import Predictor
 from retinanet.losses.detection import DetectionLoss
 from retinanet.model.device import choose_device
+from retinanet.options import explain_unknown_options
 from retinanet.spec import exported_file
 from retinanet.types import Assignment, Batch, Detections, RawOutput
 
@@ -42,6 +43,7 @@ class Pass:
     images_per_second: float | None
 
 
+@explain_unknown_options
 def evaluate(
     model: str | Path,
     data: str | Path,

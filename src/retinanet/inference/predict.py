@@ -27,6 +27,7 @@ from retinanet.inference.paths import find_images, name_pictures
 from retinanet.inference.predictor import Predictor, describe_limit
 from retinanet.inference.stream import in_order
 from retinanet.inference.tiled import check_tile_options, predict_tiled
+from retinanet.options import explain_unknown_options
 from retinanet.plotting.draw import draw_boxes
 from retinanet.spec import exported_file
 from retinanet.types import DEFAULT_THRESHOLD, Detections
@@ -38,6 +39,7 @@ Report = Callable[[float], object]  # told how many images are done
 _log = logging.getLogger(__name__)
 
 
+@explain_unknown_options
 def predict(
     model: str,
     images: list[str],

@@ -17,6 +17,7 @@ from retinanet.images.io import picture_array, read_pixels
 from retinanet.inference.backend import Backend, Mode, Prepared
 from retinanet.inference.exported import open_exported
 from retinanet.inference.stream import stream_detections
+from retinanet.options import explain_unknown_options
 from retinanet.spec import ModelSpec, exported_file
 from retinanet.types import DEFAULT_THRESHOLD, Detections
 
@@ -42,6 +43,7 @@ class Predictor:
         self._warned = False  # of an image whose detections are as many as the model reports
 
     @classmethod
+    @explain_unknown_options
     def load(
         cls,
         model: str | Path,

@@ -23,6 +23,7 @@ from retinanet.errors import UserError
 from retinanet.evaluation.matching import match_image
 from retinanet.files import check_output_folder
 from retinanet.model.device import choose_device
+from retinanet.options import explain_unknown_options
 from retinanet.plotting.draw import draw_comparison, to_picture
 from retinanet.plotting.html import Section, Table
 from retinanet.types import DEFAULT_THRESHOLD, Batch, Detections, Sample
@@ -32,6 +33,7 @@ NEAREST_FOLDERS = 6  # how many folders above an image may be the data set that 
 LEGIBLE = 900  # pixels of the short side that small images are enlarged to
 
 
+@explain_unknown_options
 def why(
     model: str,
     image: str,
