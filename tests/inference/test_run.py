@@ -345,11 +345,6 @@ def test_mistakes_are_told_and_nothing_is_written(trained, data, tmp_path, monke
     assert [path.name for path in tmp_path.iterdir()] == ["file"] and Path("file").read_text() == "mine"
 
 
-def test_an_image_in_the_place_of_the_model(tmp_path):
-    with pytest.raises(UserError, match=r"scan\.png is an image; the model comes first"):
-        predict("scan.png", ["model"], output=str(tmp_path / "out"))
-
-
 def test_dots_in_a_path_do_not_lead_out_of_the_output(tmp_path):
     paths = [tmp_path / "in" / "a" / "1.png", tmp_path / "in" / "a" / ".." / ".." / "other" / "1.png"]
     assert name_pictures(paths) == {paths[0]: "in/a/1.png", paths[1]: "other/1.png"}

@@ -32,7 +32,8 @@ from retinanet.inference.predictor import Predictor
 from retinanet.interop.pretrained import model_folder
 from retinanet.model_folder import read_spec
 from retinanet.options import explain_unknown_options
-from retinanet.spec import exported_file
+from retinanet.plotting.html import format_number
+from retinanet.spec import check_model_first, exported_file
 from retinanet.types import Sample
 
 ROUNDS = 3  # passes over the files for images/s
@@ -82,6 +83,7 @@ def benchmark(
         UserError: unusable model or data, an unknown backend or none that can run here, or results are there already.
     """
     command = _repeat_command(locals())
+    check_model_first(model, data)
     _check(repeats, images, batch_size, backends)
     if output is not None:
         check_output_folder(Path(output), RESULTS, overwrite=overwrite)
@@ -176,6 +178,7 @@ def _measure_throughput(
         metrics[name] = coco_metrics(
             dataset.samples, detections, dataset.class_names, category_ids=dataset.category_ids
         )
+        _say(f"{name}: AP {format_number(metrics[name].ap, 4)}")
     _say(f"all in turn: images per second, {ROUNDS} rounds of {len(chosen)} images")
 
     def timed(predictor: Predictor) -> Callable[[int], Seconds]:

@@ -22,7 +22,7 @@ from retinanet.inference.predictor import Predictor
 from retinanet.losses.detection import DetectionLoss
 from retinanet.model.device import choose_device
 from retinanet.options import explain_unknown_options
-from retinanet.spec import exported_file
+from retinanet.spec import check_model_first, exported_file
 from retinanet.types import Assignment, Batch, Detections, RawOutput
 
 RESULTS = ("evaluation.json", "predictions.json")
@@ -77,6 +77,7 @@ def evaluate(
         UserError: unusable model or data, an object of a class that the model does not know, or results are there
             already.
     """
+    check_model_first(model, data)
     if batch_size < 1 or workers < 0:
         raise UserError(f"expected batch_size >= 1 and workers >= 0, got {batch_size} and {workers}")
     if output is not None:

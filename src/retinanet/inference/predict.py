@@ -19,7 +19,7 @@ from rich.progress import Progress
 
 from retinanet.errors import UserError
 from retinanet.files import check_output_folder
-from retinanet.images.io import IMAGE_SUFFIXES, image_size, read_pixels
+from retinanet.images.io import image_size, read_pixels
 from retinanet.images.windows import ImageWindows, overview
 from retinanet.inference.backend import Mode, count_cores
 from retinanet.inference.documents import Prediction, Predictions, make_coco_document, make_csv_document
@@ -29,7 +29,7 @@ from retinanet.inference.stream import in_order
 from retinanet.inference.tiled import check_tile_options, predict_tiled
 from retinanet.options import explain_unknown_options
 from retinanet.plotting.draw import draw_boxes
-from retinanet.spec import exported_file
+from retinanet.spec import check_model_first, exported_file
 from retinanet.types import DEFAULT_THRESHOLD, Detections
 
 LEGIBLE = 600
@@ -98,7 +98,8 @@ def predict(
         UserError: no usable model, no such image, none that can be read, an option that this kind of model does not
             have, or results are there already.
     """
-    _check_options(model, score, workers, tile, tile_scale)
+    check_model_first(model, next(iter(images), ""))
+    _check_options(score, workers, tile, tile_scale)
     folder, paths = Path(output), find_images(images)
     names = name_pictures(paths) if pictures else {}
     _check_output(folder, names, overwrite=overwrite)
@@ -121,11 +122,7 @@ def predict(
     return predictions
 
 
-def _check_options(
-    model: str, score: float | None, workers: int | None, tile: int | None, tile_scale: float | None
-) -> None:
-    if Path(model).suffix.lower() in IMAGE_SUFFIXES:
-        raise UserError(f"{model} is an image; the model comes first: retinanet predict MODEL IMAGE...")
+def _check_options(score: float | None, workers: int | None, tile: int | None, tile_scale: float | None) -> None:
     if score is not None and not 0 <= score <= 1:
         raise UserError(f"--score is between 0 and 1, got {score}")
     if workers is not None and workers < 1:

@@ -108,6 +108,9 @@ def check_output(config: TrainConfig, *, resume: bool) -> None:
         raise UserError(
             f"{folder} was started with other options ({', '.join(differing)}). Go on with the same: "
             f"retinanet train --config {folder}/config.yaml --resume"
+            f". Or start another run from its model: retinanet train {config.data} --model {folder} --output NEW"
+            + f" --epochs {config.epochs}"
+            * ("epochs" in names)
         )
 
 

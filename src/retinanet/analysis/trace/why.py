@@ -26,6 +26,7 @@ from retinanet.model.device import choose_device
 from retinanet.options import explain_unknown_options
 from retinanet.plotting.draw import draw_comparison, to_picture
 from retinanet.plotting.html import Section, Table
+from retinanet.spec import check_model_first
 from retinanet.types import DEFAULT_THRESHOLD, Batch, Detections, Sample
 
 RESULTS = ("report.html", "why.json", "why.png")
@@ -61,6 +62,7 @@ def why(
     Raises:
         UserError: no usable model or image, no data set with the image, or results are there already.
     """
+    check_model_first(model, image)
     folder = Path(output)
     check_output_folder(folder, RESULTS, overwrite=overwrite)
     if not os.path.isfile(image):
