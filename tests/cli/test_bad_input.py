@@ -385,7 +385,7 @@ def test_other_classes(refused, trained, tmp_path):
     has(
         refused("evaluate", trained, "set"),
         "boxes.json, annotation 5",
-        "the model does not know the class 'cell' (it knows disc, square)",
+        "the class 'cell' (it knows disc, square)",
     )
 
 
