@@ -30,7 +30,7 @@ from retinanet.inference.tiled import check_tile_options, predict_tiled
 from retinanet.options import explain_unknown_options
 from retinanet.plotting.draw import draw_boxes
 from retinanet.spec import check_model_first, exported_file
-from retinanet.types import DEFAULT_THRESHOLD, Detections
+from retinanet.types import Detections
 
 LEGIBLE = 600
 OVERVIEW = 4096  # most pixels of the long side of a picture of an image that was cut into tiles
@@ -245,7 +245,7 @@ def _predict_and_draw(
                         continue
                     if predictor.is_at_limit(result):
                         full.append(path)
-                    predictions.append(Prediction(path, size, keep_above(result, least)))
+                    predictions.append(Prediction(path, size, result.above(least)))
                     yield predictions[-1]
 
         with ThreadPoolExecutor(workers) as pool:
@@ -285,12 +285,3 @@ def _draw(targets: Mapping[Path, Path], prediction: Prediction, *, whole: bool) 
     )
     targets[path].parent.mkdir(parents=True, exist_ok=True)
     picture.save(targets[path])
-
-
-def keep_above(detections: Detections, least: float | Mapping[str, float]) -> Detections:
-    """The detections that reach a score, or the threshold of their class by its name; 0.3 for a class without one."""
-    if not isinstance(least, Mapping):
-        return detections.above(least)
-    limits = np.array([least.get(name, DEFAULT_THRESHOLD) for name in detections.class_names], dtype=np.float32)
-    keep = np.flatnonzero(np.asarray(detections.scores) >= limits[np.asarray(detections.labels)]).tolist()
-    return Detections(detections.boxes[keep], detections.scores[keep], detections.labels[keep], detections.class_names)
