@@ -60,6 +60,8 @@ def evaluate(
 ) -> EvaluationResult:
     """COCO average precision of a model on annotated images.
 
+    As in COCO, 100 detections of an image and class count; where an image holds more objects of a class, all do.
+
     Args:
         model: model folder, exported model, torchvision/NAME or a hub repository. An exported model has no loss.
         data: annotated images in COCO, VOC, YOLO or CSV form.
