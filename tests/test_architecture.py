@@ -9,7 +9,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "retinanet"
 LAYERS = [  # from the bottom; a package imports from layers below its own only, for the type checker too
     ("errors",),
     ("digest", "plain"),
-    ("files", "yaml_files"),
+    ("files", "yaml_files", "options"),
     ("anchors",),
     ("types",),
     ("images",),

@@ -108,12 +108,17 @@ def test_arrays_give_the_numbers_of_tensors(monkeypatch):
                 self.fields = fields
 
     monkeypatch.setitem(sys.modules, "supervision", Stand)
-    for found in (FOUND, NOTHING):
+    on_threshold = Detections(
+        torch.zeros(4, 4), torch.tensor([0.9, 0.7, 0.3, 0.29]), torch.tensor([0, 0, 1, 1]), ("a", "b")
+    )
+    assert on_threshold.above({"a": 0.9}).scores.tolist() == pytest.approx([0.9, 0.3])  # b: 0.3, the default
+    assert on_threshold.above({"a": 0.0, "b": 1.0}).labels.tolist() == [0, 0]
+    for found in (FOUND, NOTHING, on_threshold):
         arrays = Detections(found.boxes.numpy(), found.scores.numpy(), found.labels.numpy(), found.class_names)
         assert len(arrays) == len(found) and arrays.names == found.names
         assert arrays.to_dicts() == found.to_dicts()
         assert arrays.to_coco(7) == found.to_coco(7)
-        for score in (0.0, 0.25, 0.3, 0.5, 0.9):
+        for score in (0.0, 0.25, 0.3, 0.5, 0.9, {}, {"a": 0.7, "b": 0.29}):
             assert arrays.above(score).to_dicts() == found.above(score).to_dicts()
         fields, wanted = arrays.to_supervision().fields, found.to_supervision().fields
         assert all((fields[key] == wanted[key]).all() for key in ("xyxy", "confidence", "class_id"))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from retinanet import __version__
 from retinanet.errors import UserError
+from retinanet.images.io import IMAGE_SUFFIXES
 from retinanet.images.preprocess import Preprocess
 from retinanet.model.postprocess import Postprocess
 from retinanet.plain import from_plain, to_plain
@@ -118,6 +119,22 @@ class ModelSpec:
             )
             for detections, size, sample in zip(in_batch, sizes, batch.samples, strict=True)
         ]
+
+
+def check_model_first(model: str | Path, other: str | Path) -> None:
+    """Notice a model and images, or a model and data, in the wrong order.
+
+    Raises:
+        UserError: what is given as the model is an image; or it exists, is no model, and ``other`` is one.
+    """
+
+    def is_model(path: str | Path) -> bool:
+        return (Path(path) / CONFIG).is_file() or exported_file(path) is not None
+
+    if Path(model).suffix.lower() in IMAGE_SUFFIXES:
+        raise UserError(f"{model} is an image; the model comes first, then the images")
+    if Path(model).exists() and is_model(other) and not is_model(model):
+        raise UserError(f"{model} is no model, and {other} is one; the model comes first, then {model}")
 
 
 def exported_file(path: str | Path) -> Path | None:

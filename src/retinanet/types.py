@@ -19,7 +19,7 @@ Boxes are ``(x1, y1, x2, y2)`` float32 in pixels; the pixel in the top left corn
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -216,9 +216,18 @@ class Detections:
         """The class name of each detection."""
         return [self.class_names[label] for label in self.labels.tolist()]
 
-    def above(self, score: float) -> Detections:
-        """The detections whose score is at least ``score``."""
-        keep = self.scores >= score
+    def above(self, score: float | Mapping[str, float]) -> Detections:
+        """The detections to show: of at least this score, or of the threshold of their class, 0.3 where it has none.
+
+        Args:
+            score: one for all; or thresholds by class name, such as those of a model (``Predictor.thresholds``).
+        """
+        if isinstance(score, Mapping):
+            keep = self.labels < 0  # none
+            for label, name in enumerate(self.class_names):
+                keep = keep | ((self.labels == label) & (self.scores >= score.get(name, DEFAULT_THRESHOLD)))
+        else:
+            keep = self.scores >= score
         return Detections(self.boxes[keep], self.scores[keep], self.labels[keep], self.class_names)
 
     def to_dicts(self) -> list[dict[str, Any]]:

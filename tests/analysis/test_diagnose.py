@@ -2,7 +2,10 @@
 
 import json
 import shutil
+from dataclasses import replace
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from retinanet import diagnose, evaluate
@@ -77,3 +80,20 @@ def test_mistakes(options, message, diagnosed, trained, data, tmp_path):
     with pytest.raises(UserError, match=message):
         diagnose(given.pop("model"), given.pop("data"), **given)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("lost", "twice", "way"), [(3, 1, "higher"), (0, 2, "lower"), (0, 0, ""), (2, 2, "")])
+def test_one_advice_on_the_nms_threshold(diagnosed, lost, twice, way):
+    result, _ = diagnosed
+    counts = {**result.errors.shown.counts, "duplicate": np.array([twice, 0])}
+    errors = SimpleNamespace(shown=SimpleNamespace(counts=counts), summary=str, curves=())
+    missed = replace(result.missed, crowded=lost)
+    summary = replace(result, errors=errors, missed=missed, thresholds=None).summary()
+    assert [line for line in summary.splitlines() if line.endswith(" one")] == (
+        [
+            f"NMS threshold (postprocess.nms): {lost} boxes were suppressed under another object's detection, and "
+            f"{twice} detections are duplicates at the thresholds, so try a {way} one"
+        ]
+        if way
+        else []
+    )

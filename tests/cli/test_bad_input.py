@@ -382,7 +382,22 @@ def test_options_that_a_model_folder_cannot_have(refused, trained, data):
 
 def test_other_classes(refused, trained, tmp_path):
     coco(tmp_path / "set", [GOOD], images=3)
-    has(refused("evaluate", trained, "set"), "boxes.json, annotation 5", "'cell' is not among disc, square")
+    has(
+        refused("evaluate", trained, "set"),
+        "boxes.json, annotation 5",
+        "the class 'cell' (it knows disc, square)",
+    )
+
+
+# Arguments in the wrong order
+
+
+@pytest.mark.parametrize("command", ["evaluate", "diagnose", "benchmark", "predict", "why"])
+def test_the_model_comes_first(refused, trained, data, command):
+    for_images = command in ("predict", "why")
+    message = refused(command, data / "test" / "test_0.png" if for_images else data, trained)
+    what = "is an image; the model comes first" if for_images else f"is no model, and {trained} is one; the model comes"
+    has(message, what)
 
 
 # An unknown preset or option

@@ -140,7 +140,7 @@ def test_faulty_files(voc, text, message):
 
 def test_a_class_that_the_model_does_not_know(voc):
     root = voc(a=xml(CELL))
-    with pytest.raises(UserError, match=r"a\.xml, object 1 \(cell\): its class 'cell' is not among axon"):
+    with pytest.raises(UserError, match=r"object 1 \(cell\): the model does not know the class 'cell' \(it knows axon"):
         load_dataset(root, class_names=["axon"])
 
 

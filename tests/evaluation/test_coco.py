@@ -258,6 +258,18 @@ def test_the_limit_of_detections_is_per_image_and_class():
     assert metrics.ap == 1.0
 
 
+def test_perfect_detections_of_a_crowd_have_ap_one():
+    boxes = torch.tensor([[12 * x, 12 * y, 12 * x + 10, 12 * y + 10] for x in range(25) for y in range(15)])
+    sample, scores = make_sample(boxes), torch.linspace(1, 0.5, 375)
+    all_found = coco_metrics([sample], [make_detections(boxes, scores)], ["cell"])
+    assert (all_found.ap, all_found.limit, all_found.crowded, set(all_found.ar)) == (1.0, 375, 0, {1, 10, 375})
+    capped = coco_metrics([sample], [make_detections(boxes[:100], scores[:100])], ["cell"])
+    assert capped.ap == pytest.approx(27 / 101) and (capped.limit, capped.crowded) == (100, 1)
+    two_classes = make_sample(boxes[:200], torch.arange(200) % 2)  # 100 of each: COCO's limit leaves none out
+    usual = coco_metrics([two_classes], [make_detections(boxes, scores, [0] * 375, ("a", "b"))], ["a", "b"])
+    assert (usual.limit, usual.crowded) == (100, 0)
+
+
 def test_a_class_without_objects_has_no_ap_and_no_weight():
     found = make_detections([[0, 0, 40, 40], [0, 0, 40, 40]], [0.9, 0.8], [0, 1], ("seen", "unseen"))
     metrics = coco_metrics([make_sample([0, 0, 40, 40])], [found], ["seen", "unseen"])

@@ -79,6 +79,18 @@ def test_what_was_not_measured_is_not_shown():
     assert "loss" not in text and "images/s" not in text
 
 
+def test_what_ap_could_not_count_is_told():
+    assert "cannot be measured" not in str(RESULT) and "AP counts" not in str(RESULT)
+    nothing = replace(METRICS, boxes=0, images=6, ap=NAN)
+    assert "no object in the 6 images: AP cannot be measured" in str(EvaluationResult(nothing))
+    assert "AP counts 375 detections of an image and class; COCO's AP" in str(
+        EvaluationResult(replace(METRICS, limit=375))
+    )
+    text = " ".join(str(EvaluationResult(replace(METRICS, crowded=2))).split())
+    assert "2 images hold more than 100 objects of a class" in text and "raise postprocess.max_detections" in text
+    assert EvaluationResult(replace(METRICS, crowded=2)).to_dict()["crowded"] == 2 and RESULT.to_dict()["limit"] == 100
+
+
 def test_long_class_names_are_folded_not_cut():
     name = "".join(f"{number:04d}" for number in range(40))
     metrics = replace(METRICS, classes=(replace(METRICS.classes[0], name=name),))

@@ -18,7 +18,7 @@ from retinanet.errors import UserError
 from retinanet.inference import predict as predict_run
 from retinanet.inference.documents import CSV_COLUMNS, Prediction, make_coco_document, make_csv_document
 from retinanet.inference.paths import find_images, name_pictures
-from retinanet.inference.predict import keep_above, predict
+from retinanet.inference.predict import predict
 from retinanet.inference.predictor import Predictor
 from retinanet.model_folder import write_thresholds
 from retinanet.plotting.marks import class_colour
@@ -215,15 +215,11 @@ def test_each_class_has_the_threshold_of_the_model(trained, data, tmp_path):
     assert shown("given", model, score=0.005) == expected([0.005, 0.005]) != expected(limits)
     assert shown("zero", model, score=0.0) == expected([0, 0])
     assert shown("none", trained) == expected([0.3, 0.3])
+    by_hand = Predictor.load(model, device="cpu")
+    kept = [one.above(by_hand.thresholds) for one in by_hand(paths)]
+    assert [(row["label"], row["score"]) for one in kept for row in one.to_dicts()] == expected(limits)
     write_thresholds(model, {"disc": limits[0]})
     assert shown("half", model) == expected([limits[0], 0.3])
-
-
-def test_detections_on_their_threshold_are_shown():
-    boxes = torch.zeros(4, 4)
-    found = Detections(boxes, torch.tensor([0.9, 0.7, 0.3, 0.29]), torch.tensor([0, 0, 1, 1]), ("a", "b"))
-    assert keep_above(found, {"a": 0.9}).scores.tolist() == pytest.approx([0.9, 0.3])
-    assert keep_above(found, {"a": 0.0, "b": 1.0}).labels.tolist() == [0, 0]
 
 
 def test_results_are_not_overwritten_unasked(trained, data, tmp_path):
@@ -293,12 +289,12 @@ def test_files_without_an_image_are_refused_before_the_model_is_loaded(tmp_path,
 
 
 def test_hidden_files_are_left_out_and_other_kinds_are_counted(pictures, caplog):
-    for name in ("._b.png", ".ipynb_checkpoints/b.png", "deep/x.HEIC", "deep/y.heic"):
+    for name in ("._b.png", ".ipynb_checkpoints/b.png", "deep/x.HEIC", "deep/y.heic", "f.jfif", "g.JPE"):
         path = pictures / name
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"no image")
     paths = names(find_images([str(pictures)]), pictures)
-    assert paths == ["[x]*.png", "a.JPG", "b.png", "deep/d.webp", "deep/er/c.tif", "v1.0/e.bmp"]
+    assert paths == ["[x]*.png", "a.JPG", "b.png", "deep/d.webp", "deep/er/c.tif", "f.jfif", "g.JPE", "v1.0/e.bmp"]
     assert f"3 files of other kinds (.heic, .txt) were left out of {pictures}" in caplog.text
 
 
@@ -343,11 +339,6 @@ def test_mistakes_are_told_and_nothing_is_written(trained, data, tmp_path, monke
     with pytest.raises(UserError, match=words):
         predict(str(trained), [str(data / "test" / "test_0.png")], **{"output": "out", "device": "cpu", **options})
     assert [path.name for path in tmp_path.iterdir()] == ["file"] and Path("file").read_text() == "mine"
-
-
-def test_an_image_in_the_place_of_the_model(tmp_path):
-    with pytest.raises(UserError, match=r"scan\.png is an image; the model comes first"):
-        predict("scan.png", ["model"], output=str(tmp_path / "out"))
 
 
 def test_dots_in_a_path_do_not_lead_out_of_the_output(tmp_path):

@@ -101,8 +101,18 @@ def test_a_slip_in_a_local_path_is_told_and_asks_nobody(tmp_path, monkeypatch, s
     (tmp_path / "runs" / "cells" / "best").mkdir(parents=True)
     with pytest.raises(UserError, match=rf"no model in {slip}; did you mean runs/cells(/best)?\?"):
         model_folder(slip)
-    for other in ("somewhere/model.pth", "./somebody", "../somewhere/else", "somebody/cells/", "runs/other"):
+    for other in (
+        "somewhere/model.pth",
+        "./somebody",
+        "../somewhere/else",
+        "somebody/cells/",
+        "runs/other",
+        "modle/last",
+        "a\\b",
+    ):
         assert model_folder(other) is None, other
+    (tmp_path / "runs").rename(tmp_path / "elsewhere")
+    assert model_folder("runs/cells") is None
 
 
 def test_a_hub_repository(trained, tmp_path, monkeypatch):

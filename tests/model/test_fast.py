@@ -38,6 +38,20 @@ def test_a_convolution_and_its_activation(activation, options):
 
 
 @needs_onednn
+def test_the_weights_are_laid_out_for_one_size_only():
+    """However many sizes of maps there were, memory holds one layout of the weights."""
+    conv = nn.Conv2d(8, 12, 3, padding=1).to(memory_format=LAST)
+    packed = PackedConv(conv)
+    with torch.no_grad():
+        for side in range(3, 23):
+            packed(torch.zeros(1, 8, 3, side).contiguous(memory_format=LAST))
+    size, weight = packed.packed
+    assert size == (1, 8, 3, 22) and weight.is_mkldnn and weight.shape == conv.weight.shape
+    held = [*packed.packed, *vars(packed).values()]
+    assert sum(isinstance(value, torch.Tensor) for value in held) == 2  # these weights, and the bias
+
+
+@needs_onednn
 @pytest.mark.parametrize("backbone", ["resnet10t", "resnet18", "tf_efficientnet_lite0", "mobilenetv3_small_050"])
 @pytest.mark.parametrize("norm", ["none", "group"])
 def test_a_whole_network(backbone, norm):

@@ -96,6 +96,7 @@ def test_a_run_goes_on_only_as_it_began(data, tiny, trained, tmp_path):
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     words = (
         r"other options \(output .* -> .*, epochs 2 -> 3, optim\.lr None -> 1\.0\)\. Go on with the same: .*--config"
+        r".*\. Or start another run from its model: retinanet train .* --model .*run --output NEW --epochs 3$"
     )
     with pytest.raises(UserError, match=words):
         train(str(data), str(folder), resume=True, **tiny(epochs=3, optim={"lr": 1.0}))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,9 @@ from retinanet.losses.detection import DetectionLoss
 from retinanet.losses.focal import FocalLoss
 from retinanet.model.device import choose_device
 from retinanet.model_folder import write_thresholds as store_thresholds
+from retinanet.options import explain_unknown_options
 from retinanet.plotting.draw import to_picture
+from retinanet.spec import check_model_first
 from retinanet.types import Assignment, Batch, RawOutput
 from retinanet.yaml_files import read_mapping
 
@@ -69,6 +71,7 @@ class Diagnosis:
     def summary(self) -> str:
         """For the console."""
         parts = [self.errors.summary(), self.missed.summary(), self.focal.summary(), self.anchors.summary()]
+        parts += filter(None, [self.advise_nms()])
         if self.thresholds:
             shown = ", ".join(f"{name} {score:.2f}" for name, score in self.thresholds.items())
             parts.append(f"thresholds stored in the model, which predict uses from now on: {shown}")
@@ -79,6 +82,16 @@ class Diagnosis:
         elif self.thresholds is not None:
             parts.append("no thresholds were stored: no class has a right detection at any score")
         return "\n\n".join([*parts, f"report: {self.output / RESULTS[0]}"])
+
+    def advise_nms(self) -> str:
+        """The one advice on the NMS threshold, from both errors that depend on it; "" where they weigh the same."""
+        lost, twice = self.missed.crowded, int(self.errors.shown.counts["duplicate"].sum())
+        if lost == twice:
+            return ""
+        return (
+            f"NMS threshold (postprocess.nms): {lost} boxes were suppressed under another object's detection, and "
+            f"{twice} detections are duplicates at the thresholds, so try a {'higher' if lost > twice else 'lower'} one"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -91,6 +104,7 @@ class Diagnosis:
         }
 
 
+@explain_unknown_options
 def diagnose(
     model: str,
     data: str,
@@ -126,6 +140,7 @@ def diagnose(
     Raises:
         UserError: unusable model or data, or a report is there already.
     """
+    check_model_first(model, data)
     if batch_size < 1 or workers < 0:
         raise UserError(f"expected batch_size >= 1 and workers >= 0, got {batch_size} and {workers}")
     folder = Path(output)
@@ -157,9 +172,10 @@ def diagnose(
         store_thresholds(local or model, thresholds)
     result = Diagnosis(watch.focal, errors, watch.gates, anchors, thresholds, folder)
 
+    gates = gate_report.section(result.missed, _draw_traces(detector, dataset, watch.worst()))
     sections = [
         *error_report.section(errors, dataset.samples, run.detections),
-        gate_report.section(result.missed, _draw_traces(detector, dataset, watch.worst())),
+        replace(gates, text=f"{gates.text}\n\n{result.advise_nms()}".rstrip()),
         focal_report.section(result.focal, dataset.class_names),
         anchor_report.section(result.anchors),
     ]

@@ -17,7 +17,8 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_ty
 
 import yaml
 
-from retinanet.errors import UserError, suggest
+from retinanet.errors import UserError
+from retinanet.options import suggest_option
 from retinanet.plain import option_fields, to_plain, with_changes
 from retinanet.yaml_files import dump_plain, load_plain, read_mapping
 
@@ -160,8 +161,7 @@ def find_name(word: str, known: Mapping[str, Option], aliases: Mapping[str, str]
         return grouped[0].removeprefix("--")
     if grouped:
         raise UserError(f"option {word} could be {' or '.join(sorted(grouped))}: write one of them")
-    nearest = suggest(name, known).replace(" '", " '--")
-    raise UserError(f"unknown option {word}{nearest} See --help")
+    raise UserError(f"unknown option {word}{suggest_option(name.lstrip('-'), known, '--{}'.format)} See --help")
 
 
 def name_positionals(loose: Sequence[str], positionals: Sequence[str], known: Mapping[str, Option]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from retinanet.inference.predictor import Predictor
 from retinanet.plotting.draw import contact_sheet, draw_comparison
 from retinanet.training.config import ImageConfig, OptimConfig, RunConfig
 from retinanet.training.run import train
-from retinanet.types import DEFAULT_THRESHOLD, Sample
+from retinanet.types import Sample
 
 # What learns from random weights in two minutes on two cores: small objects need small anchors, narrow towers need
 # group norm, because the paper's initialisation fades out in them.
@@ -88,7 +88,7 @@ def _compare(folder: Path, data: Path) -> None:
     pictures = []
     for sample in samples:
         assert sample.image is not None
-        shown = predictor(sample.image).above(DEFAULT_THRESHOLD)
+        shown = predictor(sample.image).above(predictor.thresholds)
         judged = match_image(shown, sample.target)
         pictures.append(draw_comparison(sample.image, shown, sample.target, *judged, zoom=2))
     contact_sheet(pictures, columns=3, width=2000).save(folder / "comparison.png")

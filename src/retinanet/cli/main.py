@@ -125,9 +125,8 @@ def describe_result(command: str, result: Any, arguments: Mapping[str, Any]) -> 
         case "demo":
             return f"find objects with the model: retinanet predict {output} IMAGE --output out"
         case "train":
-            lines = (
-                f"{result.folder}: AP {result.ap:.3f} after {result.steps} steps; curves in {result.folder}/curves.png"
-            )
+            ap = f"AP {result.ap:.3f}" if result.ap == result.ap else "AP not measured, no object to validate on;"
+            lines = f"{result.folder}: {ap} after {result.steps} steps; curves in {result.folder}/curves.png"
             return f"{lines}\nfind objects with it: retinanet predict {result.folder} IMAGE"
         case "predict":
             objects = sum(len(prediction.detections) for prediction in result)

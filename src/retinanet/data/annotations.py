@@ -85,8 +85,8 @@ def select_classes(annotations: Annotations, wanted: Sequence[str] | None, fault
         name = declared[boxes.labels[row]]
         near = next((other for other in names if _plain(other) == _plain(name)), None)
         hint = f"Did you mean {near!r}? " if near else ""
-        reason = f"its class {short(name)!r} is not among {name_list(names)}"
-        remedy = f"{hint}Add it to the classes asked for (those of the model or the training split), or leave it out."
+        reason = f"the model does not know the class {short(name)!r} (it knows {name_list(names)})"
+        remedy = f"{hint}Take a model, or a training split, that has the class, or leave its boxes out."
         faults(Fault("undeclared-class", boxes.where(row), reason, remedy))
     rows = [row for row, label in enumerate(labels) if label >= 0]
     if len(rows) < len(labels):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import shlex
 import sys
 import tempfile
@@ -30,13 +31,16 @@ from retinanet.inference.exported import open_exported
 from retinanet.inference.predictor import Predictor
 from retinanet.interop.pretrained import model_folder
 from retinanet.model_folder import read_spec
-from retinanet.spec import exported_file
+from retinanet.options import explain_unknown_options
+from retinanet.plotting.html import format_number
+from retinanet.spec import check_model_first, exported_file
 from retinanet.types import Sample
 
 ROUNDS = 3  # passes over the files for images/s
 MEMORY_IMAGES = 4
 
 
+@explain_unknown_options
 def benchmark(
     model: str,
     data: str,
@@ -79,6 +83,7 @@ def benchmark(
         UserError: unusable model or data, an unknown backend or none that can run here, or results are there already.
     """
     command = _repeat_command(locals())
+    check_model_first(model, data)
     _check(repeats, images, batch_size, backends)
     if output is not None:
         check_output_folder(Path(output), RESULTS, overwrite=overwrite)
@@ -173,6 +178,7 @@ def _measure_throughput(
         metrics[name] = coco_metrics(
             dataset.samples, detections, dataset.class_names, category_ids=dataset.category_ids
         )
+        _say(f"{name}: AP {format_number(metrics[name].ap, 4)}")
     _say(f"all in turn: images per second, {ROUNDS} rounds of {len(chosen)} images")
 
     def timed(predictor: Predictor) -> Callable[[int], Seconds]:
@@ -245,9 +251,9 @@ def _check(repeats: int, images: int, batch_size: int, backends: Sequence[str] |
 def _repeat_command(arguments: Mapping[str, Any]) -> str:
     """The command that does the same, without what concerns only the files it writes."""
     words = ["retinanet", "benchmark", arguments["model"], arguments["data"]]
-    usual = benchmark.__kwdefaults__ or {}
+    usual = {name: one.default for name, one in inspect.signature(benchmark).parameters.items()}
     for name, value in arguments.items():
-        if name in usual and value != usual[name] and name not in ("output", "overwrite"):
+        if name not in ("model", "data", "output", "overwrite") and value != usual[name]:
             text = f"[{','.join(value)}]" if isinstance(value, list) else str(value)
             words += [f"--{name}"] if value is True else [f"--{name}", text]
     return shlex.join(str(word) for word in words)

@@ -21,6 +21,7 @@ from retinanet.images.io import read_image
 from retinanet.inference.card import Card
 from retinanet.inference.exported import open_exported
 from retinanet.interop.pretrained import model_folder
+from retinanet.options import explain_unknown_options
 from retinanet.spec import TENSORS
 
 Format = Literal["onnx", "openvino", "pt2"]
@@ -32,6 +33,7 @@ LOST = 0.01  # AP; where int8 costs more, the output of the class subnet goes ba
 BROKEN = 0.5  # a model in lower precision that finds less than this share of the certain detections is not saved
 
 
+@explain_unknown_options
 def export(
     model: str,
     *,

@@ -60,7 +60,7 @@ class ExportReport:
         lines["proof"] = self.proof.roughly() if rough else str(self.proof)  # type: ignore[union-attr]
         if self.ap is not None and self.exported_ap is not None:
             change = f"{self.exported_ap:.4f}, the network has {self.ap:.4f} ({-self.lost:+.4f})"
-            lines["AP"] = f"{change} on {self.split}"
+            lines["AP"] = f"{change} on {self.split}, both on the CPU"
         lines["size"] = f"{self.size / 1e6:.1f} MB"
         if not self.raw:
             pt2 = self.format == "pt2"  # loading it can run code, so it has to be named and trusted

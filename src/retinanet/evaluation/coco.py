@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from retinanet.errors import UserError
 from retinanet.types import Detections, Sample
 
-RECALLS = np.linspace(0, 1, 101)
 # Annotated areas in square pixels; both ends belong to the range, so a box of exactly 32 x 32 counts twice, as in COCO.
 AREA_RANGES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 10**10)}
 
@@ -67,6 +66,8 @@ class CocoMetrics:
         ap50: AP at IoU 0.50.
         ap75: AP at IoU 0.75.
         ar: average recall for each limit of detections per image and class, {1: .., 10: .., 100: ..}.
+        limit: the largest of these limits, which AP and the sizes count with.
+        crowded: images with more objects of a class than that, which cannot all be found.
         small: objects of at most 32 x 32 pixels.
         medium: objects from 32 x 32 to 96 x 96 pixels.
         large: objects of at least 96 x 96 pixels.
@@ -89,6 +90,8 @@ class CocoMetrics:
     boxes: int
     ignored: int
     detections: int
+    limit: int = 100
+    crowded: int = 0
 
 
 def coco_metrics(
@@ -97,7 +100,7 @@ def coco_metrics(
     class_names: Sequence[str],
     *,
     category_ids: Sequence[int] | None = None,
-    max_detections: Sequence[int] = (1, 10, 100),
+    max_detections: Sequence[int] | None = None,
 ) -> CocoMetrics:
     """Average precision and recall as COCO defines them (Lin et al. 2014; the maths of pycocotools in float64).
 
@@ -110,15 +113,18 @@ def coco_metrics(
         detections: what was found in each of them, in the same order, boxes in the same pixels.
         class_names: K names; labels index them.
         category_ids: K ids of the annotation file, reported with each class; label + 1 by default.
-        max_detections: limits of detections per image and class, for AR; AP and the sizes use the largest.
+        max_detections: limits of detections per image and class, for AR; AP and the sizes use the largest. By default
+            1, 10 and :func:`choose_limit`.
 
     Raises:
         UserError: the two sequences differ in length, an image id occurs twice, the class names of the detections are
             others, a label or the number of category ids does not fit the class names, or a limit is below 1.
     """
     ids = tuple(category_ids) if category_ids is not None else tuple(range(1, len(class_names) + 1))
-    limits = sorted(set(max_detections))
-    _check(samples, detections, tuple(class_names), ids, limits)
+    _check(samples, detections, tuple(class_names), ids)
+    limits = sorted(set((1, 10, choose_limit(samples, detections)) if max_detections is None else max_detections))
+    if not limits or limits[0] < 1:
+        raise UserError(f"max_detections is {limits}: expected at least one limit, each 1 or more")
     precision, recall = _evaluate(*_datasets(samples, detections, class_names), limits)
     boxes = np.concatenate([np.zeros(0, bool), *(~sample.target.ignore.numpy() for sample in samples)])
     areas = np.concatenate([np.zeros(0), *(sample.areas.double().numpy() for sample in samples)])[boxes]
@@ -142,21 +148,31 @@ def coco_metrics(
         boxes=len(areas),
         ignored=len(boxes) - len(areas),
         detections=sum(len(found) for found in detections),
+        limit=limits[-1],
+        crowded=sum(_count_largest_class(sample) > limits[-1] for sample in samples),
     )
 
 
+def choose_limit(samples: Sequence[Sample], detections: Sequence[Detections]) -> int:
+    """How many detections of an image and class count: 100 as in COCO, or all where an image holds more objects.
+
+    So AP is COCO's, except on crowded images, where COCO's limit would leave out what a model may report.
+    """
+    crowded = any(_count_largest_class(sample) > 100 for sample in samples)
+    return max([100, *map(len, detections)]) if crowded else 100
+
+
+def _count_largest_class(sample: Sample) -> int:
+    """The most objects of one class, ignore regions left out."""
+    return int(sample.target.labels[~sample.target.ignore].bincount(minlength=1).max())
+
+
 def _check(
-    samples: Sequence[Sample],
-    detections: Sequence[Detections],
-    names: tuple[str, ...],
-    ids: tuple[int, ...],
-    limits: list[int],
+    samples: Sequence[Sample], detections: Sequence[Detections], names: tuple[str, ...], ids: tuple[int, ...]
 ) -> None:
     check_samples(samples, detections, len(names))
     if len(ids) != len(names):
         raise UserError(f"{len(names)} class names but {len(ids)} category ids: give one id per class")
-    if not limits or limits[0] < 1:
-        raise UserError(f"max_detections is {limits}: expected at least one limit, each 1 or more")
     for image_id, count in Counter(sample.image_id for sample in samples).items():
         if count > 1:
             raise UserError(f"image id {image_id!r} occurs {count} times: COCO AP needs a different id for every image")
@@ -213,31 +229,6 @@ def _evaluate(truths: dict[str, Any], results: dict[str, Any], limits: list[int]
     evaluator.accumulate()
     precision, recall = evaluator.eval["precision"], evaluator.eval["recall"]
     return np.where(precision > -1, precision, np.nan), np.where(recall > -1, recall, np.nan)
-
-
-def average_precision(
-    labels: NDArray[np.int64], hits: NDArray[np.bool_], counts: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    """COCO's average precision at one IoU: precision, made to fall only, at the recalls 0.00, 0.01 .. 1.00.
-
-    Args:
-        labels: (n,) classes of the detections that count, best score first.
-        hits: (n,) whether each has found an object.
-        counts: (K,) objects of each class.
-
-    Returns:
-        (K,) in [0, 1], NaN where a class has no object.
-    """
-    order = np.argsort(labels, kind="stable")
-    bounds = np.searchsorted(labels[order], np.arange(len(counts) + 1))
-    result = np.full(len(counts), np.nan)
-    for label in np.flatnonzero(counts):
-        found = np.cumsum(hits[order[bounds[label] : bounds[label + 1]]])
-        precision = found / np.arange(1, len(found) + 1)
-        falling = np.maximum.accumulate(precision[::-1])[::-1]
-        reached = np.searchsorted(found / counts[label], RECALLS)
-        result[label] = falling[reached[reached < len(found)]].sum() / len(RECALLS)
-    return result
 
 
 def mean(values: NDArray[np.float64]) -> float:

@@ -21,7 +21,8 @@ from retinanet.files import check_output_folder
 from retinanet.inference.predictor import Predictor
 from retinanet.losses.detection import DetectionLoss
 from retinanet.model.device import choose_device
-from retinanet.spec import exported_file
+from retinanet.options import explain_unknown_options
+from retinanet.spec import check_model_first, exported_file
 from retinanet.types import Assignment, Batch, Detections, RawOutput
 
 RESULTS = ("evaluation.json", "predictions.json")
@@ -42,6 +43,7 @@ class Pass:
     images_per_second: float | None
 
 
+@explain_unknown_options
 def evaluate(
     model: str | Path,
     data: str | Path,
@@ -57,6 +59,8 @@ def evaluate(
     overwrite: bool = False,
 ) -> EvaluationResult:
     """COCO average precision of a model on annotated images.
+
+    As in COCO, 100 detections of an image and class count; where an image holds more objects of a class, all do.
 
     Args:
         model: model folder, exported model, torchvision/NAME or a hub repository. An exported model has no loss.
@@ -75,6 +79,7 @@ def evaluate(
         UserError: unusable model or data, an object of a class that the model does not know, or results are there
             already.
     """
+    check_model_first(model, data)
     if batch_size < 1 or workers < 0:
         raise UserError(f"expected batch_size >= 1 and workers >= 0, got {batch_size} and {workers}")
     if output is not None:

@@ -12,14 +12,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from retinanet.evaluation.coco import check_samples, rank_by_id, to_xywh
+from retinanet.evaluation.coco import check_samples, choose_limit, rank_by_id, to_xywh
 from retinanet.types import Detections, Sample, Target
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 
-LIMIT = 100  # detections per image and class, as in coco_metrics
 # What a detection is, by code: it has found an object, is one of TIDE's errors, or lies in an ignore region.
 HIT, IGNORED = "hit", "ignored"
 KINDS = (HIT, "classification", "localisation", "both", "duplicate", "background", IGNORED)
@@ -182,17 +181,18 @@ class Overlaps:
 
 
 def find_overlaps(samples: Sequence[Sample], detections: Sequence[Detections], class_names: Sequence[str]) -> Overlaps:
-    """The overlaps of a data set, as COCO counts them: the 100 best detections of every image and class.
+    """The overlaps of a data set, as COCO counts them: the best detections of every image and class.
 
     Args:
         samples: N annotated images, boxes in pixels of the original image; equal scores are ranked by image id.
-        detections: N, what was found in each of them, in the same pixels.
+        detections: N, what was found in each of them, in the same pixels; :func:`choose_limit` says how many count.
         class_names: K names.
 
     Raises:
         UserError: the two differ in length, or a label is no index of the class names.
     """
     check_samples(samples, detections, len(class_names))
+    limit = choose_limit(samples, detections)
     targets, areas = [sample.target for sample in samples], [sample.areas for sample in samples]
     overlaps = overlap_boxes(detections, targets, class_names, areas=areas, rank=rank_by_id(samples))
     # how many better detections of its image and class each has
@@ -200,7 +200,7 @@ def find_overlaps(samples: Sequence[Sample], detections: Sequence[Detections], c
     order = np.argsort(group, kind="stable")
     better = np.empty(len(group), np.int64)
     better[order] = np.arange(len(group)) - np.searchsorted(group[order], group[order])
-    return overlaps.select(better < LIMIT)
+    return overlaps.select(better < limit)
 
 
 def overlap_boxes(

@@ -45,6 +45,7 @@ class EvaluationResult:
             f"{metrics.images} images, {metrics.boxes} boxes, {metrics.ignored} ignore regions, "
             f"{metrics.detections} detections"
         )
+        lines += self.describe_limits()
         if self.images_per_second is not None:
             lines.append(f"{self.images_per_second:.1f} images/s")
         if self.loss:
@@ -61,6 +62,20 @@ class EvaluationResult:
             ),
             Table(("Class", "Images", "Boxes", "Detections", "AP", "AP50"), by_class),
         )
+
+    def describe_limits(self) -> list[str]:
+        """What AP could not count: nothing in most sets, so no line."""
+        metrics, lines = self.metrics, []
+        if not metrics.boxes:
+            lines.append(f"no object in the {metrics.images} images: AP cannot be measured")
+        if metrics.limit != 100:
+            lines.append(f"AP counts {metrics.limit} detections of an image and class; COCO's AP counts 100")
+        if metrics.crowded:
+            lines.append(
+                f"{metrics.crowded} images hold more than {metrics.limit} objects of a class, and no more detections "
+                "than that were made or counted: raise postprocess.max_detections of the model"
+            )
+        return lines
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that JSON can hold; NaN and infinity become None."""

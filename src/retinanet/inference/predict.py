@@ -19,7 +19,7 @@ from rich.progress import Progress
 
 from retinanet.errors import UserError
 from retinanet.files import check_output_folder
-from retinanet.images.io import IMAGE_SUFFIXES, image_size, read_pixels
+from retinanet.images.io import image_size, read_pixels
 from retinanet.images.windows import ImageWindows, overview
 from retinanet.inference.backend import Mode, count_cores
 from retinanet.inference.documents import Prediction, Predictions, make_coco_document, make_csv_document
@@ -27,9 +27,10 @@ from retinanet.inference.paths import find_images, name_pictures
 from retinanet.inference.predictor import Predictor, describe_limit
 from retinanet.inference.stream import in_order
 from retinanet.inference.tiled import check_tile_options, predict_tiled
+from retinanet.options import explain_unknown_options
 from retinanet.plotting.draw import draw_boxes
-from retinanet.spec import exported_file
-from retinanet.types import DEFAULT_THRESHOLD, Detections
+from retinanet.spec import check_model_first, exported_file
+from retinanet.types import Detections
 
 LEGIBLE = 600
 OVERVIEW = 4096  # most pixels of the long side of a picture of an image that was cut into tiles
@@ -38,6 +39,7 @@ Report = Callable[[float], object]  # told how many images are done
 _log = logging.getLogger(__name__)
 
 
+@explain_unknown_options
 def predict(
     model: str,
     images: list[str],
@@ -96,7 +98,8 @@ def predict(
         UserError: no usable model, no such image, none that can be read, an option that this kind of model does not
             have, or results are there already.
     """
-    _check_options(model, score, workers, tile, tile_scale)
+    check_model_first(model, next(iter(images), ""))
+    _check_options(score, workers, tile, tile_scale)
     folder, paths = Path(output), find_images(images)
     names = name_pictures(paths) if pictures else {}
     _check_output(folder, names, overwrite=overwrite)
@@ -119,11 +122,7 @@ def predict(
     return predictions
 
 
-def _check_options(
-    model: str, score: float | None, workers: int | None, tile: int | None, tile_scale: float | None
-) -> None:
-    if Path(model).suffix.lower() in IMAGE_SUFFIXES:
-        raise UserError(f"{model} is an image; the model comes first: retinanet predict MODEL IMAGE...")
+def _check_options(score: float | None, workers: int | None, tile: int | None, tile_scale: float | None) -> None:
     if score is not None and not 0 <= score <= 1:
         raise UserError(f"--score is between 0 and 1, got {score}")
     if workers is not None and workers < 1:
@@ -246,7 +245,7 @@ def _predict_and_draw(
                         continue
                     if predictor.is_at_limit(result):
                         full.append(path)
-                    predictions.append(Prediction(path, size, keep_above(result, least)))
+                    predictions.append(Prediction(path, size, result.above(least)))
                     yield predictions[-1]
 
         with ThreadPoolExecutor(workers) as pool:
@@ -286,12 +285,3 @@ def _draw(targets: Mapping[Path, Path], prediction: Prediction, *, whole: bool) 
     )
     targets[path].parent.mkdir(parents=True, exist_ok=True)
     picture.save(targets[path])
-
-
-def keep_above(detections: Detections, least: float | Mapping[str, float]) -> Detections:
-    """The detections that reach a score, or the threshold of their class by its name; 0.3 for a class without one."""
-    if not isinstance(least, Mapping):
-        return detections.above(least)
-    limits = np.array([least.get(name, DEFAULT_THRESHOLD) for name in detections.class_names], dtype=np.float32)
-    keep = np.flatnonzero(np.asarray(detections.scores) >= limits[np.asarray(detections.labels)]).tolist()
-    return Detections(detections.boxes[keep], detections.scores[keep], detections.labels[keep], detections.class_names)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -17,6 +17,7 @@ from retinanet.images.io import picture_array, read_pixels
 from retinanet.inference.backend import Backend, Mode, Prepared
 from retinanet.inference.exported import open_exported
 from retinanet.inference.stream import stream_detections
+from retinanet.options import explain_unknown_options
 from retinanet.spec import ModelSpec, exported_file
 from retinanet.types import DEFAULT_THRESHOLD, Detections
 
@@ -42,6 +43,7 @@ class Predictor:
         self._warned = False  # of an image whose detections are as many as the model reports
 
     @classmethod
+    @explain_unknown_options
     def load(
         cls,
         model: str | Path,
@@ -94,6 +96,12 @@ class Predictor:
         """K names."""
         return self.backend.spec.class_names
 
+    @property
+    def thresholds(self) -> Mapping[str, float]:
+        """The score from which on ``predict`` shows a detection, by class name; 0.3 where the model holds none."""
+        stored = self.backend.spec.thresholds
+        return {name: stored.get(name, DEFAULT_THRESHOLD) for name in self.class_names}
+
     @overload
     def __call__(self, images: str | Path | Image.Image | NDArray[np.uint8] | Tensor) -> Detections: ...
 
@@ -101,7 +109,10 @@ class Predictor:
     def __call__(self, images: Sequence[Any]) -> list[Detections]: ...
 
     def __call__(self, images: Any) -> Detections | list[Detections]:
-        """Detections in one image, or in each image of a list.
+        """Detections in one image, or in each image of a list: all that the model reports.
+
+        That is what AP counts, from the model's own threshold (``postprocess.score``, usually 0.05) on. The command
+        ``predict`` shows fewer: ``predictor(image).above(predictor.thresholds)``.
 
         Args:
             images: a path, a picture of Pillow, an array (H, W, 3) uint8 RGB, a tensor (3, H, W) uint8 RGB, or a list
@@ -145,11 +156,9 @@ class Predictor:
 
     def is_at_limit(self, detections: Detections) -> bool:
         """Whether there are as many detections in an image as the model reports at most, and the last is shown too."""
-        spec = self.backend.spec
-        if len(detections) < spec.postprocess.max_detections:
+        if len(detections) < self.backend.spec.postprocess.max_detections:
             return False
-        name = detections.class_names[int(detections.labels[-1])]
-        return float(detections.scores[-1]) >= spec.thresholds.get(name, DEFAULT_THRESHOLD)
+        return float(detections.scores[-1]) >= self.thresholds[detections.names[-1]]
 
     def tiled(
         self,

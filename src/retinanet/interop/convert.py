@@ -28,6 +28,7 @@ from retinanet.interop.source import (
 )
 from retinanet.model.presets import Architecture
 from retinanet.model_folder import read_model
+from retinanet.options import explain_unknown_options
 from retinanet.plain import with_changes
 from retinanet.spec import CONFIG, ModelSpec
 
@@ -35,6 +36,7 @@ COCO_CLASSES = 80
 SOURCES = (torchvision.SOURCE, yhenon.SOURCE, detectron2.SOURCE, mmdetection.SOURCE, odtk.SOURCE)
 
 
+@explain_unknown_options
 def convert(
     weights: str,
     output: str,

@@ -40,7 +40,8 @@ def model_folder(name: str | Path) -> Path | None:
     """The local folder of a model.
 
     A slip in a local path is told as such and asks no network: ``owner/name`` is looked up on the hub only where there
-    is no folder ``owner`` here, no local path of nearly that name, and ``name`` does not end as a file does.
+    is no folder ``owner`` here, no local path of nearly that name, and ``name`` does not end as a file does. Nor are
+    ``runs/name`` and ``name/last``, which are paths of runs.
 
     Args:
         name: a model folder; ``torchvision/retinanet_resnet50_fpn`` or ``..._v2``, which is downloaded and converted
@@ -61,7 +62,8 @@ def model_folder(name: str | Path) -> Path | None:
         return _convert_once(file)
     if len(path.parts) > 1 and (near := _nearest_path(path)):
         raise UserError(f"no model in {text}; did you mean {near}?")
-    is_repository = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", text) and path.suffix.lower() not in FILE_SUFFIXES
+    is_local = path.suffix.lower() in FILE_SUFFIXES or path.parts[:1] == ("runs",) or path.name == "last"
+    is_repository = not is_local and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", text)
     return _download_repository(text) if is_repository and not path.parent.exists() else None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from retinanet.files import explain_failed_write
+from retinanet.plotting.html import format_number
 
 STEP_COLUMNS = ("step", "epoch", "loss", "classification", "box", "positives", "lr", "grad_norm", "images_per_s")
 COLUMNS = (*STEP_COLUMNS, "val_loss", "AP", "AP50", "AP75")
@@ -74,10 +76,11 @@ class RunLog:
         """One evaluation: a row, and a line for the person."""
         self._write(row)
         if best:
-            self._progress.update(self._task, ap=f"{row['AP']:.3f}")
+            self._progress.update(self._task, ap=format_number(row["AP"]))
         self.say(
             f"epoch {row['epoch']}  step {row['step']}  validation loss {row['val_loss']:.3f}  "
-            f"AP {row['AP']:.3f}  AP50 {row['AP50']:.3f}" + ("  best so far" if best else "")
+            f"AP {format_number(row['AP'])}  AP50 {format_number(row['AP50'])}"
+            + ("  best so far" if best and not math.isnan(row["AP"]) else "")
         )
 
     def say(self, text: str) -> None:

@@ -161,10 +161,11 @@ def _check_options(config: TrainConfig) -> list[str]:
     names = [name for name in {**now, **then} if name not in FREE and then.get(name) != now.get(name)]
     differing = {name: f"{name} {then.get(name)} -> {now.get(name)}" for name in names}
     if others := [text for name, text in differing.items() if name not in ROUNDING]:
-        more = f"; for more epochs: --model {folder} --output NEW --epochs N" if "epochs" in differing else ""
+        epochs = f" --epochs {config.epochs}" if "epochs" in differing else ""
         raise UserError(
             f"{folder} was started with other options ({', '.join(others)}). Go on with the same: "
-            f"{_resume_command(folder)}{more}"
+            f"{_resume_command(folder)}. Or start another run from its model: retinanet train {config.data} --model "
+            f"{folder} --output NEW{epochs}"
         )
     return list(differing.values())
 

@@ -15,6 +15,7 @@ from retinanet.data.transforms import Augment
 from retinanet.data.workers import end_if_imported_by_a_worker
 from retinanet.files import explain_failed_write, write_atomically
 from retinanet.model.postprocess import Postprocess
+from retinanet.options import explain_unknown_options
 from retinanet.plain import to_plain
 from retinanet.plotting.figures import save_figure, training_curves
 from retinanet.training.build import Training, build_training
@@ -48,6 +49,7 @@ class TrainResult:
     steps: int
 
 
+@explain_unknown_options
 def train(
     data: str,
     output: str,

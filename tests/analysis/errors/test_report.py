@@ -12,7 +12,6 @@ from retinanet.analysis.errors.curves import best_thresholds
 from retinanet.analysis.errors.report import error_report, section, worst_images
 from retinanet.analysis.errors.tide import TYPES
 from retinanet.evaluation.matching import match_image
-from retinanet.inference.predict import keep_above
 from retinanet.plotting.html import write_html
 
 NAMES = ("a", "b", "c")
@@ -54,7 +53,7 @@ def test_the_worst_images_come_first(scene):
     ranked = worst_images(report.shown, 3)
     expected = []
     for index, (sample, found) in enumerate(zip(samples, detections, strict=True)):
-        _, false, missed = match_image(keep_above(found, best_thresholds(report.curves)), sample.target)
+        _, false, missed = match_image(found.above(best_thresholds(report.curves)), sample.target)
         expected.append((len(false) + len(missed), -index))
     expected.sort(reverse=True)
     assert [(number, -index) for index, number in ranked] == expected[:3]

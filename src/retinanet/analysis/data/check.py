@@ -24,6 +24,7 @@ from retinanet.images.preprocess import Preprocess
 from retinanet.interop.pretrained import model_folder
 from retinanet.model.presets import Architecture, preset
 from retinanet.model_folder import read_spec
+from retinanet.options import explain_unknown_options
 from retinanet.plain import with_changes
 
 RESULTS = ("report.html", "check.json")
@@ -69,6 +70,7 @@ class CheckResult:
         }
 
 
+@explain_unknown_options
 def check(
     data: str,
     *,

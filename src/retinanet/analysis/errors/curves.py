@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from retinanet.analysis.errors.tide import round_numbers
+from retinanet.analysis.errors.tide import RECALLS, average_precision, round_numbers
 from retinanet.errors import UserError
-from retinanet.evaluation.coco import RECALLS, average_precision
 from retinanet.evaluation.matching import Flags, Floats, Integers, Overlaps
 from retinanet.types import DEFAULT_THRESHOLD
 

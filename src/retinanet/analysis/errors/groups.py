@@ -9,8 +9,9 @@ from itertools import pairwise
 import numpy as np
 import torch
 
+from retinanet.analysis.errors.tide import average_precision
 from retinanet.anchors.geometry import iou
-from retinanet.evaluation.coco import AREA_RANGES, average_precision, mean
+from retinanet.evaluation.coco import AREA_RANGES, mean
 from retinanet.evaluation.matching import Flags, Overlaps
 
 IOUS = np.linspace(0.5, 0.95, 10)

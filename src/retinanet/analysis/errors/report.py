@@ -33,7 +33,8 @@ REMEDIES = {
     "localisation": "Boxes lie near their object but not well enough. Check that the annotated boxes are tight and "
     "drawn by one rule, then try larger images or a longer training.",
     "both": "Boxes lie near an object of another class. Mostly such detections are weak: a higher score removes them.",
-    "duplicate": "One object is found twice. Lower postprocess.nms, or look for objects annotated twice.",
+    "duplicate": "One object is found twice. Look for objects annotated twice. A lower NMS threshold removes "
+    "duplicates, but also detections of objects that overlap.",
     "background": "Something is found where nothing is annotated. Look at the dashed boxes in the pictures below: if "
     "they are objects, the annotations are incomplete and AP is underrated; if not, add images without objects.",
     "missed": "Objects have no detection near them at any score. Check that anchors reach them and how small they are.",

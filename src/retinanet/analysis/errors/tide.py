@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 
 from retinanet.errors import UserError
-from retinanet.evaluation.coco import average_precision, mean
+from retinanet.evaluation.coco import mean
 from retinanet.evaluation.matching import HIT, IGNORED, KINDS, Flags, Floats, Integers, Overlaps
 from retinanet.files import make_json_safe
 
 FALSE = tuple(kind for kind in KINDS if kind not in (HIT, IGNORED))
 TYPES = (*FALSE, "missed")  # a "missed" error is of an object, the others are of detections
 SPECIAL = ("false positives", "false negatives")
+RECALLS = np.linspace(0, 1, 101)
 
 
 @dataclass(frozen=True)
@@ -203,3 +204,26 @@ def round_numbers(value: Any, digits: int = 6) -> Any:
     if isinstance(value, list | tuple | np.ndarray):
         return [round_numbers(entry, digits) for entry in value]
     return make_json_safe(round(value, digits) if isinstance(value, float) else value)
+
+
+def average_precision(labels: Integers, hits: Flags, counts: Integers) -> Floats:
+    """COCO's average precision at one IoU: precision, made to fall only, at the recalls 0.00, 0.01 .. 1.00.
+
+    Args:
+        labels: (n,) classes of the detections that count, best score first.
+        hits: (n,) whether each has found an object.
+        counts: (K,) objects of each class.
+
+    Returns:
+        (K,) in [0, 1], NaN where a class has no object.
+    """
+    order = np.argsort(labels, kind="stable")
+    bounds = np.searchsorted(labels[order], np.arange(len(counts) + 1))
+    result = np.full(len(counts), np.nan)
+    for label in np.flatnonzero(counts):
+        found = np.cumsum(hits[order[bounds[label] : bounds[label + 1]]])
+        precision = found / np.arange(1, len(found) + 1)
+        falling = np.maximum.accumulate(precision[::-1])[::-1]
+        reached = np.searchsorted(found / counts[label], RECALLS)
+        result[label] = falling[reached[reached < len(found)]].sum() / len(RECALLS)
+    return result

@@ -63,7 +63,7 @@ GATES = {
         *((0, 158, 115), (2.5, 4), "--"),
     ),
     SUPPRESSED: Gate(
-        "a better box overlapped it: raise the NMS threshold, most of all where objects overlap",
+        "a better box overlapped it: where objects overlap, a higher NMS threshold keeps it, but keeps duplicates too",
         "its box of score {furthest} went under {rival}",
         *((230, 159, 0), (8, 2.5), ".."),
     ),

@@ -23,8 +23,10 @@ from retinanet.errors import UserError
 from retinanet.evaluation.matching import match_image
 from retinanet.files import check_output_folder
 from retinanet.model.device import choose_device
+from retinanet.options import explain_unknown_options
 from retinanet.plotting.draw import draw_comparison, to_picture
 from retinanet.plotting.html import Section, Table
+from retinanet.spec import check_model_first
 from retinanet.types import DEFAULT_THRESHOLD, Batch, Detections, Sample
 
 RESULTS = ("report.html", "why.json", "why.png")
@@ -32,6 +34,7 @@ NEAREST_FOLDERS = 6  # how many folders above an image may be the data set that 
 LEGIBLE = 900  # pixels of the short side that small images are enlarged to
 
 
+@explain_unknown_options
 def why(
     model: str,
     image: str,
@@ -59,6 +62,7 @@ def why(
     Raises:
         UserError: no usable model or image, no data set with the image, or results are there already.
     """
+    check_model_first(model, image)
     folder = Path(output)
     check_output_folder(folder, RESULTS, overwrite=overwrite)
     if not os.path.isfile(image):

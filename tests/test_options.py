@@ -1,0 +1,88 @@
+"""What other tools call an option is told by our name, on the command line and in Python."""
+
+import inspect
+import pickle
+
+import pytest
+
+import retinanet
+from retinanet import Predictor, UserError
+from retinanet.cli.arguments import find_options
+from retinanet.cli.main import COMMANDS, main
+from retinanet.options import SYNONYMS, explain_unknown_options
+
+NAMES = {  # command, name that it does not have -> on the command line, in Python
+    ("train", "imgsz"): ("--image.short", "image=ImageConfig(short=...)"),
+    ("train", "img-size"): ("--image.short", "image=ImageConfig(short=...)"),
+    ("train", "size"): ("--image.short", "image=ImageConfig(short=...)"),
+    ("train", "device"): ("--run.accelerator", "run=RunConfig(accelerator=...)"),
+    ("train", "learning-rate"): ("--optim.lr", "optim=OptimConfig(lr=...)"),
+    ("train", "lr0"): ("--optim.lr", "optim=OptimConfig(lr=...)"),
+    ("train", "backbone"): ("--model", "model"),
+    ("train", "pretrained"): ("--weights", "weights"),
+    ("train", "name"): ("--output", "output"),
+    ("train", "num-workers"): ("--run.workers", "run=RunConfig(workers=...)"),
+    ("train", "batch"): ("--batch_size", "batch_size"),
+    ("train", "iou"): ("--postprocess.nms", "postprocess=Postprocess(nms=...)"),
+    ("predict", "conf"): ("--score", "score"),
+    ("predict", "source"): ("--images", "images"),
+    ("predict", "weights"): ("--model", "model"),
+    ("predict", "amp"): ("--precision", "precision"),
+    ("evaluate", "num_workers"): ("--workers", "workers"),
+    ("check", "imgsz"): ("--short", "short"),
+    ("export", "half"): ("--precision", "precision"),
+}
+
+
+@pytest.mark.parametrize("case", NAMES, ids=" ".join)
+def test_names_of_other_tools(case, capsys):
+    (command, name), (there, here) = case, NAMES[case]
+    assert main([command, f"--{name}", "1"]) == 2
+    assert f"unknown option --{name}, did you mean '{there}'? See --help" in capsys.readouterr().err
+    python_name = name.replace("-", "_")
+    with pytest.raises(UserError) as error:
+        getattr(retinanet, command)("a", "b", **{python_name: 1})
+    assert str(error.value) == f"{command}() has no parameter {python_name!r}, did you mean {here!r}?"
+
+
+def test_fields_of_groups_and_misspelt_names_in_python():
+    with pytest.raises(UserError, match=r"did you mean 'optim=OptimConfig\(lr=...\)'\?"):
+        retinanet.train("a", "b", lr=0.1)
+    with pytest.raises(UserError, match="did you mean 'epochs'"):
+        retinanet.train("a", "b", epoch=1)
+    with pytest.raises(UserError, match=r"Predictor.load\(\) has no parameter 'half', did you mean 'precision'"):
+        Predictor.load("a", half=True)
+    with pytest.raises(UserError, match=r"predict\(\) has no parameter 'qqq'\.$"):
+        retinanet.predict("a", ["b"], qqq=1)
+
+
+def test_what_training_settles_is_told_elsewhere(capsys):
+    assert main(["predict", "--imgsz", "640"]) == 2
+    assert "--imgsz; it is settled in training, by --image.short. See" in capsys.readouterr().err
+
+
+def test_the_table_names_real_options_and_no_other():
+    options = {
+        name
+        for command in ("evaluate", "predict")
+        for name in inspect.signature(getattr(retinanet, command)).parameters
+    }
+    groups = inspect.signature(retinanet.train, eval_str=True).parameters
+    options |= set(groups)
+    for name, one in groups.items():
+        if not isinstance(one.default, str | int | bool | type(None) | type(inspect.Parameter.empty)):
+            options |= {f"{name}.{inner}" for inner, _ in find_options(one.default, {})}
+    assert set(SYNONYMS) <= options
+    words = [(option, word) for option, others in SYNONYMS.items() for word in others.split()]
+    assert len(words) == len(set(words))
+
+
+def test_the_functions_keep_their_names_and_can_be_sent_to_another_process():
+    for name in set(COMMANDS) - {"demo"}:
+        function = getattr(retinanet, name)
+        assert function.__name__ == name and pickle.loads(pickle.dumps(function)) is function
+
+    def add(one, two=1):
+        return one + two
+
+    assert explain_unknown_options(add)(1, two=4) == 5
