@@ -2,10 +2,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO ?= runs/demo
+SEED ?= 0
+BUDGET ?= 10000
 # Tests that load ONNX Runtime and OpenVINO, in processes of their own: among all others OpenVINO has brought a worker down.
 RUNTIMES := tests/deploy tests/inference
 
-.PHONY: install install-dev demo lint test format clean
+.PHONY: install install-dev demo lint test fuzz format clean
 
 install: .venv/.installed
 install-dev: .venv/.installed-dev
@@ -31,6 +33,9 @@ lint: install-dev
 test: lint
 	$(BIN)/python -m pytest -n 2 $(RUNTIMES:%=--ignore %)
 	$(BIN)/python -m pytest -n 2 $(RUNTIMES)
+
+fuzz: install-dev
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz --runtimes --seed $(SEED) --budget $(BUDGET)
 
 format: install-dev
 	$(BIN)/ruff check --fix .

@@ -1,4 +1,4 @@
-"""Whether results may be written to a place, writing them whole or not at all, and values that JSON can hold."""
+"""Opening files, whether results may be written, writing them whole or not at all, and values that JSON can hold."""
 
 from __future__ import annotations
 
@@ -6,15 +6,28 @@ import errno
 import math
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from retinanet.digest import seal
 from retinanet.errors import UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def open_file(path: Path) -> BinaryIO:
+    """A file, open for reading. A named pipe would wait for its writer, and a device may have no end.
+
+    Raises:
+        OSError: it cannot be opened, or is no file.
+    """
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # of a folder open says so itself
+        raise OSError(errno.EINVAL, "it is a named pipe or a device, not a file", str(path))
+    return path.open("rb")
 
 
 def check_output_folder(folder: Path, names: Sequence[str], *, overwrite: bool) -> None:
@@ -28,9 +41,9 @@ def check_output_folder(folder: Path, names: Sequence[str], *, overwrite: bool) 
     Raises:
         UserError: the folder is a file or cannot be written to, or holds such a file and ``overwrite`` is off.
     """
-    if folder.is_file():
+    if os.path.isfile(folder):
         raise UserError(f"--output {folder} is a file; expected the name of a folder")
-    existing = [name for name in names if (folder / name).exists()]
+    existing = [name for name in names if os.path.exists(folder / name)]
     if existing and not overwrite:
         raise UserError(
             f"--output {folder} holds results already ({existing[0]}). Choose another --output or pass --overwrite"
@@ -45,8 +58,8 @@ def check_writable(path: Path) -> None:
         UserError: a parent is a file, or the nearest existing parent may not be written to.
     """
     path = path.absolute()
-    nearest = next(place for place in (path, *path.parents) if place.exists())
-    if nearest != path and not nearest.is_dir():
+    nearest = next(place for place in (path, *path.parents) if os.path.exists(place))
+    if nearest != path and not os.path.isdir(nearest):
         raise UserError(f"{path} cannot be written: {nearest} is a file, not a folder. Choose another place")
     if not os.access(nearest, os.W_OK):
         raise UserError(f"{path} cannot be written: {nearest} is read-only. Choose another place")

@@ -117,12 +117,12 @@ def read_config(folder: str | Path) -> dict[str, Any]:
             f"{folder} is an exported model; it can predict and be evaluated. For this command give the model "
             "folder it was exported from"
         )
-    if folder.is_file():
+    if os.path.isfile(folder):
         raise UserError(
             f"{folder} is a file; a model is a folder with {CONFIG} and {TENSORS}. To make one of the weights of "
             f"another code base: retinanet convert {folder} FOLDER"
         )
-    if not (folder / CONFIG).is_file():
+    if not os.path.isfile(folder / CONFIG):
         raise UserError(f"no model in {folder}: expected a folder with {CONFIG} and {TENSORS}, as train writes it")
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
@@ -144,7 +144,7 @@ def load_tensors(net: RetinaNet, path: Path) -> None:
     Raises:
         UserError: missing or damaged file; a missing, extra or misshapen tensor, or one with NaN or infinity.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"the model has no weights: {path} is missing")
     try:
         tensors = load_file(path)
@@ -185,7 +185,7 @@ def _write_config(folder: Path, config: Mapping[str, Any]) -> None:
 def _check_digest(folder: Path, config: Mapping[str, Any]) -> None:
     """Refuse weights that are not those that the configuration was written with, where it says which."""
     path = folder / TENSORS
-    if DIGESTS not in config or not path.is_file():
+    if DIGESTS not in config or not os.path.isfile(path):
         return
     try:
         digest = file_sha256(path)

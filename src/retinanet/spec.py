@@ -5,6 +5,7 @@ It is read without torch, because who predicts with an exported model need not h
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -149,14 +150,14 @@ def exported_file(path: str | Path) -> Path | None:
             code.
     """
     path = Path(path)
-    if path.is_file():
+    if os.path.isfile(path):
         return path if path.suffix in (".xml", ".onnx", ".pt2") else None
-    if (path / CONFIG).is_file():
+    if os.path.isfile(path / CONFIG):
         return None
     for name in EXPORTED:
-        if (path / name).is_file():
+        if os.path.isfile(path / name):
             return path / name
-    if archives := sorted(path.glob("*.pt2")):
+    if archives := sorted(path.glob("*.pt2")) if os.path.isdir(path) else []:
         raise UserError(
             f"{path} holds {archives[0].name}, and loading a pt2 file can run code, so the file itself must be named. "
             f"If you trust whoever made it, give {archives[0]} as the model, with --trust (trust=True in Python)"

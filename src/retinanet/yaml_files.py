@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,9 +13,24 @@ import yaml
 from retinanet.errors import UserError
 
 MOST_BYTES = 100_000  # a configuration of ours has about 2,000
+MOST_NESTED = 100  # brackets: PyYAML looks at all that are open for each token
 
 
-class PlainLoader(yaml.SafeLoader):
+class _Shallow:
+    """A loader that ends where brackets are nested too deeply."""
+
+    def fetch_flow_collection_start(self, token: Any) -> None:
+        """Take an opening bracket."""
+        if self.flow_level >= MOST_NESTED:  # type: ignore[attr-defined]
+            raise yaml.scanner.ScannerError(None, None, "nested too deeply", self.get_mark())  # type: ignore[attr-defined]
+        super().fetch_flow_collection_start(token)  # type: ignore[misc]
+
+
+class TextLoader(_Shallow, yaml.BaseLoader):
+    """Builds only text, lists and mappings: a class called ``no`` stays a name."""
+
+
+class PlainLoader(_Shallow, yaml.SafeLoader):
     """PyYAML's safe loader without aliases, because with aliases a few lines can expand to billions of values.
 
     As in YAML 1.2, ``1e-3`` is a number and ``2026-01-02`` a text.
@@ -35,7 +51,7 @@ class PlainLoader(yaml.SafeLoader):
 
 
 PlainLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
 )
 
 
@@ -67,8 +83,8 @@ def read_mapping(path: Path) -> dict[str, Any]:
     Raises:
         UserError: there is no such file, it is too large, or holds something else (with the line).
     """
-    if not path.is_file():
-        state = "is not a regular file" if path.exists() else "does not exist"
+    if not os.path.isfile(path):
+        state = "is not a regular file" if os.path.exists(path) else "does not exist"
         raise UserError(f"{path}: {state}; expected a YAML file with options, such as the config.yaml of a run")
     with path.open("rb") as stream:
         data = stream.read(MOST_BYTES + 1)

@@ -455,3 +455,17 @@ def test_yaml_that_runs_code(train_refused, tmp_path):
     (tmp_path / "c.yaml").write_text(f"model: {code}\n")
     train_refused("set", "--config", "c.yaml")
     assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("check", "{long}"),
+        ("train", "d", "--output", "out", "--config", "{long}"),
+        ("evaluate", "{long}", "d"),
+        ("convert", "{long}", "out"),
+    ],
+)
+def test_a_name_that_no_file_can_have(refused, words):
+    """Path.exists and is_file raise for it."""
+    assert "x" * 300 in refused(*(word.format(long="x" * 300) for word in words))

@@ -1,7 +1,9 @@
 """What every data format must satisfy, written once: one scene, written in every format and dialect."""
 
+import contextlib
 import json
 import math
+import os
 import pickle
 import random
 from dataclasses import dataclass, field
@@ -327,6 +329,30 @@ def test_missing_images_are_counted(tmp_path, form):
         next(tmp_path.rglob(name)).unlink()
     with pytest.raises(UserError, match=r"2 (of 4 images are missing.*one\.png.*three\.png|label files have no image)"):
         load_dataset(tmp_path, "train")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_named_pipe_in_place_of_a_file_is_not_waited_for(tmp_path, form):
+    SPLIT[form](tmp_path, scene())
+    for file in sorted(tmp_path.rglob("*.*")):
+        if file.suffix in (".json", ".xml", ".txt", ".yaml", ".csv"):
+            content = file.read_bytes()
+            file.unlink()
+            os.mkfifo(file)
+            told = told_of(tmp_path)
+            with pytest.raises(UserError) as refused:
+                load_dataset(file)
+            assert "named pipe" in f"{told} {refused.value}" or "csv" in form or "no class names" in told, file
+            file.unlink()
+            file.write_bytes(content)
+    check(load_dataset(tmp_path, "train"), scene()["train"], form)
+
+
+def told_of(path):
+    faults = []
+    with contextlib.suppress(UserError):
+        read_parts(path, faults.append)
+    return " ".join(map(str, faults))
 
 
 def every_fault(path):

@@ -170,6 +170,7 @@ def test_recognition(source):
         (["{model}", "{new}", "--to", "keras"], "--to keras: models can be written only for torchvision"),
         (["{model}", "{model}", "--to", "torchvision"], "exists already. Name a new file"),
         (["{weights}", "{new}", "--class_names", "a,b,c"], "the weights have 2 classes, 3 different names given"),
+        (["{weights}", "{new}", "--class_names", "name," * 80], "the weights have 2 classes, 1 different names given"),
         (["{weights}", "{new}", "--architecture.norm_epsilon", "0"], "did you mean 'norm_eps'?"),
         (
             ["{weights}", "{new}", "--preprocess.compat.channels", "GBR"],

@@ -49,6 +49,13 @@ def message(path):
     return str(caught.value)
 
 
+def test_files_of_one_and_two_bytes(tmp_path):
+    for first in range(256):
+        for content in (bytes([first]), bytes([first, 2])):
+            (tmp_path / "a.bin").write_bytes(content)
+            assert "a.bin is " in message(tmp_path / "a.bin")
+
+
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 @pytest.mark.parametrize("zipped", [True, False])
 def test_torch_files(tmp_path, zipped, protocol):

@@ -26,6 +26,7 @@ from pathlib import Path
 from retinanet.data.annotations import Annotations, BoxColumns, ImageEntry, declared_size
 from retinanet.data.faults import Fault, Faults, name_list, short
 from retinanet.data.files import ImageFinder, files_in, name_splits, read_text, split_word
+from retinanet.files import open_file
 
 LOOKED_FOR = "CSV: a .csv file, or a folder with some, of path,x1,y1,x2,y2,class without a header or named columns"
 
@@ -136,7 +137,7 @@ def _csv_files(path: Path) -> dict[str, Path] | None:
 def why_not(file: Path) -> Fault | None:
     """None for a file in one of the dialects, else what its first line lacks."""
     try:
-        with file.open(encoding="utf-8-sig", errors="replace") as stream:
+        with io.TextIOWrapper(open_file(file), "utf-8-sig", "replace") as stream:
             line = next((line for line in iter(lambda: stream.readline(65536), "") if not _is_passed_over(line)), "")
     except OSError as error:
         return Fault("broken-file", file, f"cannot be read ({error})")

@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from retinanet.data.faults import Fault, Faults
+from retinanet.files import open_file
 from retinanet.images.io import IMAGE_SUFFIXES
 
 _SPLIT = re.compile(r"(?:^|[^a-z])(trainval|training|train|validation|valid|val|minival|testing|test)(?:\d*|[^a-z].*)$")
@@ -25,7 +26,8 @@ def read_text(path: Path) -> str:
         Fault: the file is missing, unreadable, or not UTF-8 (with the line).
     """
     try:
-        data = path.read_bytes()
+        with open_file(path) as stream:
+            data = stream.read()
     except OSError as error:
         reason = f"cannot be read ({error.strerror or error})"
         raise Fault("broken-file", path, reason, "Check the path and its rights.") from None

@@ -13,6 +13,7 @@ from retinanet.data.annotations import Annotations
 from retinanet.data.faults import Faults, name_list
 from retinanet.data.files import files_in, sub_folders
 from retinanet.errors import UserError
+from retinanet.files import open_file
 
 
 class Format(Protocol):
@@ -100,7 +101,7 @@ def _find_foreign(path: Path) -> str | None:
 
 def _read_start(file: Path) -> str:
     try:
-        with file.open("rb") as stream:
+        with open_file(file) as stream:
             return stream.read(65536).decode("utf-8-sig", "replace")
     except OSError:
         return ""

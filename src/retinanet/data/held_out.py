@@ -7,6 +7,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+from retinanet.files import open_file
+
 
 def draw_held_out(paths: Sequence[Path], image_ids: Sequence[str], seed: int) -> list[int]:
     """The rows of a fifth of the images, sorted.
@@ -45,7 +47,7 @@ def _group_copies(paths: Sequence[Path]) -> list[list[int]]:
 
 def _read_parts(path: Path, length: int) -> bytes:
     """A digest of the first 64 KiB and of 64 KiB from the middle."""
-    with path.open("rb") as stream:
+    with open_file(path) as stream:
         start = stream.read(65536)
         stream.seek(length // 2)
         return hashlib.blake2b(start + stream.read(65536)).digest()

@@ -21,6 +21,7 @@ from defusedxml import DefusedXmlException, ElementTree
 from retinanet.data.annotations import Annotations, BoxColumns, ImageEntry, declared_size
 from retinanet.data.faults import Fault, Faults
 from retinanet.data.files import ImageFinder, files_in, read_text, split_folders
+from retinanet.files import open_file
 from retinanet.images.io import IMAGE_SUFFIXES
 
 LOOKED_FOR = "Pascal VOC: a folder with Annotations/*.xml, or with XML files beside the images"
@@ -140,7 +141,7 @@ def _xml_folder(path: Path) -> Path | None:
 def _is_voc(file: Path) -> bool:
     """Whether the root element seems to be ``annotation``; other tools write XML too."""
     try:
-        with file.open("rb") as stream:
+        with open_file(file) as stream:
             return re.search(rb"<annotation[\s>]", stream.read(4096)) is not None
     except OSError:
         return False
@@ -224,7 +225,8 @@ def _read_file(path: Path, faults: Faults) -> _File:
 def _read_root(path: Path) -> Element:
     remedy = "Fix or remove the file."
     try:
-        root = ElementTree.parse(path).getroot()
+        with open_file(path) as stream:
+            root = ElementTree.parse(stream).getroot()
     except ParseError as error:
         line, column = error.position
         where, reason = f"{path}, line {line}, column {column + 1}", f"broken XML ({error})"

@@ -21,7 +21,9 @@ from retinanet.data.annotations import Annotations, BoxColumns, ImageEntry
 from retinanet.data.faults import Fault, Faults, name_list, short
 from retinanet.data.files import ImageFinder, files_in, list_folder, read_text, split_folders
 from retinanet.data.yolo_labels import LabelReader
+from retinanet.files import open_file
 from retinanet.images.io import IMAGE_SUFFIXES
+from retinanet.yaml_files import TextLoader
 
 LOOKED_FOR = "YOLO: a data.yaml with names and train / val / test, or a folder with images/ and labels/"
 
@@ -83,7 +85,7 @@ def read(path: Path, split: str | None, class_names: Sequence[str] | None, fault
 
 
 def _layout(path: Path) -> _Layout | None:
-    if path.is_file():
+    if os.path.isfile(path):
         return _from_yaml(path) if path.suffix.lower() in (".yaml", ".yml") else None
     configs = [file for file in files_in(path, (".yaml", ".yml")) if _is_config(file)]
     preferred = [file for file in configs if file.stem in ("data", "dataset")] or configs
@@ -95,7 +97,8 @@ def _layout(path: Path) -> _Layout | None:
 
 def _is_config(file: Path) -> bool:
     try:
-        text = file.read_text("utf-8", "replace")
+        with open_file(file) as stream:
+            text = stream.read().decode("utf-8", "replace")
     except OSError:
         return False
     named = re.search(r"^['\"]?(names|nc)['\"]?\s*:", text, re.M)
@@ -125,8 +128,7 @@ def _from_yaml(source: Path) -> _Layout:
 
 def _read_yaml(source: Path) -> dict[Any, Any]:
     try:
-        # BaseLoader builds only text, lists and dicts: as safe as SafeLoader, and a class called `no` stays a name.
-        content = yaml.load(read_text(source), Loader=yaml.BaseLoader)
+        content = yaml.load(read_text(source), Loader=TextLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f", line {mark.line + 1}" if mark else ""
@@ -142,7 +144,7 @@ def _read_yaml(source: Path) -> dict[Any, Any]:
 
 def _declared_names(source: Path, content: dict[Any, Any]) -> tuple[str, ...]:
     names = content.get("names")
-    if isinstance(names, str) and (source.parent / names).is_file():  # a file with a name a line, as of darknet
+    if isinstance(names, str) and os.path.isfile(source.parent / names):  # a file with a name a line, as of darknet
         names = _read_names(source.parent / names)
     if isinstance(names, dict):
         if sorted(names, key=str) != sorted(map(str, range(len(names)))):
@@ -165,10 +167,10 @@ def _read_names(file: Path) -> list[str]:
 def _from_folders(path: Path) -> _Layout | None:
     """A set without data.yaml: images/ and labels/ inside split folders or around them, or everything in one."""
     parts = {folder.name: [f"{folder.name}/images"] for folder in split_folders(path) if (folder / "labels").is_dir()}
-    if (path / "labels").is_dir() and (path / "images").is_dir():
+    if os.path.isdir(path / "labels") and os.path.isdir(path / "images"):
         inside = split_folders(path / "images")
         parts = {folder.name: [f"images/{folder.name}"] for folder in inside} or {"": ["images"]}
-    listed = next((path / name for name in _NAME_FILES if (path / name).is_file()), None)
+    listed = next((path / name for name in _NAME_FILES if os.path.isfile(path / name)), None)
     if not parts and listed is not None:  # labelImg writes classes.txt beside the images
         texts = {file.stem for file in files_in(path, (".txt",))}
         if any(file.stem in texts for file in files_in(path, IMAGE_SUFFIXES)):
@@ -190,7 +192,7 @@ def _images(layout: _Layout, entry: str, finder: ImageFinder) -> list[Path]:
         raise Fault("missing-file", source, reason, "Fix the path.")
     if place not in places[:2]:
         finder.elsewhere[entry] = place
-    if place.is_dir():
+    if os.path.isdir(place):
         return files_in(place, IMAGE_SUFFIXES, deep=True)
     if place.suffix.lower() != ".txt":
         raise Fault("broken-file", source, f"{place} is neither a folder nor a .txt list of images", "Fix the path.")
@@ -198,7 +200,7 @@ def _images(layout: _Layout, entry: str, finder: ImageFinder) -> list[Path]:
     lines = _read_names(place)
     named = [Path(os.path.normpath((place.parent if line.startswith("./") else root) / line)) for line in lines]
     return [
-        image if image.exists() or not (found := finder.find(line)).exists() else found
+        image if os.path.exists(image) or not os.path.exists(found := finder.find(line)) else found
         for line, image in zip(lines, named, strict=True)
     ]
 
@@ -217,7 +219,7 @@ def _label_files(images: Sequence[Path], source: Path, faults: Faults) -> list[P
     bare = [image for image, file in zip(images, files, strict=True) if file is None]
     looked = name_list(sorted({place for place, _ in folders.values()}), 3)
     if files and len(bare) == len(files):
-        absent = sum(not image.exists() for image in images)
+        absent = sum(not os.path.exists(image) for image in images)
         if absent:  # they are told as missing images
             return files
         reason = f"none of {len(files)} images has a label file. Looked in: {looked}"

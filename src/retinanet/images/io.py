@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 import re
 import sys
 import threading
@@ -125,7 +126,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
 @contextmanager
 def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
     """The image with its header read and its pixel count checked."""
-    if path.exists() and not path.is_file() and not path.is_dir():  # opening a pipe would wait for its writer
+    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):  # a pipe waits for its writer
         raise UserError(f"{path}: is a named pipe or a device, an image file was expected. Save the image as a file.")
     with _quiet_pillow(max_pixels):
         try:

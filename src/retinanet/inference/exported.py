@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 
 from retinanet.digest import check_seal
+from retinanet.files import open_file
 from retinanet.inference.backend import ExportedModel, Mode
 from retinanet.inference.card import Card
 
@@ -38,9 +39,9 @@ def warn_if_stale(file: Path, card: Card) -> None:
     """Log a warning where the model folder around an exported model holds other weights than it was made from."""
     for folder in file.absolute().parents[:2]:
         try:
-            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            digests = config.get("weights_sha256")
-        except (OSError, ValueError, AttributeError):  # no model folder
+            with open_file(folder / "config.json") as stream:
+                digests = json.load(stream).get("weights_sha256")
+        except (OSError, ValueError, AttributeError, RecursionError):  # no model folder
             continue
         if card.weights_sha256 and isinstance(digests, list) and card.weights_sha256 not in digests:
             _log.warning(

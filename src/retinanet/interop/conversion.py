@@ -110,8 +110,8 @@ def check_writable(target: Path) -> None:
     Raises:
         UserError: it cannot.
     """
-    place = next(path for path in (target.absolute(), *target.absolute().parents) if path.exists())
-    if place != target.absolute() and not place.is_dir():
+    place = next(path for path in (target.absolute(), *target.absolute().parents) if os.path.exists(path))
+    if place != target.absolute() and not os.path.isdir(place):
         raise UserError(f"{target}: {place} is a file, so nothing can be made in it")
     if not os.access(place, os.W_OK):
         raise UserError(f"{target}: {place} cannot be written to. Choose another place")

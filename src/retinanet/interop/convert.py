@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -76,13 +77,13 @@ def convert(
         if given := [name for name, value in options.items() if value]:
             raise UserError(f"--to writes the model as it is; leave out --{', --'.join(given)}")
         return to_torchvision_file(weights, target, to, overwrite=overwrite)
-    if (Path(weights) / CONFIG).is_file():
+    if os.path.isfile(Path(weights) / CONFIG):
         raise UserError(f"{weights} is a model folder already. To write it for torchvision, add --to torchvision")
-    if target.is_file():
+    if os.path.isfile(target):
         raise UserError(f"{target} is a file; expected the name of a folder for the model")
-    if (target / CONFIG).exists() and not overwrite:
+    if os.path.exists(target / CONFIG) and not overwrite:
         raise UserError(f"{target} is a model already. Name another folder, or pass --overwrite to replace it")
-    if run := [name for name in ("state.pt", "config.yaml") if (target / name).exists()]:
+    if run := [name for name in ("state.pt", "config.yaml") if os.path.exists(target / name)]:
         raise UserError(f"{target} is the folder of a training run ({run[0]} is there). Name another folder")
     check_writable(target)
     file = read_weights(torchvision.download_torchvision(weights) or weights)
@@ -249,7 +250,7 @@ def to_torchvision_file(weights: str, target: Path, to: str, *, overwrite: bool)
     """
     if to != "torchvision":
         raise UserError(f"--to {to}: models can be written only for torchvision")
-    if target.is_dir() or (target.exists() and not overwrite):
+    if os.path.isdir(target) or (os.path.exists(target) and not overwrite):
         raise UserError(f"{target} exists already. Name a new file, such as model.pth, or pass --overwrite")
     check_writable(target)
     spec, net = read_model(weights)
@@ -272,5 +273,5 @@ def _names(given: str | None) -> tuple[str, ...]:
     """Names with commas between, or the lines of a file."""
     if given is None:
         return ()
-    names = read_text(Path(given)).splitlines() if Path(given).is_file() else given.split(",")
+    names = read_text(Path(given)).splitlines() if os.path.isfile(given) else given.split(",")
     return tuple(name.strip() for name in names if name.strip())

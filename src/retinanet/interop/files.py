@@ -5,6 +5,7 @@ What kind of file it is shows in its first bytes, never in its name.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,9 +67,9 @@ def read_weights(path: str | Path) -> WeightsFile:
             dict of finite, dense tensors.
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         raise UserError(f"{path} is a folder; name the weights file in it")
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"no such file: {path}")
     sha256 = file_sha256(path)
     tree, meta, notes = _open(path)
@@ -87,7 +88,7 @@ def _open(path: Path) -> tuple[Any, dict[str, Any], list[str]]:
     if legacy or head.startswith(b"PK\x03\x04"):
         tree, inert = read_torch(path, zipped=not legacy)
         return tree, {}, [f"objects beside the weights were not built: {', '.join(inert)}"] if inert else []
-    if head[:1] == b"\x80" and 2 <= head[1] <= 5:
+    if head[:1] == b"\x80" and b"\2" <= head[1:2] <= b"\5":
         try:
             with path.open("rb") as file:
                 return read_pickle(file), {}, []

@@ -54,9 +54,9 @@ def model_folder(name: str | Path) -> Path | None:
         UserError: what is named cannot be downloaded or converted, or differs a little from a path that exists.
     """
     path, text = Path(name), str(name)
-    if (path / CONFIG).is_file():
+    if os.path.isfile(path / CONFIG):
         return path
-    if text in PRESETS or path.exists():
+    if text in PRESETS or os.path.exists(path):
         return None
     if file := download_torchvision(text):
         return _convert_once(file)
@@ -64,7 +64,7 @@ def model_folder(name: str | Path) -> Path | None:
         raise UserError(f"no model in {text}; did you mean {near}?")
     is_local = path.suffix.lower() in FILE_SUFFIXES or path.parts[:1] == ("runs",) or path.name == "last"
     is_repository = not is_local and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", text)
-    return _download_repository(text) if is_repository and not path.parent.exists() else None
+    return _download_repository(text) if is_repository and not os.path.exists(path.parent) else None
 
 
 def _nearest_path(path: Path) -> Path | None:
@@ -87,7 +87,7 @@ def _convert_once(file: Path) -> Path:
     digits = file_sha256(file)[:16]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = cache / "retinanet" / __version__ / f"{file.stem}-{digits}"
-    if not (folder / CONFIG).is_file():
+    if not os.path.isfile(folder / CONFIG):
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             scratch = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))
@@ -127,6 +127,6 @@ def _download_repository(name: str) -> Path:
         ) from None
     finally:
         quiet.setLevel(level)
-    if not (folder / CONFIG).is_file():
+    if not os.path.isfile(folder / CONFIG):
         raise UserError(f"the hub repository {name} holds no {CONFIG}: it is no model of this package")
     return folder

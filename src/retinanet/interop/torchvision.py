@@ -6,6 +6,7 @@ detections are equal (reference: torchvision 0.29, models/detection/retinanet.py
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -88,7 +89,7 @@ def download_torchvision(name: str) -> Path | None:
         UserError: torchvision has no such RetinaNet, or its file cannot be had; the message says where to put it.
     """
     asked = re.fullmatch(r"torchvision[:/](.+)", name)
-    if asked is None or Path(name).exists():
+    if asked is None or os.path.exists(name):
         return None
     from torchvision.models import detection  # a second to import
 
@@ -100,7 +101,7 @@ def download_torchvision(name: str) -> Path | None:
         raise UserError(f"torchvision publishes {' and '.join(published)}; there is no {asked[1]!r}")
     url = published[asked[1]].url
     file = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
-    if file.is_file():
+    if os.path.isfile(file):
         return file
     digits = re.search(r"-([a-f0-9]+)\.", file.name)
     try:
