@@ -18,7 +18,17 @@ import numpy as np
 from retinanet.data.annotations import Annotations, BoxColumns, ImageEntry, declared_size, refuse_twins
 from retinanet.data.coco_boxes import CocoFile, make_columns, whole_number
 from retinanet.data.faults import Fault, Faults, name_list, short
-from retinanet.data.files import ImageFinder, files_in, name_splits, read_text, split_folders, split_word, sub_folders
+from retinanet.data.files import (
+    ImageFinder,
+    decode,
+    files_in,
+    name_splits,
+    open_file,
+    read_text,
+    split_folders,
+    split_word,
+    sub_folders,
+)
 
 LOOKED_FOR = "COCO: a .json file, or a folder with annotations/*.json, *.json or <split>/_annotations.coco.json"
 
@@ -97,9 +107,12 @@ def _is_coco(file: Path) -> bool:
     if file.name in _USUAL_NAMES:
         return True
     try:
-        with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            is_list = content[:64].lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")  # CreateML has 'annotations' as well
-            return not is_list and (content.find(b'"images"') >= 0 or content.find(b'"annotations"') >= 0)
+        with open_file(file) as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            start = decode(content[:64], "replace")
+            if start.lstrip().startswith("["):  # CreateML has 'annotations' as well
+                return False
+            kind = "utf-16-le" if content[:2] == b"\xff\xfe" else "utf-8"
+            return any(content.find(key.encode(kind)) >= 0 for key in ('"images"', '"annotations"'))
     except (OSError, ValueError):  # ValueError: an empty file
         return False
 

@@ -125,8 +125,8 @@ def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
 
 def _explain_missing(path: Path) -> str:
     """What to say of an image that is not there."""
-    if re.match(r"[a-z][a-z0-9+]+:/", str(path)):  # Path has made one slash of two
-        return f"{path}: is an address, and images are not fetched. Download the image and give its file."
+    if address := re.match(r"([a-z][a-z0-9+.-]+:)/+(.*)", str(path)):  # Path has made one slash of two
+        return f"{address[1]}//{address[2]}: is an address; images are not fetched. Download it and give the file."
     if set("*?[") & set(str(path)):
         return f"{path}: no such image file. Patterns are for the command line; in Python, pass glob.glob(...)."
     return f"{path}: no such image file. Check the path."

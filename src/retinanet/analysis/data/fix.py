@@ -81,6 +81,8 @@ def write_fixed_copy(data: str | Path, output: str | Path, report: DoctorReport)
             raise UserError(f"{fault} No fixed copy was written.")
         if fault.kind in _CONVERTED:
             copy.done.append(f"converted: {fault.sentence}")
+        elif fault.kind == "outside-image":
+            copy.done.append(f"named where they are: {fault.sentence}")
         elif fault.severity == "error":
             copy.done.append(f"left out: {fault}")
             copy.lost[fault.sentence] += fault.kind in _ONE_BOX
