@@ -209,4 +209,4 @@ def test_one_faulty_annotation_among_thousands_is_named(tmp_path):
 def test_null_among_the_numbers_counts_as_not_finite(tmp_path):
     write(tmp_path / "labels.json", content(**annotation(bbox=[1, None, 3, 4])))
     dataset = load_dataset(tmp_path)
-    assert len(dataset.samples[0].target) == 0 and "not finite" in dataset.skipped[0]
+    assert len(dataset.samples[0].target) == 0 and "not finite" in dataset.skipped[0].sentence

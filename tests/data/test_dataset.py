@@ -45,7 +45,7 @@ def test_bccd():
     }
     assert all(part.class_names == ("Platelets", "RBC", "WBC") for part in parts.values())
     assert sum(len(sample.target) for sample in parts[None].samples) == 4886
-    assert [message.split("/")[-1].split(":")[0] for message in parts["trainval"].skipped] == [
+    assert [fault.where.split("/")[-1] for fault in parts["trainval"].skipped] == [
         "BloodImage_00338.xml, object 13 (RBC)",
         "BloodImage_00343.xml, object 4 (RBC)",
     ]

@@ -1,5 +1,9 @@
-import pytest
+import os
 
+import pytest
+from PIL import Image
+
+from retinanet.data.dataset import load_dataset
 from retinanet.data.files import ImageFinder, files_in, name_splits, read_text, split_folders, split_word
 from retinanet.errors import UserError
 
@@ -89,3 +93,39 @@ def test_images_are_found_in_the_likeliest_folder(tmp_path):
     assert finder.find("bad\0name.jpg") == first / "bad\0name.jpg"
     assert finder.with_stem("b") == [second / "b.JPG", second / "b.png"]
     assert finder.with_stem("a") == [first / "a.jpg"] and finder.with_stem("z") == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("labels.json", None),
+        ("data.yaml", None),
+        ("a.xml", None),
+        ("boxes.csv", None),
+        ("Annotations/a.xml", None),
+        ("labels/0.txt", "names: [x]\ntrain: images\n"),
+    ],
+)
+def test_a_named_pipe_in_place_of_annotations_is_not_waited_for(tmp_path, name, content):
+    """A pipe without a writer: opening it would wait for ever."""
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (20, 10)).save(tmp_path / "images" / "0.png")
+    if content:
+        (tmp_path / ("data.yaml" if name.startswith("labels") else "boxes.csv")).write_text(content)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    os.mkfifo(tmp_path / name)
+    for path in (tmp_path, tmp_path / name):
+        with pytest.raises(UserError, match=r"none of the four|cannot be read|declares no class|is neither"):
+            load_dataset(path)
+
+
+@pytest.mark.parametrize("end", ["", " 1", " x"])
+def test_a_long_line_of_an_image_set_takes_no_quadratic_time(tmp_path, end):
+    """20 kB of blanks: a pattern that tries every start of them needs 200 million steps, and minutes for 200 kB."""
+    for folder in ("Annotations", "ImageSets/Main"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "Annotations" / "a.xml").write_text("<annotation><filename>a.png</filename></annotation>")
+    (tmp_path / "ImageSets" / "Main" / "train.txt").write_text(f"a{' ' * 2_000_000}b{end}\n")
+    with pytest.raises(UserError, match="holds no a") as error:
+        load_dataset(tmp_path, "train")
+    assert len(str(error.value)) < 1000

@@ -42,7 +42,7 @@ def test_a_box_without_extent_in_the_file_is_faulty(voc):
     flat = BOX.replace("<xmax>9", "<xmax>3")
     dataset = load_dataset(voc(a=xml(CELL, f"<object><name>cell</name>{flat}</object>")))
     assert len(dataset.samples[0].target) == 1
-    assert "a.xml, object 2 (cell): box (3, 2, 3, 8) has x2 <= x1" in dataset.skipped[0]
+    assert "a.xml, object 2 (cell): box (3, 2, 3, 8) has x2 <= x1" in dataset.skipped[0].sentence
 
 
 def test_difficult_objects_are_ignored(voc):

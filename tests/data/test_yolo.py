@@ -40,7 +40,7 @@ def test_a_polygon_with_a_corner_that_is_no_number(yolo, place):
     words = ["0", ".1", ".5", ".3", ".2", ".5", ".9"]
     words[place] = "nan"
     dataset = load_dataset(yolo(" ".join(words)))
-    assert len(dataset.samples[0].target) == 0 and "x.txt, line 1: box (nan" in dataset.skipped[0]
+    assert len(dataset.samples[0].target) == 0 and "x.txt, line 1: box (nan" in dataset.skipped[0].sentence
 
 
 @pytest.mark.parametrize(

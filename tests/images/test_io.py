@@ -1,6 +1,7 @@
 import io
 import os
 import struct
+import tracemalloc
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 
 from retinanet.errors import UserError
+from retinanet.images import colours
 from retinanet.images.io import IMAGE_SUFFIXES, image_size, read_image, read_pixels
 
 RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)  # 5 rows, 7 columns
@@ -289,10 +291,49 @@ def test_a_named_pipe_is_refused(tmp_path):
             read(tmp_path / "a.png")
 
 
+@pytest.mark.parametrize(("name", "kind"), [("a.png", np.uint16), ("a.tif", np.float32), ("b.png", np.uint8)])
+def test_reading_takes_little_memory_beside_the_pixels(tmp_path, monkeypatch, name, kind):
+    Image.fromarray(np.zeros((1000, 1000), kind)).save(tmp_path / name)
+    monkeypatch.setattr(colours, "_STRIP", 10_000)
+    tracemalloc.start()
+    result = read_pixels(tmp_path / name)
+    peak = tracemalloc.get_traced_memory()[1]  # what Pillow itself holds, 1 to 4 bytes a pixel, is not in it
+    tracemalloc.stop()
+    assert result.nbytes < peak < 1.7 * result.nbytes  # a float64 copy of the whole would be 3.7 times as much
+
+
+def test_large_images_are_decoded_one_at_a_time(tmp_path, monkeypatch):
+    Image.fromarray(RGB).save(tmp_path / "a.png")
+    held: list[bool] = []
+    for large, expected in ((RGB[..., 0].size, False), (RGB[..., 0].size - 1, True)):
+        monkeypatch.setattr(colours, "LARGE", large)
+        with Image.open(tmp_path / "a.png") as image:
+            load = image.load
+            monkeypatch.setattr(image, "load", lambda load=load: (held.append(colours._one_at_a_time.locked()), load()))
+            colours.picture_array(image)
+        assert held[0] is expected
+        held.clear()
+
+
+def test_conversion_by_strips_and_turned_is_that_of_the_whole(tmp_path, monkeypatch):
+    exif = Image.Exif()
+    for orientation, turn in UPRIGHT.items():
+        exif[0x0112] = orientation
+        for number, mode in enumerate(("RGB", "L", "P", "CMYK", "RGBA", "1")):
+            file = tmp_path / f"{orientation}{number}.{'jpg' if mode == 'CMYK' else 'png'}"
+            Image.fromarray(RGB).convert(mode).save(file, exif=exif)
+            whole = read_pixels(file)
+            monkeypatch.setattr(colours, "_STRIP", 2 * 7)  # two rows of the five
+            assert (read_pixels(file) == whole).all()
+            monkeypatch.undo()
+            if mode == "RGB":
+                assert (whole == turn(RGB)).all()
+
+
 @pytest.fixture
 def told(monkeypatch):
     """Warnings as a new process gives them."""
-    monkeypatch.setattr("retinanet.images.io._told", set())
+    monkeypatch.setattr("retinanet.images.colours._told", set())
 
 
 @pytest.mark.parametrize(("largest", "bits"), [(200, 8), (255, 8), (256, 10), (1023, 10), (1024, 12), (4095, 12)])

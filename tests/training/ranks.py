@@ -40,6 +40,7 @@ def measure(devices: str, data: str, model: str, folder: str) -> dict[str, objec
         train_split=None,
         val_split=None,
         strict=False,
+        confine=False,
         architecture=None,
         image=ImageConfig(),
         augment=Augment(),

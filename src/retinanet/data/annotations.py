@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import re
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -73,6 +74,11 @@ def select_classes(annotations: Annotations, wanted: Sequence[str] | None, fault
     names = tuple(declared if wanted is None else wanted)
     refuse_twins(declared)
     refuse_twins(names)
+    spellings: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        spellings[_plain(name) or name].append(name)
+    for same in (same for same in spellings.values() if len(same) > 1):
+        faults(Fault("similar-classes", f"class {short(same[0])}", f"also spelled {name_list(same[1:])}"))
     if wanted is None:
         return replace(annotations, category_ids=ids or tuple(range(1, len(names) + 1)))
 
@@ -83,7 +89,7 @@ def select_classes(annotations: Annotations, wanted: Sequence[str] | None, fault
     labels = [position.get(declared[label], -1) for label in boxes.labels]
     for row in (row for row, label in enumerate(labels) if label < 0):
         name = declared[boxes.labels[row]]
-        near = next((other for other in names if _plain(other) == _plain(name)), None)
+        near = next((other for other in names if _plain(name) and _plain(other) == _plain(name)), None)
         hint = f"Did you mean {near!r}? " if near else ""
         reason = f"the model does not know the class {short(name)!r} (it knows {name_list(names)})"
         remedy = f"{hint}Take a model, or a training split, that has the class, or leave its boxes out."
@@ -104,7 +110,8 @@ def refuse_twins(names: Sequence[str]) -> None:
 
 
 def _plain(name: str) -> str:
-    return " ".join(name.casefold().split())
+    """A class name without regard to capitals, blanks and marks."""
+    return re.sub(r"[\W_]+", "", name.casefold())
 
 
 def _select_rows(boxes: BoxColumns, rows: list[int]) -> BoxColumns:

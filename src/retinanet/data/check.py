@@ -193,9 +193,8 @@ def size_images(images: Sequence[ImageEntry], faults: Faults) -> list[ImageEntry
     if missing:
         reason = f"{len(missing)} of {len(images)} images are missing: {name_list(missing, 3)}"
         remedy = "Put them there, or correct their names in the annotations."
-        if any(re.search(r"(^|/)https?:/", str(path)) for path in missing):
+        if any(re.match(r"[a-z][a-z0-9+.-]+:/", str(path)) for path in missing):
             remedy = "Images are not fetched from URLs: download them, and name them by path."
-        reason = re.sub(r"(https?):/(?=[^/])", r"\1://", reason)  # of which a path keeps one slash
         faults(Fault("missing-image", "", reason, remedy, members=missing))
 
     absent = frozenset(missing)
@@ -234,3 +233,23 @@ def image_fault(path: Path, error: Exception) -> Fault:
     """What a reader of images says about a file, as a fault."""
     reason, _, remedy = re.sub(r"\. (?=[A-Z])", "\0", str(error).removeprefix(f"{path}: "), count=1).partition("\0")
     return Fault("unreadable-image", path, reason.rstrip("."), remedy, members=[path], image=path)
+
+
+def has_objects(samples: Sequence[Sample]) -> bool:
+    """Whether any image has a box that is not an ignore region."""
+    return any((~sample.target.ignore).any() for sample in samples)
+
+
+def describe_wrong_size(sample: Sample, size: tuple[int, int]) -> str:
+    """What to say of an image whose (height, width) is not the annotated one."""
+    if size == sample.size[::-1]:
+        hint = (
+            "The sides are swapped: the annotation has width and height in the wrong order, or was made on the image "
+            "without its EXIF rotation. Turn the boxes, or write the image anew upright."
+        )
+    else:
+        hint = "The image was resized or exchanged since: annotate it anew, or put the original back."
+    return (
+        f"{sample.path}: the image is {size[1]} x {size[0]} pixels (width x height, upright), but it is annotated as "
+        f"{sample.size[1]} x {sample.size[0]}. {hint}"
+    )

@@ -18,7 +18,16 @@ import numpy as np
 from retinanet.data.annotations import Annotations, BoxColumns, ImageEntry, declared_size, refuse_twins
 from retinanet.data.coco_boxes import CocoFile, make_columns, whole_number
 from retinanet.data.faults import Fault, Faults, name_list, short
-from retinanet.data.files import ImageFinder, files_in, name_splits, read_text, split_folders, split_word, sub_folders
+from retinanet.data.files import (
+    ImageFinder,
+    decode,
+    files_in,
+    name_splits,
+    read_text,
+    split_folders,
+    split_word,
+    sub_folders,
+)
 from retinanet.files import open_file
 
 LOOKED_FOR = "COCO: a .json file, or a folder with annotations/*.json, *.json or <split>/_annotations.coco.json"
@@ -99,8 +108,11 @@ def _is_coco(file: Path) -> bool:
         return True
     try:
         with open_file(file) as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            is_list = content[:64].lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")  # CreateML has 'annotations' as well
-            return not is_list and (content.find(b'"images"') >= 0 or content.find(b'"annotations"') >= 0)
+            start = decode(content[:64], "replace")
+            if start.lstrip().startswith("["):  # CreateML has 'annotations' as well
+                return False
+            kind = "utf-16-le" if content[:2] == b"\xff\xfe" else "utf-8"
+            return any(content.find(key.encode(kind)) >= 0 for key in ('"images"', '"annotations"'))
     except (OSError, ValueError):  # ValueError: an empty file
         return False
 

@@ -124,7 +124,7 @@ def _check_annotation(
         image = number_of
     box = entry.get("bbox")
     if not box or (isinstance(box, list) and all(side == 0 for side in box)):
-        box = _extent(entry.get("segmentation")) or box or ([float("nan")] * 4 if box == [] else None)
+        box = _extent(entry.get("segmentation")) or box or ([float("nan")] * 4 if "bbox" in entry else None)
     if not isinstance(box, list) or len(box) != 4 or not all(_is_number(value) for value in box):
         reason = f"'bbox' is {box!s:.80}"
         raise Fault("broken-annotation", where, reason, "Expected four numbers: x, y, width, height.")

@@ -1,6 +1,6 @@
 """CSV: one row per box, in the three dialects people have.
 
-* without a header: ``path,x1,y1,x2,y2,class``;
+* without a header: ``path,x1,y1,x2,y2,class``, with or without a number of the row before it;
 * ``filename,width,height,class,xmin,ymin,xmax,ymax``, where width and height are those of the image;
 * ``image_path,xmin,ymin,xmax,ymax,label``, columns in any order and under their common names.
 
@@ -25,8 +25,7 @@ from pathlib import Path
 
 from retinanet.data.annotations import Annotations, BoxColumns, ImageEntry, declared_size
 from retinanet.data.faults import Fault, Faults, name_list, short
-from retinanet.data.files import ImageFinder, files_in, name_splits, read_text, split_word
-from retinanet.files import open_file
+from retinanet.data.files import ImageFinder, files_in, name_splits, read_start, read_text, split_word
 
 LOOKED_FOR = "CSV: a .csv file, or a folder with some, of path,x1,y1,x2,y2,class without a header or named columns"
 
@@ -44,6 +43,7 @@ _COLUMNS = {
 }
 _CORNERS = ("x1", "y1", "x2", "y2")
 _HEADERLESS = {"path": 0, "x1": 1, "y1": 2, "x2": 3, "y2": 4, "class": 5}
+_INDEXED = {key: column + 1 for key, column in _HEADERLESS.items()}
 _CLASS_FILES = ("classes.csv", "class_list.csv", "classes.txt")
 
 
@@ -105,13 +105,15 @@ def read(path: Path, split: str | None, class_names: Sequence[str] | None, fault
     chosen = [row for file in wanted for row in boxes[file]]
     label_of = {name: label for label, name in enumerate(names)}
     for row in chosen:
-        if not row.name:
+        if not row.name and not row.is_blank:
             faults(Fault("broken-annotation", row.where, "the box has no class", "Expected its name."))
-        elif row.name not in label_of and (declared is not None or all(map(math.isfinite, row.box or ()))):
+        elif row.name and row.name not in label_of and (declared is not None or all(map(math.isfinite, row.box or ()))):
             reason = f"class {short(row.name)} is not declared"
             faults(Fault("undeclared-class", row.where, reason, f"Expected: {name_list(names)}."))
-    # A row that is not finite is left out later, with its place; its class does not matter.
-    chosen = [row for row in chosen if row.name and (row.name in label_of or (declared is None and names))]
+    # A row that is blank or not finite is left out later, with its place; its class does not matter.
+    chosen = [
+        row for row in chosen if row.name in label_of or (names and (row.is_blank or (row.name and declared is None)))
+    ]
     owner_of = {image: owner for owner, image in enumerate(images)}
     return Annotations(
         class_names=names,
@@ -136,13 +138,8 @@ def _csv_files(path: Path) -> dict[str, Path] | None:
 
 def why_not(file: Path) -> Fault | None:
     """None for a file in one of the dialects, else what its first line lacks."""
-    try:
-        with io.TextIOWrapper(open_file(file), "utf-8-sig", "replace") as stream:
-            line = next((line for line in iter(lambda: stream.readline(65536), "") if not _is_passed_over(line)), "")
-    except OSError as error:
-        return Fault("broken-file", file, f"cannot be read ({error})")
-    delimiter = _delimiter(line)
-    return None if delimiter else _unknown_dialect(f"{file}, line 1", line.strip().split(","))
+    line = next((line for line in read_start(file).splitlines() if not _is_passed_over(line)), "")
+    return None if _delimiter(line) else _unknown_dialect(f"{file}, line 1", line.strip().split(","))
 
 
 def _is_passed_over(line: str) -> bool:
@@ -173,6 +170,8 @@ def _columns_of(fields: Sequence[str]) -> dict[str, int] | None:
         return columns
     if len(words) == 6 and (not any(words[1:]) or all(map(_is_number, words[1:5]))):
         return _HEADERLESS
+    if len(words) == 7 and words[0].isdigit() and all(map(_is_number, words[2:6])):  # with the index of pandas
+        return _INDEXED
     return None
 
 
@@ -199,7 +198,7 @@ def _rows(file: Path, faults: Faults) -> Iterator[_Row]:
                 count, columns = len(fields), _columns_of(fields)
                 if columns is None:
                     raise _unknown_dialect(where, fields)
-                if columns is not _HEADERLESS:
+                if columns is not _HEADERLESS and columns is not _INDEXED:
                     continue
             if len(fields) != count:
                 reason = f"has {len(fields)} fields, the first line {count}"

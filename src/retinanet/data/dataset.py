@@ -11,9 +11,9 @@ import torch
 from torch.utils.data import Dataset
 
 from retinanet.data.annotations import Annotations, select_classes
-from retinanet.data.check import judge_split
+from retinanet.data.check import describe_wrong_size, has_objects, judge_split
 from retinanet.data.faults import Fault, Faults, Notes, name_list
-from retinanet.data.files import find_spelling, find_training_split, report_other_files
+from retinanet.data.files import find_spelling, find_training_split, report_other_files, report_outside
 from retinanet.data.formats import Format, recognise
 from retinanet.data.held_out import draw_held_out
 from retinanet.errors import UserError
@@ -29,7 +29,7 @@ class DetectionDataset(Dataset[Sample]):
         class_names: K names.
         category_ids: K ids under which COCO results name the classes; label + 1 if not given.
         name: what to call the set in messages.
-        skipped: a message for every annotation that was left out as faulty.
+        skipped: the annotations that were left out as faulty.
         notes: what else should be known about the set.
         max_pixels: images with more pixels are refused.
 
@@ -44,7 +44,7 @@ class DetectionDataset(Dataset[Sample]):
         category_ids: Sequence[int] | None = None,
         name: str = "",
         *,
-        skipped: Sequence[str] = (),
+        skipped: Sequence[Fault] = (),
         notes: Sequence[str] = (),
         max_pixels: int = MAX_PIXELS,
     ) -> None:
@@ -73,7 +73,7 @@ class DetectionDataset(Dataset[Sample]):
         image = read_image(sample.path, max_pixels=self.max_pixels)
         size = (image.shape[1], image.shape[2])
         if size != sample.size:
-            raise UserError(_describe_wrong_size(sample, size))
+            raise UserError(describe_wrong_size(sample, size))
         return replace(sample, image=image)
 
     def summary(self) -> str:
@@ -87,16 +87,17 @@ class DetectionDataset(Dataset[Sample]):
         if self.skipped:
             text += f"; left out as faulty: {len(self.skipped)}"
         more = [f"... and {len(self.skipped) - 5} more"] if len(self.skipped) > 5 else []
-        return "\n  ".join([text, *self.skipped[:5], *more, *self.notes])
+        return "\n  ".join([text, *(fault.sentence for fault in self.skipped[:5]), *more, *self.notes])
 
     def subset(self, indices: Sequence[int], name: str, notes: Sequence[str] | None = None) -> DetectionDataset:
-        """Some of the images, with the same classes and the messages about the whole; with other notes if given."""
+        """Some of the images, with the same classes and the notes on the whole, or with other notes if given."""
+        paths = {self.samples[index].path for index in indices}
         return DetectionDataset(
             [self.samples[index] for index in indices],
             self.class_names,
             self.category_ids,
             name,
-            skipped=self.skipped,
+            skipped=[fault for fault in self.skipped if fault.image in paths],
             notes=self.notes if notes is None else notes,
             max_pixels=self.max_pixels,
         )
@@ -127,7 +128,12 @@ def splits(path: str | Path) -> tuple[str, ...]:
 
 
 def load_dataset(
-    path: str | Path, split: str | None = None, *, class_names: Sequence[str] | None = None, strict: bool = False
+    path: str | Path,
+    split: str | None = None,
+    *,
+    class_names: Sequence[str] | None = None,
+    strict: bool = False,
+    confine: bool = False,
 ) -> DetectionDataset:
     """A data set in COCO, Pascal VOC, YOLO or CSV form, recognised by looking.
 
@@ -142,6 +148,7 @@ def load_dataset(
         class_names: the classes in the order of their labels, for instance those of a model; an object of another
             class is refused. The set's own classes if not given.
         strict: refuse faulty boxes instead of leaving them out.
+        confine: refuse images that lie outside of ``path``.
 
     Raises:
         UserError: whatever is wrong with the files, with the place and the remedy.
@@ -155,10 +162,12 @@ def load_dataset(
         )
         raise UserError(f"{path}: there is no split {split!r}. {known}.")
     notes = Notes()
-    part = judge_split(chosen or "", _read_split(form, path, chosen, class_names, notes), notes)
-    skipped = [fault.sentence for fault in part.faulty_boxes()]
+    part = judge_split(chosen or "", _read_split(form, path, chosen, class_names, notes, confine), notes)
+    skipped = part.faulty_boxes()
     if skipped and strict:
-        raise UserError(f"{skipped[0]}. Fix it, or leave out strict and it is left out ({len(skipped)} in all).")
+        raise UserError(
+            f"{skipped[0].sentence}. Fix it, or leave out strict and it is left out ({len(skipped)} in all)."
+        )
     name = " ".join(filter(None, [path.name or str(path), chosen]))
     found = part.annotations
     whole = DetectionDataset(
@@ -171,15 +180,16 @@ def load_dataset(
 
 
 def _read_split(
-    form: Format, path: Path, split: str | None, class_names: Sequence[str] | None, faults: Faults
+    form: Format, path: Path, split: str | None, class_names: Sequence[str] | None, faults: Faults, confine: bool
 ) -> Annotations:
     """What the files say about a split, with the classes asked for."""
     found = select_classes(form.read(path, split, class_names, faults), class_names, faults)
     report_other_files(sorted({image.path.parent for image in found.images}), faults)
+    report_outside(path, [image.path for image in found.images], confine, faults)
     return found
 
 
-def read_parts(path: str | Path, faults: Faults) -> dict[str, Annotations]:
+def read_parts(path: str | Path, faults: Faults, *, confine: bool = False) -> dict[str, Annotations]:
     """Every split as the files have it, for whoever looks for faults: boxes and images are not checked.
 
     The split to train on is read first, and the others with its class names, as training and evaluation do. A split
@@ -188,12 +198,13 @@ def read_parts(path: str | Path, faults: Faults) -> dict[str, Annotations]:
     Args:
         path: a file or folder.
         faults: is given every fault of the files.
+        confine: refuse images that lie outside of ``path``.
 
     Returns:
         The annotations by split; the whole set under "" where it names no splits.
 
     Raises:
-        UserError: a missing path, or none of the four formats.
+        UserError: a missing path, none of the four formats, or what ``confine`` refuses.
     """
     path = Path(path)
     try:
@@ -206,7 +217,7 @@ def read_parts(path: str | Path, faults: Faults) -> dict[str, Annotations]:
     for name in (first, *(name for name in names if name != first)):
         class_names = next((part.class_names for part in parts.values()), None)
         try:
-            parts[name or ""] = _read_split(form, path, name, class_names, faults)
+            parts[name or ""] = _read_split(form, path, name, class_names, faults, confine)
         except Fault as fault:
             if fault.kind == "missing-file" and name in ("test", "testing"):  # training and validation do without
                 fault = Fault("missing-test", fault.where, fault.reason, fault.remedy)
@@ -221,6 +232,7 @@ def training_datasets(
     val_split: str | None = None,
     class_names: Sequence[str] | None = None,
     strict: bool = False,
+    confine: bool = False,
 ) -> tuple[DetectionDataset, DetectionDataset]:
     """What to train on and what to validate on.
 
@@ -237,30 +249,32 @@ def training_datasets(
         train_name = find_training_split(names or ("train",))
         if train_name is None:
             raise UserError(f"{path}: there is no split to train on. It has: {name_list(names)}. Say which to take.")
-    train = load_dataset(path, train_name, class_names=class_names, strict=strict)
+    train = load_dataset(path, train_name, class_names=class_names, strict=strict, confine=confine)
     _refuse_nothing_to_learn(train)
     val_name = val_split or find_spelling("val", names or (("val",) if train_split else ()))
     if val_name is None:
         return hold_out(train)
-    val = load_dataset(path, val_name, class_names=train.class_names, strict=strict)
+    val = load_dataset(path, val_name, class_names=train.class_names, strict=strict, confine=confine)
     trained = {sample.path.resolve() for sample in train.samples}
     shared = sum(sample.path.resolve() in trained for sample in val.samples)
     if shared and train_split is not None and val_split is None:
         return hold_out(train)
+    notes = list(val.notes)
     if shared:
-        note = f"{shared} of {len(val)} validation images are training images: AP says little about new images"
-        val = val.subset(range(len(val)), val.name, [*val.notes, note])
-    return train, val
+        notes.append(f"{shared} of {len(val)} validation images are training images: AP says little about new images")
+    if not has_objects(val.samples):
+        notes.append(f"no object in the {len(val)} validation images: AP cannot be measured, so the last model is kept")
+    return train, val.subset(range(len(val)), val.name, notes)
 
 
 def _refuse_nothing_to_learn(dataset: DetectionDataset) -> None:
     """Raises a fault where no image has an object, and says why."""
-    if any((~sample.target.ignore).any() for sample in dataset.samples):
+    if has_objects(dataset.samples):
         return
     ignored = sum(len(sample.target) for sample in dataset.samples)
     reason = "not one image to train on has a box"
     if dataset.skipped:
-        reason += f": all {len(dataset.skipped) + ignored} boxes were left out. {dataset.skipped[0]}"
+        reason += f": all {len(dataset.skipped) + ignored} boxes were left out. {dataset.skipped[0].sentence}"
     elif ignored:
         reason += f" that is an object: all {ignored} are ignore regions (iscrowd, or difficult)"
     raise Fault("nothing-to-learn", dataset.name, reason)
@@ -283,18 +297,4 @@ def hold_out(dataset: DetectionDataset, *, seed: int = 0) -> tuple[DetectionData
     return (
         dataset.subset(kept, f"{dataset.name} (four fifths)"),
         dataset.subset(held, f"{dataset.name} (a fifth, held out)", notes=()),
-    )
-
-
-def _describe_wrong_size(sample: Sample, size: tuple[int, int]) -> str:
-    if size == sample.size[::-1]:
-        hint = (
-            "The sides are swapped: the annotation has width and height in the wrong order, or was made on the image "
-            "without its EXIF rotation. Turn the boxes, or write the image anew upright."
-        )
-    else:
-        hint = "The image was resized or exchanged since: annotate it anew, or put the original back."
-    return (
-        f"{sample.path}: the image is {size[1]} x {size[0]} pixels (width x height, upright), but it is annotated as "
-        f"{sample.size[1]} x {sample.size[0]}. {hint}"
     )

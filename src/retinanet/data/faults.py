@@ -6,6 +6,7 @@ Training stops at the first fault that is an error and tells the others; the doc
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -121,6 +122,7 @@ KINDS: Mapping[str, Kind] = {
     "unused-image": Kind("warning", "images that no annotation names", "Annotate or list the image, or remove it."),
     "found-elsewhere": Kind("note", "images found under another name or folder", "Correct if these are the images."),
     "other-files": Kind("note", "files that are not read as images", "Convert them to JPEG or PNG if they are images."),
+    "outside-image": Kind("note", "images outside of the data set", "Fine if you know them; --confine refuses them."),
     "keypoints": Kind("note", "keypoints beside the boxes", "The boxes are taken; the points are left out."),
     "outline": Kind("note", "outlines in place of boxes", "Their extent is taken as the box."),
     "root-category": Kind("note", "categories above the others", "It is left out, because it has no annotation."),
@@ -168,7 +170,7 @@ class Fault(UserError):
         remedy = remedy or KINDS[kind].remedy
         super().__init__(kind, str(where), reason, remedy)
         self.kind = kind
-        self.where = str(where)
+        self.where = _restore_address(str(where))
         self.reason = reason
         self.remedy = remedy
         self.members = tuple(members)
@@ -209,8 +211,14 @@ def name_list(names: Sequence[object], limit: int = 12) -> str:
     return f"{shown}, ... ({len(names)} in all)" if len(names) > limit else shown or "none"
 
 
+def _restore_address(path: str) -> str:
+    """A path, with both slashes of an address, of which ``Path`` keeps one."""
+    return re.sub(r"^([a-z][a-z0-9+.-]+):/(?=[^/])", r"\1://", path)
+
+
 def short(value: object, limit: int = 60) -> str:
     """A value of a file for a message: on one line, of bounded length, and harmless on a terminal."""
     text = str(value) if value is None or isinstance(value, str | int | float | Path) else f"a {type(value).__name__}"
+    text = _restore_address(text) if isinstance(value, Path) else text
     text = text if text.isprintable() else repr(text)[1:-1]
     return text if len(text) <= limit else text[:limit] + "..."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 import unicodedata
@@ -10,17 +11,34 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from urllib.parse import unquote
 
-from retinanet.data.faults import Fault, Faults
+from retinanet.data.faults import Fault, Faults, short
+from retinanet.errors import UserError
 from retinanet.files import open_file
 from retinanet.images.io import IMAGE_SUFFIXES
 
 _SPLIT = re.compile(r"(?:^|[^a-z])(trainval|training|train|validation|valid|val|minival|testing|test)(?:\d*|[^a-z].*)$")
+_ADDRESS = re.compile("[a-z][a-z0-9+.-]+://")
 _SPELLINGS = (("train", "training"), ("val", "valid", "validation"), ("test", "testing"))
 _OTHER_PICTURES = (".heic", ".heif", ".cr2", ".nef", ".dng", ".arw", ".svg", ".psd", ".jxl", ".npy", ".dcm", ".avif")
 
 
+def read_start(path: Path, length: int = 65536) -> str:
+    """The first bytes of a file as text, "" where it cannot be read; what is no text is replaced."""
+    try:
+        with open_file(path) as stream:
+            return decode(stream.read(length), "replace")
+    except OSError:
+        return ""
+
+
+def decode(data: bytes, errors: str = "strict") -> str:
+    """UTF-8 with or without a byte order mark, or UTF-16 with one, as programs on Windows write it."""
+    is_wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return data.decode("utf-16" if is_wide else "utf-8-sig", errors)
+
+
 def read_text(path: Path) -> str:
-    """The text of a UTF-8 file, with or without a byte order mark.
+    """The text of a file, as :func:`decode` takes it.
 
     Raises:
         Fault: the file is missing, unreadable, or not UTF-8 (with the line).
@@ -32,7 +50,7 @@ def read_text(path: Path) -> str:
         reason = f"cannot be read ({error.strerror or error})"
         raise Fault("broken-file", path, reason, "Check the path and its rights.") from None
     try:
-        return data.decode("utf-8-sig")
+        return decode(data)
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise Fault("broken-file", f"{path}, line {line}", "is not UTF-8 text", "Save the file in UTF-8.") from None
@@ -129,6 +147,25 @@ def report_other_files(folders: Iterable[Path], faults: Faults) -> None:
             faults(Fault("other-files", folder, f"{reason}, ..." if len(names) > 1 else reason))
 
 
+def report_outside(path: Path, images: Sequence[Path], confine: bool, faults: Faults) -> None:
+    """Tell which images lie outside of a data set: an annotation can name any file of this machine.
+
+    Raises:
+        UserError: there is one, and ``confine`` is set; links are followed then, which takes longer.
+    """
+    resolve = os.path.realpath if confine else os.path.abspath
+    home = path if path.is_dir() else path.parent.parent if path.parent.name.lower() == "annotations" else path.parent
+    root = os.path.join(resolve(home), "")
+    outside = [image for image in images if not resolve(image).startswith(root)]
+    if outside:
+        reason = (
+            f"{len(outside)} of {len(images)} images lie outside of the data set, for instance {short(outside[0], 200)}"
+        )
+        if confine:
+            raise UserError(f"{path}: {reason}. Put them into it, or leave out --confine if you know them.")
+        faults(Fault("outside-image", path, reason))
+
+
 class ImageFinder:
     """Finds images by the name that an annotation gives, in the folders where people keep them.
 
@@ -166,7 +203,7 @@ class ImageFinder:
         if found is not None:
             self.elsewhere[name] = found
             return found
-        return Path(name if re.match("https?://", name) else os.path.join(self._last, name))
+        return Path(name if _ADDRESS.match(name) else os.path.join(self._last, name))
 
     def with_stem(self, stem: str) -> list[Path]:
         """The images of this name with any image suffix, in the first folder that holds one."""
@@ -190,7 +227,7 @@ class ImageFinder:
 
     def _find_below(self, name: str) -> Path | None:
         """The only image below the data set whose path ends like this name: the more folders agree the better."""
-        if self._root is None or re.match("https?://", name):
+        if self._root is None or _ADDRESS.match(name):
             return None
         if self._below is None:
             self._below = {}

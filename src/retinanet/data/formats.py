@@ -11,9 +11,8 @@ from typing import NamedTuple, Protocol
 from retinanet.data import coco, csv, voc, yolo
 from retinanet.data.annotations import Annotations
 from retinanet.data.faults import Faults, name_list
-from retinanet.data.files import files_in, sub_folders
+from retinanet.data.files import files_in, read_start, sub_folders
 from retinanet.errors import UserError
-from retinanet.files import open_file
 
 
 class Format(Protocol):
@@ -94,17 +93,9 @@ def _find_foreign(path: Path) -> str | None:
     files = [path] if path.is_file() else [file for place in places for file in files_in(place, suffixes)[:20]]
     for file in files:
         for foreign in _FOREIGN:
-            if file.suffix.lower() in foreign.suffixes and re.search(foreign.pattern, _read_start(file)):
+            if file.suffix.lower() in foreign.suffixes and re.search(foreign.pattern, read_start(file)):
                 return f"{file} is {foreign.name}. {foreign.remedy}"
     return None
-
-
-def _read_start(file: Path) -> str:
-    try:
-        with open_file(file) as stream:
-            return stream.read(65536).decode("utf-8-sig", "replace")
-    except OSError:
-        return ""
 
 
 def _find_nearest(path: Path) -> str | None:

@@ -10,6 +10,7 @@ union over all XML files of the set, so that its splits agree.
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,12 +20,17 @@ from xml.etree.ElementTree import Element, ParseError
 from defusedxml import DefusedXmlException, ElementTree
 
 from retinanet.data.annotations import Annotations, BoxColumns, ImageEntry, declared_size
-from retinanet.data.faults import Fault, Faults
-from retinanet.data.files import ImageFinder, files_in, read_text, split_folders
+from retinanet.data.faults import Fault, Faults, short
+from retinanet.data.files import ImageFinder, files_in, read_start, read_text, split_folders
 from retinanet.files import open_file
 from retinanet.images.io import IMAGE_SUFFIXES
 
 LOOKED_FOR = "Pascal VOC: a folder with Annotations/*.xml, or with XML files beside the images"
+
+# Declared encodings that the XML parser does not know; all of the first kind are parts of gb18030.
+_MANY_BYTES = re.compile(
+    r"""\s*<\?xml[^>]*encoding=["']((?P<gb>gb[\w-]*)|big5[\w-]*|shift[\w-]*|euc[\w-]*)["']""", re.I
+)
 
 
 @dataclass(frozen=True)
@@ -140,11 +146,7 @@ def _xml_folder(path: Path) -> Path | None:
 
 def _is_voc(file: Path) -> bool:
     """Whether the root element seems to be ``annotation``; other tools write XML too."""
-    try:
-        with open_file(file) as stream:
-            return re.search(rb"<annotation[\s>]", stream.read(4096)) is not None
-    except OSError:
-        return False
+    return re.search(r"<annotation[\s>]", read_start(file, 4096)) is not None
 
 
 def _image_folders(xml_folder: Path) -> list[Path]:
@@ -174,19 +176,21 @@ def _choose_files(
         stem = text.strip()
         if not stem:
             continue
-        if stem not in known:
-            stem = re.sub(r"\s+-?[01]$", "", stem)  # some lists say in a second column whether a class is present
+        words = stem.rsplit(maxsplit=1)
+        if stem not in known and words[-1] in ("0", "1", "-1"):  # a second column: whether a class is present
+            stem = words[0]
         if stem not in known:  # others hold paths or file names
-            stem = re.sub(f"({'|'.join(map(re.escape, IMAGE_SUFFIXES))}|\\.xml)$", "", stem, flags=re.I)
-            stem = stem if stem in known else re.split(r"[\\/]", stem)[-1]
+            base, suffix = os.path.splitext(stem)
+            stem = base if suffix.lower() in (*IMAGE_SUFFIXES, ".xml") else stem
+            stem = stem if stem in known else stem.replace("\\", "/").rpartition("/")[2]
         if stem in lines:
-            reason = f"{stem} is listed already in line {lines[stem]}"
+            reason = f"{short(stem)} is listed already in line {lines[stem]}"
             faults(Fault("listed-twice", f"{listed}, line {number}", reason))
             continue
         lines[stem] = number
     missing = [stem for stem in lines if stem not in known]
     if missing:
-        reason = f"{folders['']} holds no {missing[0]}.xml ({len(missing)} of {len(lines)} are missing)"
+        reason = f"{folders['']} holds no {short(missing[0])}.xml ({len(missing)} of {len(lines)} are missing)"
         remedy = "Put the files there, or remove the lines."
         members = [folders[""] / f"{stem}.xml" for stem in missing]
         faults(Fault("missing-file", f"{listed}, line {lines[missing[0]]}", reason, remedy, members=members))
@@ -226,7 +230,10 @@ def _read_root(path: Path) -> Element:
     remedy = "Fix or remove the file."
     try:
         with open_file(path) as stream:
-            root = ElementTree.parse(stream).getroot()
+            data = stream.read()
+        declared = _MANY_BYTES.match(data[:200].decode("ascii", "replace"))
+        # The parser knows no encodings of several bytes but Unicode's; of a text it does not heed the declaration.
+        root = ElementTree.fromstring(data.decode(declared[1] or "gb18030") if declared else data)
     except ParseError as error:
         line, column = error.position
         where, reason = f"{path}, line {line}, column {column + 1}", f"broken XML ({error})"
@@ -235,7 +242,7 @@ def _read_root(path: Path) -> Element:
         remedy = "Remove the entities from it."
     except (OSError, ValueError, LookupError) as error:  # LookupError: an unknown encoding
         where, reason = str(path), f"cannot be read as XML ({error})"
-        remedy = "Save it in UTF-8." if "encoding" in str(error) else remedy
+        remedy = "Save it in UTF-8." if "cod" in str(error) else remedy  # encoding, codec, decode
     else:
         if root is not None and root.tag == "annotation":
             return root

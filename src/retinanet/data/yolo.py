@@ -19,9 +19,8 @@ import yaml
 
 from retinanet.data.annotations import Annotations, BoxColumns, ImageEntry
 from retinanet.data.faults import Fault, Faults, name_list, short
-from retinanet.data.files import ImageFinder, files_in, list_folder, read_text, split_folders
+from retinanet.data.files import ImageFinder, files_in, list_folder, read_start, read_text, split_folders
 from retinanet.data.yolo_labels import LabelReader
-from retinanet.files import open_file
 from retinanet.images.io import IMAGE_SUFFIXES
 from retinanet.yaml_files import TextLoader
 
@@ -96,11 +95,7 @@ def _layout(path: Path) -> _Layout | None:
 
 
 def _is_config(file: Path) -> bool:
-    try:
-        with open_file(file) as stream:
-            text = stream.read().decode("utf-8", "replace")
-    except OSError:
-        return False
+    text = read_start(file, 1 << 20)
     named = re.search(r"^['\"]?(names|nc)['\"]?\s*:", text, re.M)
     return bool(named and re.search(r"^['\"]?(train|val|test|path)\b", text, re.M))
 
@@ -144,8 +139,13 @@ def _read_yaml(source: Path) -> dict[Any, Any]:
 
 def _declared_names(source: Path, content: dict[Any, Any]) -> tuple[str, ...]:
     names = content.get("names")
-    if isinstance(names, str) and os.path.isfile(source.parent / names):  # a file with a name a line, as of darknet
-        names = _read_names(source.parent / names)
+    if isinstance(names, str) and os.path.isfile(
+        listed := source.with_name(PurePosixPath(names).name)
+    ):  # as of darknet
+        names = _read_names(listed)
+    if names is None and isinstance(content.get("nc"), str):
+        remedy = f"Write them there, for instance 'names: [cat, dog]', {short(content['nc'])} in all."
+        raise Fault("class-names", source, "says how many classes there are ('nc'), but not their 'names'", remedy)
     if isinstance(names, dict):
         if sorted(names, key=str) != sorted(map(str, range(len(names)))):
             reason = f"the keys of 'names' are {name_list(list(names))}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 import os
 import re
 import sys
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from retinanet.errors import UserError
+from retinanet.images.colours import SAMPLES, SIDES_SWAPPED, picture_array, read_orientation
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,25 +30,10 @@ IMAGE_SUFFIXES = (
     *((".avif",) if _AVIF else ()),
 )
 MAX_PIXELS = 200_000_000
-WHITES = (255, 1023, 4095, 65535)  # of whole numbers of 8, 10, 12 and 16 bits
-UNNAMED_BANDS, SAMPLES, EXTRA_SAMPLES = 0, 277, 338  # a value, and tags of TIFF 6.0
 
 # Named, so that no other plugin of Pillow is ever tried: some of them start programs (EPS calls Ghostscript).
 _FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "JPEG2000", "PPM", *(("AVIF",) if _AVIF else ()))
 _READABLE = f"JPEG, PNG, TIFF, BMP, WebP, GIF, JPEG 2000{', AVIF' if _AVIF else ''} or PPM"
-_ORIENTATION = 0x0112
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-_SIDES_SWAPPED = (5, 6, 7, 8)
-_log = logging.getLogger(__name__)
-_told: set[str] = set()  # warnings that this process has given, by their text
 
 
 def read_pixels(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
@@ -90,17 +75,6 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Tensor:
     return _planes(read_pixels(path, max_pixels=max_pixels))
 
 
-def picture_array(picture: Image.Image) -> NDArray[np.uint8]:
-    """A picture of Pillow by the rules of :func:`read_pixels`: upright and in RGB, (H, W, 3) uint8."""
-    orientation = _orientation(picture)  # before the pixels are loaded, which may drop it
-    colours16 = picture.mode == "RGB" and any(";16" in str(tile[3]) for tile in getattr(picture, "tile", ()))
-    picture.load()
-    upright = _stretch_colours(picture) if colours16 else _rgb(picture)
-    if orientation in _UPRIGHT:
-        upright = upright.transpose(_UPRIGHT[orientation])
-    return np.array(upright)
-
-
 def picture_pixels(picture: Image.Image) -> Tensor:
     """What :func:`picture_array` makes of a picture, as a tensor (3, H, W) uint8, contiguous."""
     return _planes(picture_array(picture))
@@ -120,7 +94,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
     """
     with _opened(Path(path), sys.maxsize // 4) as image:  # a header is small whatever the image
         width, height = image.size
-        return (width, height) if _orientation(image) in _SIDES_SWAPPED else (height, width)
+        return (width, height) if read_orientation(image) in SIDES_SWAPPED else (height, width)
 
 
 @contextmanager
@@ -152,8 +126,8 @@ def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
 
 def _explain_missing(path: Path) -> str:
     """What to say of an image that is not there."""
-    if re.match(r"[a-z][a-z0-9+]+:/", str(path)):  # Path has made one slash of two
-        return f"{path}: is an address, and images are not fetched. Download the image and give its file."
+    if address := re.match(r"([a-z][a-z0-9+.-]+:)/+(.*)", str(path)):  # Path has made one slash of two
+        return f"{address[1]}//{address[2]}: is an address; images are not fetched. Download it and give the file."
     if set("*?[") & set(str(path)):
         return f"{path}: no such image file. Patterns are for the command line; in Python, pass glob.glob(...)."
     return f"{path}: no such image file. Check the path."
@@ -182,81 +156,6 @@ def _too_large(path: Path, what: str, max_pixels: int) -> UserError:
         f"{path}: {what} over the limit of {max_pixels:,} pixels, so the image was not decoded. "
         "Cut it into tiles, shrink it, or raise max_pixels."
     )
-
-
-def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation still to be applied, 1 (upright) to 8."""
-    if image.format == "TIFF":  # Pillow turns TIFF itself
-        return 1
-    try:
-        # The method of the base class: PNG's own would decode the whole image to look for EXIF behind the pixels.
-        return int(Image.Image.getexif(image).get(_ORIENTATION, 1))
-    except Exception:  # damaged EXIF is no reason to refuse the pixels
-        return 1
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    """The pixels in mode RGB."""
-    if image.mode.startswith("I;16"):
-        values = np.asarray(image)
-        return _grey(values.astype(np.float64) * 255 / find_white(int(values.max())))
-    if image.mode in ("I", "F"):
-        values = np.asarray(image).astype(np.float64)
-        return _grey(values / 257 if image.format == "PPM" else _scaled(values, image.mode))
-    tags = getattr(image, "tag_v2", {})
-    if tags.get(SAMPLES, 1) > 3 and image.mode in ("RGB", "RGBA") and tags.get(EXTRA_SAMPLES, (0,))[0] == UNNAMED_BANDS:
-        warn_once("bands beyond the first three, which a TIFF file does not say to be transparency, are left out")
-        return image.convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        pixels = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, pixels).convert("RGB")
-    return image.convert("RGB")
-
-
-def find_white(largest: int) -> int:
-    """The value that is white where ``largest`` is the largest of a 16-bit image: of 8, 10, 12 or 16 bits."""
-    white = next(white for white in WHITES if largest <= white)
-    if largest > 0 and white < WHITES[-1]:
-        warn_once(
-            "16-bit images whose values end below %d are taken for images of %d bits; divide by 257 yourself where "
-            "they are dark ones of 16 bits",
-            *(white + 1, white.bit_length()),
-        )
-    return white
-
-
-def warn_once(message: str, *values: object) -> None:
-    """Log a warning that concerns many images once in a process."""
-    text = message % values if values else message
-    if text not in _told:
-        _told.add(text)
-        _log.warning("%s", text)
-
-
-def _stretch_colours(image: Image.Image) -> Image.Image:
-    """16-bit colours, of which Pillow keeps the upper eight bits, by the rule for 16-bit grey."""
-    rgb = _rgb(image)
-    values = np.asarray(rgb)
-    white = max(1, find_white((int(values.max()) << 8) + 255) >> 8)
-    if white == 255:
-        return rgb
-    return Image.fromarray((values * (255 / white)).round().astype(np.uint8))
-
-
-def _scaled(values: np.ndarray, mode: str) -> np.ndarray:
-    """32-bit values on 0..255, by the rule in the docstring of ``read_pixels``."""
-    finite = values[np.isfinite(values)]
-    low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
-    white = next((white for white in ((1, 255) if mode == "F" else WHITES) if high <= white), None)
-    if low < 0 or white is None:
-        return (values - low) * 255 / (high - low) if high > low else np.zeros_like(values)
-    return values * 255 / white
-
-
-def _grey(values: np.ndarray) -> Image.Image:
-    whole = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0).round().clip(0, 255).astype(np.uint8)
-    return Image.fromarray(whole).convert("RGB")
 
 
 _lock = threading.Lock()

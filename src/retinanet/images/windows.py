@@ -16,16 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image, Jpeg2KImagePlugin, TiffImagePlugin
 
 from retinanet.errors import UserError
-from retinanet.images.io import (
-    EXTRA_SAMPLES,
-    MAX_PIXELS,
-    UNNAMED_BANDS,
-    WHITES,
-    find_white,
-    image_size,
-    picture_array,
-    read_pixels,
-)
+from retinanet.images.colours import EXTRA_SAMPLES, UNNAMED_BANDS, WHITES, find_white, picture_array
+from retinanet.images.io import MAX_PIXELS, image_size, read_pixels
 
 BLOCK_SUFFIXES = {".tif": "GTiff", ".tiff": "GTiff", ".jp2": "JP2OpenJPEG"}
 CACHE = 64  # MB of decoded blocks that GDAL keeps; by default it takes 5 % of the memory

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from retinanet.errors import UserError
-from retinanet.images.io import picture_array, read_pixels
+from retinanet.images.colours import picture_array
+from retinanet.images.io import read_pixels
 from retinanet.inference.backend import Backend, Mode, Prepared
 from retinanet.inference.exported import open_exported
 from retinanet.inference.stream import stream_detections

@@ -173,6 +173,7 @@ class TrainConfig:
     train_split: str | None
     val_split: str | None
     strict: bool
+    confine: bool
     architecture: dict[str, Any] | None
     image: ImageConfig
     augment: Augment

@@ -63,6 +63,7 @@ def train(
     val_split: str | None = None,
     resume: bool = False,
     strict: bool = False,
+    confine: bool = False,
     architecture: dict[str, Any] | None = None,
     image: ImageConfig = ImageConfig(),
     augment: Augment = Augment(),
@@ -86,6 +87,7 @@ def train(
         val_split: what to evaluate on; by default val, else a seeded hold-out.
         resume: go on from the last saved step of the run in output.
         strict: refuse the data at the first faulty box instead of leaving faulty boxes out.
+        confine: refuse data that name images outside of their folder.
         architecture: changes to the preset's or the folder's, such as norm, channels, anchors (see Architecture). A
             preset's batch norms are frozen with pretrained weights and trained without, unless norm is given.
         image: size of the images.
@@ -110,6 +112,7 @@ def train(
         train_split=train_split,
         val_split=val_split,
         strict=strict,
+        confine=confine,
         architecture=architecture,
         image=image,
         augment=augment,

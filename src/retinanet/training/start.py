@@ -57,6 +57,7 @@ def load_sets(config: TrainConfig, origin: Path | None) -> tuple[DetectionDatase
         train_split=config.train_split,
         val_split=config.val_split,
         strict=config.strict,
+        confine=config.confine,
     )
     train_set, val_set = load()
     known = read_spec(origin).class_names if origin else ()

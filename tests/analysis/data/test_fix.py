@@ -15,7 +15,15 @@ from retinanet.errors import UserError
 from retinanet.images.preprocess import Preprocess
 
 FORMS = ("coco", "voc", "yolo", "csv")
-STAYS = {"near-duplicate-box", "conflicting-box", "empty-image", "unused-image", "turned-image", "rare-class"}
+STAYS = {
+    "outside-image",
+    "near-duplicate-box",
+    "conflicting-box",
+    "empty-image",
+    "unused-image",
+    "turned-image",
+    "rare-class",
+}
 
 
 def look(data):
@@ -68,7 +76,7 @@ def test_a_clean_set_is_copied_as_it_is(scene, tmp_path, form):
             for (label, *box), (other, *corners) in zip(found[name], wanted[name], strict=True):
                 assert label == other and box == pytest.approx(corners, abs=1e-3)
     assert (copy / ACCOUNT).read_text().splitlines()[:2] == [
-        f"A fixed copy of {tmp_path / 'set'}: 18 images, 36 boxes.",
+        f"A fixed copy of {tmp_path / 'set'}: 18 images, 36 boxes. The images stay there.",
         "Nothing had to be fixed.",
     ]
 
@@ -231,7 +239,7 @@ def test_what_can_be_converted_is_converted(scene, tmp_path):
     copy = fixed(data, tmp_path / "copy")
     assert contents(copy, "train") == {shot.name: sorted(map(tuple, shot.boxes)) for shot in scene.splits["train"]}
     account = (copy / ACCOUNT).read_text()
-    assert account.startswith(f"A fixed copy of {data}: 18 images, 36 boxes.\n4 x converted")
+    assert account.startswith(f"A fixed copy of {data}: 18 images, 36 boxes. The images stay there.\n4 x converted")
     assert "seem to be pixels" in account and "have a sixth number" in account
 
 

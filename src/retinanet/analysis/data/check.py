@@ -84,6 +84,7 @@ def check(
     workers: int | None = None,
     fix: str | None = None,
     write: str | None = None,
+    confine: bool = False,
     overwrite: bool = False,
 ) -> CheckResult:
     """Examine a data set and how the anchors fit it; write report.html and check.json.
@@ -100,10 +101,11 @@ def check(
         workers: threads that decode images; by default one per core, at most 8.
         fix: new folder for a fixed copy of the data, as COCO.
         write: file for the proposed anchors, which train takes as --config.
+        confine: refuse a data set that names images outside of its folder.
         overwrite: replace the report of an earlier check in output.
 
     Raises:
-        UserError: no such data or model, an unknown option, or a report is there already.
+        UserError: no such data or model, an unknown option, what ``confine`` refuses, or a report is there already.
     """
     folder = Path(output)
     check_output_folder(folder, RESULTS, overwrite=overwrite)
@@ -114,7 +116,9 @@ def check(
     if fix is not None and not pixels:
         raise UserError("--fix needs the images: it fixes what is wrong with their sizes. Leave out --pixels false")
     lattice, preprocess = _planned(model, architecture or {}, {"short": short, "long": long})
-    report = doctor.examine(data, preprocess=preprocess, min_side=min_side, pixels=pixels, workers=workers)
+    report = doctor.examine(
+        data, preprocess=preprocess, min_side=min_side, pixels=pixels, workers=workers, confine=confine
+    )
     notes: list[str] = []
     anchors, proposal = None, None
     try:

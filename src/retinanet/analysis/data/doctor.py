@@ -6,9 +6,8 @@ It reads with the readers of training, which hand it their faults in place of st
 from __future__ import annotations
 
 import os
-import re
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from retinanet.analysis.data.findings import DoctorReport
 from retinanet.analysis.data.images import copy_findings, look_at, size_findings, unused_findings
 from retinanet.data.check import Split, judge_split
 from retinanet.data.dataset import read_parts
-from retinanet.data.faults import KINDS, Fault, name_list
+from retinanet.data.faults import KINDS, Fault
 from retinanet.data.files import split_word
 from retinanet.errors import UserError
 from retinanet.images.io import read_image
@@ -58,6 +57,7 @@ def examine(
     min_side: float = 4.0,
     pixels: bool = True,
     workers: int | None = None,
+    confine: bool = False,
 ) -> DoctorReport:
     """Look for faults in all splits of a data set.
 
@@ -67,16 +67,17 @@ def examine(
         min_side: pixels after it below which the shorter side of a box is too small.
         pixels: decode the images, to find damaged ones, wrong sizes and copies. Without it only annotations are read.
         workers: threads that decode; one per core, at most 8, if not given.
+        confine: refuse images that lie outside of ``data``.
 
     Returns:
         The report. Boxes are examined where the size of their image is known.
 
     Raises:
-        UserError: a missing path, or none of the four formats.
+        UserError: a missing path, none of the four formats, or what ``confine`` refuses.
     """
     start = time.perf_counter()
     faults: list[Fault] = []
-    parts = read_splits(data, faults)
+    parts = read_splits(data, faults, confine=confine)
     looks = {}
     if pixels:
         missing = {path for fault in faults if fault.kind in _ABOUT_IMAGES for path in fault.members}
@@ -103,13 +104,13 @@ def examine(
     )
 
 
-def read_splits(data: str | Path, faults: list[Fault]) -> list[Split]:
+def read_splits(data: str | Path, faults: list[Fault], *, confine: bool = False) -> list[Split]:
     """The splits of a data set with their boxes judged; faults of its files and images are added to ``faults``.
 
     A ``trainval`` that holds nothing but the images of train and val is left out: it would say everything twice.
     """
     parts = []
-    for name, found in read_parts(data, faults.append).items():
+    for name, found in read_parts(data, faults.append, confine=confine).items():
         images = [
             image._replace(path=Path(os.path.normpath(image.path))) if ".." in str(image.path) else image
             for image in found.images
@@ -130,7 +131,7 @@ def _spread_faults(faults: Sequence[Fault], data: Path) -> list[Fault]:
         if fault.kind in _EACH and fault.members:
             images = fault.members if fault.kind in _ABOUT_IMAGES else [None] * len(fault.members)
             found += [
-                Fault(fault.kind, path, _EACH[fault.kind], image=image)
+                Fault(fault.kind, path, _EACH[fault.kind], fault.remedy, image=image)
                 for path, image in zip(fault.members, images, strict=True)
             ]
         else:
@@ -173,7 +174,7 @@ def _count_per_class(parts: Sequence[Split]) -> dict[str, Counter[str]]:
 
 
 def class_findings(parts: Sequence[Split], data: Path) -> list[Fault]:
-    """Classes without boxes, with hardly any, of one split only, and names that differ in spelling only."""
+    """Classes without boxes, with hardly any, and of one split only."""
     found: list[Fault] = []
     word = {part.name: split_word(part.name) or "" for part in parts}
     train = next((name for name in word if word[name] in ("train", "training", "trainval")), None)
@@ -190,13 +191,6 @@ def class_findings(parts: Sequence[Split], data: Path) -> list[Fault]:
             found.append(Fault("rare-class", where, f"{trained} boxes{f' in {train}' if train else ''}"))
         if val is not None and trained and not counts[val]:
             found.append(Fault("class-not-in-val", where, f"no box in {val}"))
-    spellings: dict[str, list[str]] = defaultdict(list)
-    for name in dict.fromkeys(name for part in parts for name in part.annotations.class_names):
-        spellings[re.sub(r"[\W_]+", "", name.casefold()) or name].append(name)
-    for names in spellings.values():
-        if len(names) > 1:
-            reason = f"also spelled {name_list(names[1:])}"
-            found.append(Fault("similar-classes", f"{data}, class {names[0]}", reason))
     return found
 
 

@@ -81,6 +81,8 @@ def write_fixed_copy(data: str | Path, output: str | Path, report: DoctorReport)
             raise UserError(f"{fault} No fixed copy was written.")
         if fault.kind in _CONVERTED:
             copy.done.append(f"converted: {fault.sentence}")
+        elif fault.kind == "outside-image":
+            copy.done.append(f"named where they are: {fault.sentence}")
         elif fault.severity == "error":
             copy.done.append(f"left out: {fault}")
             copy.lost[fault.sentence] += fault.kind in _ONE_BOX
@@ -95,7 +97,7 @@ def write_fixed_copy(data: str | Path, output: str | Path, report: DoctorReport)
         file.write_text(json.dumps(document) + "\n", encoding="utf-8")
     counts = Counter(line.partition(":")[0] for line in copy.done)
     lost = f"; {copy.lost.total()} boxes are lost" if copy.lost.total() else ""
-    head = [f"A fixed copy of {data}: {copy.images} images, {copy.annotations} boxes{lost}."]
+    head = [f"A fixed copy of {data}: {copy.images} images, {copy.annotations} boxes{lost}. The images stay there."]
     head += [f"{count} x {what}" for what, count in counts.items()] or ["Nothing had to be fixed."]
     text = "\n".join([*head, "", *copy.done]) + "\n"
     (output / ACCOUNT).write_text(text, encoding="utf-8", errors="backslashreplace")

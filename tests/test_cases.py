@@ -1,16 +1,25 @@
-"""What other tools write in place of the four formats: set right with a note, refused with the reason, never wrong."""
+"""What other tools write in place of the four formats: set right with a note, refused with the reason, never wrong.
+
+Cases of the same list that are tested elsewhere: depths, bands and floats of image files in images/test_io.py; two
+formats in one folder in data/test_dataset.py; a damaged image among others in training/test_start.py and
+inference/test_run.py; what `check` makes of each in analysis/data/test_doctor.py, and --fix in test_fix.py.
+"""
 
 import json
 import math
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from retinanet.analysis.data.doctor import examine
+from retinanet.analysis.data.fix import write_fixed_copy
 from retinanet.data.dataset import hold_out, load_dataset, training_datasets
 from retinanet.errors import UserError
+from retinanet.images.preprocess import Preprocess
 
 BOX = (10.0, 8.0, 30.0, 24.0)  # x1, y1, x2, y2 on images of 60 x 40
 
@@ -146,7 +155,7 @@ def test_a_faulty_row_names_no_class(tmp_path):
     with (tmp_path / "boxes.csv").open("a") as stream:
         stream.write("0.png,nan,8,30,24,nan\n")
     dataset = load_dataset(tmp_path)
-    assert dataset.class_names == ("nut",) and "is not finite" in dataset.skipped[0]
+    assert dataset.class_names == ("nut",) and "is not finite" in dataset.skipped[0].sentence
 
 
 def test_csv_comments_and_a_header_of_the_class_file(tmp_path):
@@ -348,3 +357,126 @@ def test_exports_of_other_tools_are_named(tmp_path, name, content, message):
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=message):
         load_dataset(tmp_path)
+
+
+def test_faulty_boxes_are_counted_with_the_images_that_they_are_of(tmp_path):
+    """An empty box, null, zeros or a row of zeros without a class is one faulty box, not the end of the run."""
+    empty = {0: [], 1: None, 2: [0, 0, 0, 0]}
+    coco(tmp_path / "coco", bbox=lambda n: empty.get(n, [10, 8, 20, 16]))
+    csv_set(tmp_path / "csv", "10,8,30,24,nut")
+    with (tmp_path / "csv" / "boxes.csv").open("a") as stream:
+        stream.write("0.png,0,0,0,0,\n1.png,0,0,0,0,Tree\n2.png,nan,nan,nan,nan,\n")
+    for root in (tmp_path / "coco", tmp_path / "csv"):
+        whole = load_dataset(root)
+        assert whole.class_names == (("nut",) if root.name == "coco" else ("Tree", "nut"))
+        assert {fault.image.name for fault in whole.skipped} == {"0.png", "1.png", "2.png"}
+        for part in training_datasets(root):
+            names = {sample.path.name for sample in part.samples}
+            assert {fault.image.name for fault in part.skipped} == names & {"0.png", "1.png", "2.png"}
+
+
+@pytest.mark.parametrize(
+    ("header", "line"),
+    [
+        ("img_file,xmin,ymin,xmax,ymax,label\n", "10,8,30,24,nut"),
+        ("Location;x1;y1;x2;y2;class_name\n", "10;8;30;24;nut"),
+        ("path\tLeft\tTop\tRight\tBottom\tname\r\n", "10\t8\t30\t24\tnut\r"),
+        ("", '"10"," 8","30.0","24","nut "'),
+        ("index", "10,8,30,24,nut"),  # that of pandas, as a first column
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_csv_of_other_programs(tmp_path, header, line, encoding):
+    csv_set(tmp_path, "")
+    mark = next((mark for mark in ";\t" if mark in line), ",")
+    index, header = header == "index", header.removeprefix("index")
+    text = header + "".join(f"{f'{n},' if index else ''}{n}.png{mark}{line}\n" for n in range(6))
+    (tmp_path / "boxes.csv").write_bytes(text.encode(encoding))
+    assert_right(load_dataset(tmp_path))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_json_of_programs_on_windows(tmp_path, encoding):
+    file = coco(tmp_path) / "labels.json"
+    file.write_bytes(file.read_text().replace("\n", "\r\n").encode(encoding))
+    assert_right(load_dataset(tmp_path))
+
+
+@pytest.mark.parametrize("encoding", ["gb2312", "GBK", "Shift_JIS", "UTF-16"])
+def test_voc_in_other_encodings_and_named_otherwise(tmp_path, encoding):
+    box = "<bndbox><xmin>11</xmin><ymin>9</ymin><xmax>30</xmax><ymax>24</ymax></bndbox>"
+    for n in range(6):
+        save(tmp_path / "images" / f"{n}.png", n)
+        (tmp_path / "Annotations").mkdir(exist_ok=True)
+        text = f"<?xml version='1.0' encoding='{encoding}'?><annotation><filename>C:\\set\\{n}.png</filename>"
+        text += f"<object><name>\u7802</name>{box}</object></annotation>"
+        (tmp_path / "Annotations" / f"label{n}.xml").write_bytes(text.encode(encoding))
+    dataset = load_dataset(tmp_path)
+    assert_right(dataset)
+    assert dataset.class_names == ("\u7802",) and dataset.notes == ()  # no image is told to have no XML file
+
+
+@pytest.mark.parametrize("line", ["0.0\t{}\t{}\t{}\t{}", "  0 {}  {} {} {}   ", "0 {} {} {} {}\r"])
+def test_yolo_lines_with_tabs_blanks_and_fractions(tmp_path, line):
+    assert_right(load_dataset(yolo(tmp_path, line.format(*CENTRE.split()[1:])), "train"), 3)
+
+
+def test_yolo_without_names_and_without_test_images(tmp_path):
+    yolo(tmp_path, CENTRE, "test: ../test/images\n")
+    assert_right(training_datasets(tmp_path)[0], 3)
+    (tmp_path / "data.yaml").write_text("train: train/images\nval: val/images\nnc: 2\n")
+    with pytest.raises(UserError, match=r"data\.yaml: says how many classes .*names: \[cat, dog\].*2 in all"):
+        load_dataset(tmp_path, "train")
+
+
+def test_validation_images_without_objects_are_told(tmp_path):
+    yolo(tmp_path, CENTRE)
+    for file in (tmp_path / "val" / "labels").iterdir():
+        file.write_text("")
+    train, val = training_datasets(tmp_path)
+    assert "no object in the 3 validation images: AP cannot be measured" in val.summary() and not train.notes
+
+
+def test_class_names_that_differ_in_capitals_are_told(tmp_path):
+    names = [{"id": 1, "name": "Nut"}, {"id": 2, "name": "nut "}]
+    assert "class Nut: also spelled nut" in load_dataset(coco(tmp_path, categories=names)).summary()
+
+
+def test_images_with_many_objects_are_told(tmp_path):
+    root = csv_set(tmp_path, "10,8,30,24,nut")
+    (root / "boxes.csv").write_text("".join(f"0.png,{x},8,{x + 9},24,nut\n" for x in np.arange(0, 40.4, 0.4)))
+    assert "1 images hold more than 100 objects, up to 101" in load_dataset(root).summary()
+
+
+def test_images_outside_of_the_data_set_are_told_or_refused(tmp_path):
+    """By their names, and with ``confine`` through links as well."""
+    inside = coco(tmp_path / "set")
+    load_dataset(inside, confine=True)
+    for n in range(6):
+        save(tmp_path / "other" / f"{n}.jpg", n)
+    for name in ("../other/{}.jpg", str(tmp_path / "other" / "{}.jpg")):
+        coco(inside, name)
+        (note,) = load_dataset(inside).notes
+        assert "6 of 6 images lie outside of the data set" in note and "other/0.jpg" in note
+        with pytest.raises(UserError, match=r"set: 6 of 6 images lie outside of the data set.*leave out --confine"):
+            training_datasets(inside, confine=True)
+    (inside / "linked").symlink_to(tmp_path / "other", target_is_directory=True)
+    coco(inside, "linked/{}.jpg")
+    assert load_dataset(inside).notes == ()
+    with pytest.raises(UserError, match="6 of 6 images lie outside"):
+        load_dataset(inside, confine=True)
+    check = partial(examine, inside, preprocess=Preprocess(), workers=1)
+    coco(inside, "../other/{}.jpg")
+    report = check()
+    assert "outside-image" in report.groups()
+    with pytest.raises(UserError, match="6 of 6 images lie outside"):
+        check(confine=True)
+    account = write_fixed_copy(inside, tmp_path / "copy", report) / "fixed.txt"
+    assert "named where they are: " in account.read_text()
+
+
+def test_addresses_keep_both_slashes_in_the_findings(tmp_path):
+    report = examine(coco(tmp_path, "https://example.org/{}.png"), preprocess=Preprocess(), pixels=False)
+    missing = report.groups()["missing-image"]
+    assert [fault.where for fault in missing] == [f"https://example.org/{n}.png" for n in range(6)]
+    assert "not fetched from URLs" in missing[0].remedy
