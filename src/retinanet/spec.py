@@ -130,11 +130,11 @@ def check_model_first(model: str | Path, other: str | Path) -> None:
     """
 
     def is_model(path: str | Path) -> bool:
-        return (Path(path) / CONFIG).is_file() or exported_file(path) is not None
+        return os.path.isfile(Path(path) / CONFIG) or exported_file(path) is not None
 
     if Path(model).suffix.lower() in IMAGE_SUFFIXES:
         raise UserError(f"{model} is an image; the model comes first, then the images")
-    if Path(model).exists() and is_model(other) and not is_model(model):
+    if os.path.exists(model) and is_model(other) and not is_model(model):
         raise UserError(f"{model} is no model, and {other} is one; the model comes first, then {model}")
 
 

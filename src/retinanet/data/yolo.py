@@ -139,9 +139,8 @@ def _read_yaml(source: Path) -> dict[Any, Any]:
 
 def _declared_names(source: Path, content: dict[Any, Any]) -> tuple[str, ...]:
     names = content.get("names")
-    if isinstance(names, str) and os.path.isfile(
-        listed := source.with_name(PurePosixPath(names).name)
-    ):  # as of darknet
+    listed = source.with_name(PurePosixPath(names).name) if isinstance(names, str) else source
+    if listed != source and os.path.isfile(listed):  # a file with a name a line, as of darknet
         names = _read_names(listed)
     if names is None and isinstance(content.get("nc"), str):
         remedy = f"Write them there, for instance 'names: [cat, dog]', {short(content['nc'])} in all."

@@ -47,7 +47,7 @@ def check_output(config: TrainConfig, *, resume: bool) -> list[str]:
     if resume:
         return _check_options(config)
     check_writable(folder / CONFIG)
-    names = sorted(os.listdir(folder)) if folder.is_dir() else []
+    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
     if STATE in names and CONFIG not in names and read_step(folder) == 0:
         return []  # a run that saved nothing yet
     if STATE in names:
@@ -72,7 +72,7 @@ def check_not_in_use(folder: Path) -> None:
     Raises:
         UserError: as :func:`lock`.
     """
-    if (folder / LOCK).exists():
+    if os.path.exists(folder / LOCK):  # unlike Path.exists, for names of any length
         with lock(folder):
             pass
 
@@ -84,7 +84,7 @@ def lock(folder: Path) -> Iterator[None]:
     Raises:
         UserError: another process holds it, or one of another machine did not release it.
     """
-    path, here, made = folder / LOCK, socket.gethostname(), not folder.exists()
+    path, here, made = folder / LOCK, socket.gethostname(), not os.path.exists(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = path.open("a+", encoding="utf-8")
@@ -153,9 +153,9 @@ def _try_lock(file: IO[str]) -> bool:
 def _check_options(config: TrainConfig) -> list[str]:
     """The options that change the rounding; those of the run and those that are free may not differ otherwise."""
     folder = config.folder
-    if (folder / CONFIG).exists() and not (folder / STATE).exists():
+    if os.path.exists(folder / CONFIG) and not os.path.exists(folder / STATE):
         raise UserError(_describe_lone_model(folder))
-    if not (folder / STATE).is_file() or not (folder / OPTIONS).is_file():
+    if not os.path.isfile(folder / STATE) or not os.path.isfile(folder / OPTIONS):
         raise UserError(f"nothing to resume: {folder} holds no saved state of a run. Start the run without --resume")
     then, now = _flat(read_mapping(folder / OPTIONS)), _flat(to_plain(config))
     names = [name for name in {**now, **then} if name not in FREE and then.get(name) != now.get(name)]
