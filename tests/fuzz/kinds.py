@@ -1,6 +1,7 @@
 """The kinds of input that are changed, and what is done with each."""
 
 import contextlib
+import inspect
 import io
 import json
 import pickle
@@ -181,11 +182,15 @@ def use_model(folder):
 
 
 def list_options(name):
-    """A command's function, and the defaults of its options as a configuration file gives them."""
-    function = getattr(retinanet, name)
+    """A configuration file of a command: the defaults of its options, and something for what has none."""
+    function, given = getattr(retinanet, name), {"images": "[x]", "format": "onnx"}
     with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.suppress(SystemExit):
         parse(function, ["--print_config"], positionals=COMMANDS[name].positionals, usage="")
-    return printed.getvalue()
+    text = printed.getvalue()
+    for key, parameter in inspect.signature(function).parameters.items():
+        if parameter.default is parameter.empty:
+            text = text.replace(f"{key}: null\n", f"{key}: {given.get(key, 'x')}\n", 1)
+    return text
 
 
 OPTIONS = {name: list_options(name) for name in COMMANDS if name != "demo"}
@@ -201,9 +206,8 @@ def change_options(rng):
         option = rng.choice(("--", "--", "-", "")) + rng.choice(
             (*lines, "architecture.x", "image.class_path", "config", "x" * 3000, "")
         )
-        value = rng.choice(
-            (json.dumps(rng.choice((*NASTY, CALL))), str(rng.choice(NASTY)), "{x: [" + str(CALL) + "]}", "[" * 3000)
-        )
+        nasty = json.dumps(rng.choice((*NASTY, CALL)))
+        value = rng.choice((nasty, str(rng.choice(NASTY)), "{x: [" + str(CALL) + "]}", "[" * 3000))
         words += rng.choice(([f"{option}={value}"], [option, value], [option], [value]))
     return files | {"words": json.dumps([name, *words]).encode()}
 
@@ -298,17 +302,4 @@ KINDS = {  # name: (how to change an input, what to do with it, MB of memory tha
     "model": (change_model, use_model, 1000),
     "export": (change_export, use_export, 2000),
 }
-TURNS = [
-    "format",
-    "image",
-    "options",
-    "format",
-    "weights",
-    "format",
-    "image",
-    "model",
-    "export",
-    "options",
-    "weights",
-    "image",
-]
+TURNS = "format image options format weights format image model export options weights image".split()  # noqa: SIM905

@@ -15,81 +15,25 @@ import yaml
 
 PLACES = ("folder", "pipe", "loop")  # what may lie where a file is expected; a loop is a link to itself
 DEEP = "@deep@"  # becomes brackets in brackets
+WORDS = "1e999 nan -inf 1 1.0 0x10 1_000 ٣ ² é e\u0301 \ud800 \U0001f600 \x1b[31m =cmd() null true %s{0} ~ . .. "
+WORDS += "../../../etc/passwd /dev/zero C:\\x\\y.png a/b/c http://x/y.png"
 NASTY = (
     *(None, True, False, 0, -1, 1, 2, 7, 0.5, -0.0, 1e308, 5e-324, float("inf"), float("-inf"), float("nan")),
-    *(2**31, 2**53 + 1, 2**63, 2**64, -(2**63), 10**30, "", " ", "\0", "x" * 3000, "9" * 5000, "1e999", "nan", "-inf"),
-    *(
-        "1",
-        "1.0",
-        "0x10",
-        "1_000",
-        "٣",
-        "²",
-        "é",
-        "e\u0301",
-        "\ud800",
-        "\U0001f600",
-        "\x1b[31m",
-        "=cmd()",
-        "null",
-        "true",
-    ),
-    *(
-        "../../../etc/passwd",
-        "/dev/zero",
-        "C:\\x\\y.png",
-        "a/b/c",
-        ".",
-        "..",
-        "http://x/y.png",
-        "%s{0}",
-        "~",
-        "x" * 300,
-    ),
-    *([], {}, [[]], [None], [1], [1, 2, 3, 4, 5], {"": None}, {"a": {"b": []}}, DEEP),
+    *(2**31, 2**53 + 1, 2**63, 2**64, -(2**63), 10**30, "", " ", "\0", "x" * 3000, "9" * 5000, "x" * 300, DEEP),
+    *WORDS.split(),
+    *([], {}, [[]], [None], [1], [1, 2, 3, 4, 5], {"": None}, {"a": {"b": []}}),
 )
 CALL = {"class_path": "subprocess.Popen", "init_args": {"args": "touch canary", "shell": True}}
 NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x10000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 14000, 200000)
+CALLS = (b"cos\nsystem\n(Vtouch canary\ntR", b"\x8c\x02os\x8c\x06system\x93\x8c\x0ctouch canary\x85R", b"\x82\xf0")
+CLASSES = b"builtins.eval builtins.getattr collections.OrderedDict torch.FloatStorage torch._utils._rebuild_tensor_v2"
+CLASSES += b" numpy.dtype numpy.core.multiarray.scalar argparse.Namespace"
 PICKLED = (  # instructions, some of which make sense only where others have left something on the stack
-    *(b"cos\nsystem\n(Vtouch canary\ntR", b"\x8c\x02os\x8c\x06system\x93\x8c\x0ctouch canary\x85R", b"\x82\xf0"),
-    *(b"cbuiltins\neval\n", b"cbuiltins\ngetattr\n", b"ccollections\nOrderedDict\n", b"ctorch\nFloatStorage\n"),
-    *(
-        b"ctorch._utils\n_rebuild_tensor_v2\n",
-        b"cnumpy\ndtype\n",
-        b"cnumpy.core.multiarray\nscalar\n",
-        b"cargparse\nNamespace\n",
-    ),
-    *(b"(", b")", b"]", b"}", b"N", b"\x88", b"t", b"\x85", b"\x86", b"\x87", b"a", b"e", b"s", b"u", b"0", b"2", b"1"),
-    *(
-        b"R",
-        b"b",
-        b"\x81",
-        b"Q",
-        b"h\x00",
-        b"h\x01",
-        b"q\x01",
-        b"\x94",
-        b"r\xff\xff\xff\x7f",
-        b"\x8f",
-        b"\x90",
-        b"\x91",
-    ),
-    *(
-        b"K\x00",
-        b"J\xff\xff\xff\xff",
-        b"\x8a\x09" + b"\xff" * 8 + b"\x00",
-        b"G\x7f\xf0" + bytes(6),
-        b"U\x01w",
-        b"X\x00\x00\x00\x00",
-    ),
-    *(
-        b"\x8e" + b"\xff" * 7 + b"\x00",
-        b"\x95" + b"\xff" * 8,
-        b"\x8b\xff\xff\xff\x7f",
-        b"I99999999999999999999\n",
-        b"Pw\n",
-        b".",
-    ),
+    *(*CALLS, *(b"c%b\n%b\n" % tuple(name.rsplit(b".", 1)) for name in CLASSES.split()), b"h\x00", b"h\x01", b"q\x01"),
+    *(bytes([code]) for code in b"()]}N\x88t\x85\x86\x87aesu021Rb\x81Q\x94\x8f\x90\x91."),
+    *(b"r\xff\xff\xff\x7f", b"K\x00", b"J\xff\xff\xff\xff", b"\x8a\x09" + b"\xff" * 8 + b"\x00", b"Pw\n", b"U\x01w"),
+    *(b"G\x7f\xf0" + bytes(6), b"X" + bytes(4), b"\x8e" + b"\xff" * 7 + b"\x00", b"\x95" + b"\xff" * 8),
+    *(b"\x8b\xff\xff\xff\x7f", b"I99999999999999999999\n"),
 )
 
 
@@ -109,13 +53,8 @@ def mutate_file(rng, name, data):
     """Another content for a file; what kind it is its name tells."""
     kind = name.rpartition(".")[2]
     by_kind = {"json": mutate_json, "yaml": mutate_yaml, "xml": mutate_text, "txt": mutate_text, "csv": mutate_text}
-    by_kind |= {
-        "png": mutate_png,
-        "safetensors": mutate_safetensors,
-        "pkl": mutate_pickle,
-        "pth": mutate_zip,
-        "pt2": mutate_zip,
-    }
+    by_kind |= {"png": mutate_png, "safetensors": mutate_safetensors, "pkl": mutate_pickle}
+    by_kind |= {"pth": mutate_zip, "pt2": mutate_zip}
     change = by_kind.get(kind, mutate_bytes)
     try:
         return (change if rng.random() < 0.85 else mutate_bytes)(rng, data)
@@ -226,9 +165,8 @@ def mutate_text(rng, data):
     match rng.randrange(12):
         case 0 | 1 | 2 | 3 | 4 if words:
             word = rng.choice(words)
-            new = rng.choice(
-                (*map(str, NASTY), "&a", "*a", "!!python/name:os.system", "<x>" * 2000, "&lt;", "<!ENTITY a 'b'>", "")
-            )
+            others = ("&a", "*a", "!!python/name:os.system", "<x>" * 2000, "&lt;", "<!ENTITY a 'b'>", "")
+            new = rng.choice((*map(str, NASTY), *others))
             text = text[: word.start()] + new + text[word.end() :]
         case 5:
             text = "".join(lines[:at] + lines[at + 1 :])
@@ -239,16 +177,12 @@ def mutate_text(rng, data):
         case 8:
             return text.encode(rng.choice(("utf-16", "utf-32", "utf-8-sig", "utf-7", "cp037")), "replace")
         case 9:
-            text = text.replace(
-                *rng.choice((("\n", "\r\n"), ("\n", "\r"), (",", ";"), (" ", "\t"), (",", "\t"), (".", ",")))
-            )
+            pairs = (("\n", "\r\n"), ("\n", "\r"), (",", ";"), (" ", "\t"), (",", "\t"), (".", ","))
+            text = text.replace(*rng.choice(pairs))
         case 10:
             place = rng.randrange(len(text) + 1)
-            text = (
-                text[:place]
-                + rng.choice(("\0", '"', "'", "\n", ",", "<", "[", "{", " " * 50000, "1" * 50000))
-                + text[place:]
-            )
+            piece = rng.choice(("\0", '"', "'", "\n", ",", "<", "[", "{", " " * 50000, "1" * 50000))
+            text = text[:place] + piece + text[place:]
         case _:
             other = rng.randrange(len(lines))
             lines[at], lines[other] = lines[other], lines[at]
@@ -272,12 +206,8 @@ def mutate_png(rng, data):
             bomb = zlib.compress(bytes(rng.choice((100, 20_000_000))))
             chunks.insert(place, (b"zTXt", b"a\0\0" + bomb))
         case 2:
-            chunks.insert(
-                1,
-                rng.choice(
-                    ((b"tRNS", bytes(6)), (b"eXIf", b"II*\0\x08\0\0\0\xff\xff"), (b"acTL", bytes(8)), (b"PLTE", b"x"))
-                ),
-            )
+            others = {b"tRNS": bytes(6), b"eXIf": b"II*\0\x08\0\0\0\xff\xff", b"acTL": bytes(8), b"PLTE": b"x"}
+            chunks.insert(1, rng.choice(list(others.items())))
         case _:
             chunks[place] = name, mutate_bytes(rng, content)
     whole = [
@@ -323,14 +253,8 @@ def mutate_zip(rng, data):
         case 0:
             members.pop(place)
         case 1:
-            members.append(
-                (
-                    rng.choice(
-                        (name, name + "x", "../x", "/x", "x/constants.pkl", "x/data.pkl", "x/data/aotinductor/x.so")
-                    ),
-                    content,
-                )
-            )
+            others = f"{name} {name}x ../x /x x/constants.pkl x/data.pkl x/data/aotinductor/x.so".split()
+            members.append((rng.choice(others), content))
         case 2:
             method = zipfile.ZIP_DEFLATED
             members[place] = name, content + bytes(rng.choice((0, 20_000_000)))
