@@ -1,4 +1,5 @@
 import os
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -129,3 +130,7 @@ def test_a_long_line_of_an_image_set_takes_no_quadratic_time(tmp_path, end):
     with pytest.raises(UserError, match="holds no a") as error:
         load_dataset(tmp_path, "train")
     assert len(str(error.value)) < 1000
+
+
+def test_a_name_that_no_folder_can_have():
+    assert files_in(Path("a\0b"), [".png"]) == files_in(Path("a\0b"), [".png"], deep=True) == []

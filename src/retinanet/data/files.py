@@ -115,7 +115,7 @@ def files_in(path: Path, suffixes: Sequence[str], *, deep: bool = False) -> list
 def _walk(path: Path) -> Iterator[tuple[str, list[str]]]:
     """Each folder and the names of its files. Links are followed, each folder is entered once."""
     entered: set[str] = set()
-    for folder, folders, names in os.walk(path, followlinks=True):
+    for folder, folders, names in os.walk(path, followlinks=True) if os.path.isdir(path) else ():  # "\0": no folder
         entered.add(os.path.realpath(folder))
         folders[:] = sorted(
             name

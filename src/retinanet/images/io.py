@@ -61,7 +61,7 @@ def read_pixels(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> NDArray[np
         try:
             return picture_array(image)
         except MemoryError:
-            raise
+            raise UserError(f"{path}: its header asks for more memory than there is. Replace the file.") from None
         except Image.DecompressionBombError:  # a small image cut into huge tiles
             raise _too_large(path, "what has to be decoded is", max_pixels) from None
         except Exception as error:  # decoders raise anything from OSError to struct.error on damaged data
@@ -112,7 +112,7 @@ def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
         except UnidentifiedImageError:
             raise UserError(_explain_unreadable(path)) from None
         except MemoryError:
-            raise
+            raise UserError(f"{path}: its header asks for more memory than there is. Replace the file.") from None
         except Image.DecompressionBombError:
             raise _too_large(path, "its size is", max_pixels) from None
         except Exception as error:
