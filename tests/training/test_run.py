@@ -20,7 +20,7 @@ from retinanet.errors import Interrupted, UserError
 from retinanet.images.preprocess import Preprocess
 from retinanet.training import run as train_run
 from retinanet.training import start
-from retinanet.training.config import LossConfig
+from retinanet.training.config import ImageConfig, LossConfig
 from retinanet.training.log import read_log
 from retinanet.training.run import train
 
@@ -171,7 +171,6 @@ def test_going_on_from_a_model_folder(data, tiny, trained, tmp_path, capfd):
 
 
 def test_the_size_of_the_images_is_the_model_folders_unless_given(data, tiny, trained, tmp_path):
-    from retinanet.training.config import ImageConfig
 
     options = folder_options(tiny, trained)
     for number, (image, size) in enumerate(((ImageConfig(), (64, 96)), (ImageConfig(long=80), (64, 80)))):
@@ -379,3 +378,9 @@ def test_the_result_names_the_best_ap(data, tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "_evaluate", evaluation)
     result = train(str(data), str(tmp_path), **tiny())
     assert (result.folder, result.ap, result.steps) == (tmp_path, 0.5, 4)
+
+
+def test_a_batch_norm_with_one_value_per_channel(data, tiny, tmp_path):
+    small = tiny(epochs=1, batch_size=2, image=ImageConfig(short=32, long=32), optim={"accumulate": 2})
+    with pytest.raises(UserError, match=r"cannot be trained on 1 image of 32 x 32 pixels.*--optim\.accumulate"):
+        train(str(data), str(tmp_path / "run"), **small)

@@ -109,6 +109,11 @@ def run(name: str, words: Sequence[str]) -> int:
     usage, aliases = f"retinanet {name} {usage}", ALIASES.get(name)
     arguments = parse(function, words, positionals=positionals, usage=usage, aliases=aliases)
     result = function(**arguments)
+    if name == "train":
+        from retinanet.training.ranks import is_first_process
+
+        if not is_first_process():
+            return 0
     print(describe_result(name, result, arguments))
     failed = getattr(result, "failed", {})  # images that predict could not read, and why
     if failed:

@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 from retinanet.data.dataset import DetectionDataset
 from retinanet.data.loader import StepSampler
 from retinanet.detector import Detector
+from retinanet.errors import UserError
 from retinanet.losses.detection import DetectionLoss, Losses
 from retinanet.model.retinanet import RetinaNet
 from retinanet.training.config import TrainConfig
@@ -78,8 +79,23 @@ class LossModule(nn.Module):
         self.net = net
 
     def forward(self, images: Tensor, loss: Callable[[RawOutput], Losses]) -> tuple[Tensor, Tensor]:
-        """Normalised images (N, 3, H, W) -> classification and box loss."""
-        losses = loss(self.net(images))
+        """Normalised images (N, 3, H, W) -> classification and box loss.
+
+        Raises:
+            UserError: a batch norm that is trained sees one value per channel.
+        """
+        try:
+            raw = self.net(images)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):  # torch's check of batch norms
+                raise
+            height, width = images.shape[2:]
+            raise UserError(
+                f"batch norms cannot be trained on {len(images)} image of {height} x {width} pixels at a time: the "
+                "last ones see one value per channel. Use larger images, a larger batch in fewer parts "
+                "(--optim.accumulate), or --architecture.norm frozen"
+            ) from None
+        losses = loss(raw)
         return losses.classification, losses.box
 
 
