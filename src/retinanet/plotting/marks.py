@@ -43,19 +43,12 @@ MOST_TAGS = 0.12
 
 @dataclass(frozen=True)
 class Mark:
-    """One box to draw.
+    """One box to draw."""
 
-    Attributes:
-        box: xyxy in pixels of the picture that is drawn on.
-        colour: RGB of the line and the tag.
-        captions: texts for the tag, the longest first; the first that fits is written, or none.
-        dash: (drawn, left out) lengths in line widths; none is a solid line.
-    """
-
-    box: tuple[float, float, float, float]
-    colour: Colour
-    captions: tuple[str, ...] = ()
-    dash: Dash | None = None
+    box: tuple[float, float, float, float]  # xyxy in pixels of the picture that is drawn on
+    colour: Colour  # RGB of the line and the tag
+    captions: tuple[str, ...] = ()  # texts for the tag, the longest first; the first that fits is written, or none
+    dash: Dash | None = None  # (drawn, left out) lengths in line widths; none is a solid line
 
 
 def class_colour(label: int) -> Colour:

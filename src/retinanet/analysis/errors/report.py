@@ -44,23 +44,14 @@ REMEDIES = {
 
 @dataclass(frozen=True)
 class ErrorReport:
-    """Everything about the errors of a model on a data set.
+    """Everything about the errors of a model on a data set."""
 
-    Attributes:
-        errors: types and costs over all detections, as average precision sees them.
-        shown: the same over the detections that reach the threshold of their class, as a user sees them.
-        curves: K, one per class, with the threshold of the best F1.
-        confusion: at these thresholds.
-        calibration: of all detections, then of each of the K classes.
-        groups: average precision by each of ``GROUPINGS``.
-    """
-
-    errors: ErrorAnalysis
-    shown: ErrorAnalysis
-    curves: tuple[ClassCurve, ...]
-    confusion: ConfusionMatrix
-    calibration: tuple[Reliability, ...]
-    groups: Mapping[str, Sequence[GroupAP]]
+    errors: ErrorAnalysis  # types and costs over all detections, as average precision sees them
+    shown: ErrorAnalysis  # the same over the detections that reach the threshold of their class, as a user sees them
+    curves: tuple[ClassCurve, ...]  # K, one per class, with the threshold of the best F1
+    confusion: ConfusionMatrix  # at these thresholds
+    calibration: tuple[Reliability, ...]  # of all detections, then of each of the K classes
+    groups: Mapping[str, Sequence[GroupAP]]  # average precision by each of GROUPINGS
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
