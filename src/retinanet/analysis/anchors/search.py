@@ -45,7 +45,7 @@ def fit_lattice(audited: AnchorAudit) -> AnchorLattice:
     ]
     best = max((_climb(fit, start) for start in sorted(starts, key=fit, reverse=True)[:3]), key=fit)
     for _ in range(2):
-        kick = rng.normal(0, 0.2, len(_vector(best)))
+        kick = rng.normal(0, 0.2, len(best.sizes + best.ratios + best.scales))
         best = max(best, _climb(fit, _move(best, kick)), key=fit)
     return _restore_what_hardly_matters(fit, _round(best))
 
@@ -106,7 +106,8 @@ class Fit:
 
 def _climb(fit: Fit, lattice: AnchorLattice) -> AnchorLattice:
     """The lattice moved along each coordinate, and along a few together, as long as the count rises."""
-    levels, ratios, length = len(lattice.sizes), len(lattice.ratios), len(_vector(lattice))
+    levels, ratios = len(lattice.sizes), len(lattice.ratios)
+    length = levels + ratios + len(lattice.scales)
     together, apart = np.zeros(length), np.zeros(length)
     together[:levels] = 1  # all sizes
     apart[levels : levels + ratios] = np.linspace(-1, 1, ratios) if ratios > 1 else 0  # all ratios
@@ -126,14 +127,11 @@ def _climb(fit: Fit, lattice: AnchorLattice) -> AnchorLattice:
     return lattice
 
 
-def _vector(lattice: AnchorLattice) -> Vector:
-    return np.array([*lattice.sizes, *lattice.ratios, *lattice.scales])
-
-
 def _move(lattice: AnchorLattice, octaves: Vector) -> AnchorLattice:
     """Sizes, ratios and scales times powers of two; the least scale is 1."""
     levels, ratios = len(lattice.sizes), len(lattice.ratios)
-    sizes, shapes, scales = np.split(_vector(lattice) * 2**octaves, [levels, levels + ratios])
+    moved = np.array([*lattice.sizes, *lattice.ratios, *lattice.scales]) * 2**octaves
+    sizes, shapes, scales = np.split(moved, [levels, levels + ratios])
     least = scales.min()
     return replace(
         lattice,

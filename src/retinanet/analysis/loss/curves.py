@@ -105,6 +105,14 @@ class Windows:
     histogram: Counts
     spreads: tuple[Spread, ...]
 
+    @staticmethod
+    def summarise(bins: Counts, losses: Floats, gammas: tuple[float, ...], *, positive: bool) -> Windows:
+        """From the histogram (BINS,) of the logits of one sign and their exact losses (L, K); ``gammas`` ascend."""
+        edges = ((LOGIT_EDGES + REACH) * PER_UNIT).astype(np.int64)
+        edges[0] = 0
+        spreads = tuple(spread_losses(bins, gamma, positive=positive) for gamma in gammas)
+        return Windows(losses, np.add.reduceat(bins, edges[:-1]), spreads)
+
     @property
     def count(self) -> int:
         """How many there are."""

@@ -16,17 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from retinanet.analysis.loss.curves import (
-    BINS,
-    LOGIT_EDGES,
-    PER_UNIT,
-    REACH,
-    SHARES,
-    Floats,
-    Windows,
-    count_logits,
-    spread_losses,
-)
+from retinanet.analysis.loss.curves import BINS, LOGIT_EDGES, SHARES, Floats, Windows, count_logits
 from retinanet.errors import UserError
 from retinanet.files import make_json_safe
 from retinanet.losses.detection import check_labels
@@ -81,26 +71,16 @@ class FocalStatistics:
         self._probabilities = np.zeros(num_classes)  # sums over the positives of each class
 
     @cached_property
-    def signs(self) -> tuple[Windows, Windows]:
-        """The negative and the positive windows so far; an update forgets them."""
-        edges = ((LOGIT_EDGES + REACH) * PER_UNIT).astype(np.int64)
-        edges[0] = 0
-        windows = []
-        for sign, weight in enumerate((1.0, 1.0) if self.alpha is None else (1 - self.alpha, self.alpha)):
-            bins, losses = self._bins[sign], weight * self._losses[sign]
-            spreads = tuple(spread_losses(bins, gamma, positive=bool(sign)) for gamma in self.gammas)
-            windows.append(Windows(losses, np.add.reduceat(bins, edges[:-1]), spreads))
-        return windows[0], windows[1]
-
-    @property
     def positive(self) -> Windows:
-        """The positive windows; as many as positive anchors."""
-        return self.signs[1]
+        """The positive windows so far; as many as positive anchors."""
+        weight = 1.0 if self.alpha is None else self.alpha
+        return Windows.summarise(self._bins[1], weight * self._losses[1], self.gammas, positive=True)
 
-    @property
+    @cached_property
     def negative(self) -> Windows:
-        """The negative windows."""
-        return self.signs[0]
+        """The negative windows so far."""
+        weight = 1.0 if self.alpha is None else 1 - self.alpha
+        return Windows.summarise(self._bins[0], weight * self._losses[0], self.gammas, positive=False)
 
     @property
     def loss(self) -> float:
@@ -198,7 +178,8 @@ class FocalStatistics:
         self.images += len(raw.logits[0])
         self.anchors += len(raw.logits[0]) * raw.lattice.count(raw.grids)
         self.ignored_anchors += len(assignment.ignored)
-        self.__dict__.pop("signs", None)
+        for summary in ("positive", "negative"):  # they are out of date
+            self.__dict__.pop(summary, None)
 
     def _add_positives(self, level: int, x: Tensor, labels: Tensor) -> None:
         """Logits (P_l,) of the annotated classes (P_l,)."""
@@ -212,7 +193,9 @@ class FocalStatistics:
 
     def _add_negatives(self, level: int, x: Tensor) -> None:
         """Logits (n, K, cells), all taken as negatives; they are overwritten."""
-        loss = F.softplus(x, threshold=40).mul_(x.sigmoid().pow_(self.gamma))  # as FocalLoss: the formula is slow
+        loss = F.softplus(x, threshold=40).mul_(
+            x.sigmoid().pow_(self.gamma)
+        )  # as FocalLoss does; the formula takes twice as long
         sums = loss.sum(dim=(0, 2)).cpu().double()
         _check_finite(sums, level)
         self._losses[0, level] += sums.numpy()

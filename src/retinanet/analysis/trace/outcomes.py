@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import asdict, dataclass
 from math import log2
 from typing import Any, NamedTuple
 
 from retinanet.evaluation.matching import HIT, IGNORED
+from retinanet.files import make_json_safe
 
 Box = tuple[float, float, float, float]
 
@@ -225,8 +225,7 @@ class ImageTrace:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON; a number that is not finite is None."""
-        plain = json.loads(json.dumps(asdict(self)), parse_constant=lambda name: None)
-        return {"counts": self.counts, **plain}
+        return {"counts": self.counts, **make_json_safe(asdict(self))}
 
     def summary(self) -> str:
         """One line for the image, one for every box that was not found, one for the false positives."""

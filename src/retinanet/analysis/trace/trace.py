@@ -37,16 +37,7 @@ import torch
 from torch import Tensor
 
 from retinanet.analysis.trace import outcomes
-from retinanet.analysis.trace.outcomes import (
-    Anchor,
-    AssignedAnchor,
-    Box,
-    BoxTrace,
-    DetectionTrace,
-    Entry,
-    ImageTrace,
-    Rival,
-)
+from retinanet.analysis.trace.outcomes import Anchor, AssignedAnchor, BoxTrace, DetectionTrace, Entry, ImageTrace, Rival
 from retinanet.anchors.geometry import clip, iou, paired_iou
 from retinanet.anchors.matching import Matcher
 from retinanet.evaluation.matching import HIT, IGNORED, KINDS, overlap_boxes
@@ -200,7 +191,7 @@ class _Tracer:
         columns = (labels.tolist(), scores.tolist(), boxes, anchors, kinds, matched, ious.tolist())
         return tuple(DetectionTrace(i, *row) for i, row in enumerate(zip(*columns, strict=True)))
 
-    def to_original(self, box: Tensor) -> Box:
+    def to_original(self, box: Tensor) -> outcomes.Box:
         """(4,) in pixels of the original image."""
         x1, y1, x2, y2 = (box.double().cpu() * self.factors).tolist()
         return x1, y1, x2, y2
