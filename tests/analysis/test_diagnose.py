@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from retinanet import diagnose, evaluate
+from retinanet.analysis.diagnose import _loss_of_training
 from retinanet.cli.main import main
 from retinanet.detector import Detector
 from retinanet.errors import UserError
@@ -97,3 +98,18 @@ def test_one_advice_on_the_nms_threshold(diagnosed, lost, twice, way):
         if way
         else []
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "given", "expected"),
+    [
+        ("loss: {alpha: null, gamma: 1}", (None, None), (None, 1)),
+        ("loss: {alpha: 0.5, gamma: 1}", (0.75, None), (0.75, 1)),
+        ("loss: {alpha: none, gamma: null}", (None, None), (0.25, 2)),
+        ("loss: 3", (None, 0.5), (0.25, 0.5)),
+    ],
+)
+def test_the_loss_is_that_of_the_training(text, given, expected, tmp_path):
+    (tmp_path / "config.yaml").write_text(text)
+    loss = _loss_of_training(tmp_path, *given)
+    assert (loss.alpha, loss.gamma) == expected

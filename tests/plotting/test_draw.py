@@ -18,8 +18,6 @@ from retinanet.plotting.draw import (
     contact_sheet,
     draw_boxes,
     draw_comparison,
-    draw_detections,
-    draw_target,
     to_picture,
 )
 from retinanet.plotting.marks import class_colour
@@ -57,6 +55,11 @@ def has(picture, colour):
 FOUND = detections([[40, 60, 120, 150], 0.9, 1], [[200, 100, 260, 200], 0.4, 2], [[5, 5, 30, 30], 0.1, 0])
 
 
+def draw_found(image, found, score=0.3):
+    shown = found.above(score)
+    return draw_boxes(image, shown.boxes, shown.labels, class_names=NAMES, scores=shown.scores)
+
+
 def compare(image, found, known, score=0.3):
     shown = found.above(score)
     return draw_comparison(image, shown, known, *match_image(shown, known))
@@ -66,9 +69,8 @@ def test_nothing_to_draw_returns_the_picture_unchanged(image):
     nothing = detections()
     for picture in (
         draw_boxes(image, torch.zeros(0, 4)),
-        draw_detections(image, nothing),
-        draw_detections(image, FOUND, score=0.95),
-        draw_target(image, Target.empty(), NAMES),
+        draw_found(image, nothing),
+        draw_found(image, FOUND, score=0.95),
     ):
         assert torch.equal(as_tensor(picture), image)
     compared = as_tensor(compare(image, nothing, Target.empty()))
@@ -81,11 +83,7 @@ def test_the_input_is_not_changed(image, kind):
     given = image.clone() if kind == "tensor" else to_picture(image).convert(kind)
     before = given.clone() if kind == "tensor" else given.copy()
     everything = target([[40, 60, 120, 150], 1], [[9, 9, 90, 90], 0, "ignored"])
-    for picture in (
-        draw_detections(given, FOUND),
-        draw_target(given, everything, NAMES),
-        compare(given, FOUND, everything),
-    ):
+    for picture in (draw_found(given, FOUND), compare(given, FOUND, everything)):
         assert picture.mode == "RGB"
         assert picture.width == 320
         if kind == "tensor":
@@ -95,7 +93,7 @@ def test_the_input_is_not_changed(image, kind):
 
 
 def test_only_the_neighbourhood_of_the_boxes_changes(image):
-    changed = (as_tensor(draw_detections(image, FOUND, score=0.3)) != image).any(0)
+    changed = (as_tensor(draw_found(image, FOUND)) != image).any(0)
     near = torch.zeros(240, 320, dtype=torch.bool)
     for x1, y1, x2, y2 in FOUND.boxes[:2].int().tolist():
         near[max(y1 - 22, 0) : y2 + 22, max(x1 - 5, 0) : x2 + 80] = True
@@ -106,15 +104,13 @@ def test_only_the_neighbourhood_of_the_boxes_changes(image):
 
 
 def test_the_colour_is_that_of_the_class_and_the_threshold_counts(image):
-    picture = draw_detections(image, FOUND, score=0.3)
+    picture = draw_found(image, FOUND)
     assert has(picture, class_colour(1)) and has(picture, class_colour(2)) and not has(picture, class_colour(0))
-    assert has(draw_detections(image, FOUND, score=0.0), class_colour(0))
-    shown = draw_target(image, target([[40, 60, 120, 150], 2]), NAMES)
-    assert has(shown, class_colour(2)) and not has(shown, class_colour(1))
+    assert has(draw_found(image, FOUND, score=0.0), class_colour(0))
 
 
 def test_zoom_draws_on_a_larger_picture(image):
-    picture = draw_target(image, target([[40, 60, 120, 150], 0], [[200, 20, 220, 40], 0, "ignored"]), (), zoom=3)
+    picture = draw_boxes(image, torch.tensor([[40, 60, 120, 150], [200, 20, 220, 40]]), torch.tensor([0, 1]), zoom=3)
     assert picture.size == (960, 720)
     plain = np.asarray(to_picture(image, 3))
     rows, columns = np.nonzero((np.asarray(picture) == class_colour(0)).all(-1) & (plain != class_colour(0)).any(-1))
@@ -154,7 +150,7 @@ def test_any_number_of_boxes_on_any_size(size, count):
         torch.randint(0, 3, (count,), generator=generator),
         NAMES,
     )
-    picture = draw_detections(torch.zeros(3, *size, dtype=torch.uint8), found)
+    picture = draw_found(torch.zeros(3, *size, dtype=torch.uint8), found)
     assert picture.size == (size[1], size[0])
     assert (np.asarray(picture).max() > 0) == bool(count)
 
@@ -192,12 +188,12 @@ def test_arrays_are_drawn_as_tensors_are(image):
     array = image.permute(1, 2, 0).numpy()
     parts = (FOUND.boxes.numpy(), FOUND.scores.numpy(), FOUND.labels.numpy())
     found, annotated = Detections(*parts, NAMES), target([[40, 60, 120, 150], 1], [[9, 9, 90, 90], 0, "ignored"])
-    for draw in (draw_detections, lambda *what: compare(*what, annotated, score=0.0)):
+    for draw in (draw_found, lambda *what: compare(*what, annotated, score=0.0)):
         wanted = draw(image, FOUND)
         for pixels in (image, array, array[::-1][::-1], to_picture(image)):
             assert draw(pixels, found).tobytes() == wanted.tobytes()
     labels = {"labels": FOUND.labels.numpy(), "scores": FOUND.scores.numpy(), "class_names": NAMES}
-    assert draw_boxes(array, parts[0], **labels).tobytes() == draw_detections(image, FOUND, score=0).tobytes()
+    assert draw_boxes(array, parts[0], **labels).tobytes() == draw_found(image, FOUND, score=0).tobytes()
     for wrong in (array.astype(np.float32), array[..., 0], np.asarray(image)):
         with pytest.raises(UserError, match=r"an image to draw on is .*\(H, W, 3\) uint8 RGB array, got"):
             to_picture(wrong)

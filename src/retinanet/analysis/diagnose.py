@@ -23,9 +23,9 @@ from retinanet.analysis.loss.statistics import FocalStatistics
 from retinanet.analysis.output import write_report
 from retinanet.analysis.trace import shares as gate_report
 from retinanet.analysis.trace.figures import draw_trace
+from retinanet.analysis.trace.outcomes import ImageTrace
 from retinanet.analysis.trace.shares import Shares
 from retinanet.analysis.trace.trace import trace
-from retinanet.analysis.trace.why import trace_sample
 from retinanet.data.dataset import DetectionDataset, load_dataset
 from retinanet.detector import Detector
 from retinanet.errors import UserError
@@ -37,7 +37,6 @@ from retinanet.losses.focal import FocalLoss
 from retinanet.model.device import choose_device
 from retinanet.model_folder import write_thresholds as store_thresholds
 from retinanet.options import explain_unknown_options
-from retinanet.plotting.draw import to_picture
 from retinanet.spec import check_model_first
 from retinanet.types import Assignment, Batch, RawOutput
 from retinanet.yaml_files import read_mapping
@@ -172,7 +171,7 @@ def diagnose(
         store_thresholds(local or model, thresholds)
     result = Diagnosis(watch.focal, errors, watch.gates, anchors, thresholds, folder)
 
-    gates = gate_report.section(result.missed, _draw_traces(detector, dataset, watch.worst()))
+    gates = gate_report.section(result.missed, watch.draw_worst(dataset))
     sections = [
         *error_report.section(errors, dataset.samples, run.detections),
         replace(gates, text=f"{gates.text}\n\n{result.advise_nms()}".rstrip()),
@@ -187,25 +186,28 @@ def diagnose(
 
 def _loss_of_training(folder: Path | None, alpha: float | None, gamma: float | None) -> FocalLoss:
     """The focal loss of the training: as given, as the run in the model folder says, or the paper's."""
-    options: dict[str, Any] = {}
+    stored: Any = {}
     if folder is not None and (folder / "config.yaml").is_file():
         with suppress(OSError, UserError):
-            section = read_mapping(folder / "config.yaml").get("loss")
-            options = section if isinstance(section, dict) else {}
-    given = {"alpha": alpha, "gamma": gamma}
-    known = {key: value for key, value in options.items() if key in given and isinstance(value, float | int)}
-    return FocalLoss(**known | {key: value for key, value in given.items() if value is not None})
+            stored = read_mapping(folder / "config.yaml").get("loss")
+    stored = stored if isinstance(stored, dict) else {}
+    kinds = {"alpha": float | int | None, "gamma": float | int}  # alpha is null where a training had no weights
+    known = {key: stored[key] for key, kind in kinds.items() if key in stored and isinstance(stored[key], kind)}
+    return FocalLoss(**known | {key: value for key, value in (("alpha", alpha), ("gamma", gamma)) if value is not None})
 
 
 class _Watch:
-    """Counts where the loss goes and at which gate each box fails, batch by batch, and shows the progress."""
+    """Counts where the loss goes and at which gate each box fails, batch by batch, and shows the progress.
+
+    ``worst`` holds the traces of the images with the most missed boxes: (missed boxes, index of the image, trace).
+    """
 
     def __init__(self, detector: Detector, loss: FocalLoss, images: int) -> None:
-        self.postprocess = detector.spec.postprocess
-        names, levels = detector.spec.class_names, detector.spec.architecture.anchors.num_levels
+        self.spec = detector.spec
+        names, levels = self.spec.class_names, self.spec.architecture.anchors.num_levels
         self.focal = FocalStatistics(num_classes=len(names), num_levels=levels, alpha=loss.alpha, gamma=loss.gamma)
-        self.gates = Shares(names, detector.spec.postprocess.score)
-        self.missed: dict[int, int] = {}  # index of an image -> boxes
+        self.gates = Shares(names, self.spec.postprocess.score)
+        self.worst: list[tuple[int, int, ImageTrace]] = []
         console = Console(stderr=True)
         self.progress = Progress(console=console, transient=True, disable=not console.is_terminal)
         self.task = self.progress.add_task("diagnose", total=images)
@@ -213,28 +215,22 @@ class _Watch:
     def __call__(self, indices: Sequence[int], raw: RawOutput, batch: Batch, assignment: Assignment) -> None:
         """Count a batch."""
         self.focal.update(raw, assignment)
+        rule, names = self.spec.postprocess, self.spec.class_names
         rows = zip(indices, batch.targets, batch.sizes.tolist(), batch.samples, strict=True)
         for image, (index, target, (height, width), sample) in enumerate(rows):
-            image_trace = trace(raw, image, target, (height, width), self.postprocess, original=sample.size)
-            self.gates.update(image_trace)
-            self.missed[index] = sum(not box.found for box in image_trace.boxes)
+            size = (height, width)
+            result = trace(raw, image, target, size, rule, original=sample.size, class_names=names)
+            self.gates.update(result)
+            missed = sum(not box.found for box in result.boxes)
+            worst = sorted([*self.worst, (missed, index, result)], key=lambda entry: (-entry[0], entry[1]))
+            self.worst = [entry for entry in worst[:WORST] if entry[0]]
         self.progress.advance(self.task, len(batch))
 
-    def worst(self) -> list[int]:
-        """The images with the most boxes that were missed."""
-        order = sorted(self.missed, key=lambda image: (-self.missed[image], image))
-        return [image for image in order[:WORST] if self.missed[image]]
-
-
-def _draw_traces(detector: Detector, dataset: DetectionDataset, images: Sequence[int]) -> list[tuple[str, Image.Image]]:
-    """What happened to every box of these images, as captions and pictures."""
-    pictures = []
-    device = next(detector.net.parameters()).device
-    for index in images:
-        sample = dataset[index]
-        assert sample.image is not None
-        result, _ = trace_sample(detector, sample, device)
-        pixels = to_picture(sample.image)
-        picture = draw_trace(pixels, result, zoom=-(-LEGIBLE // min(pixels.size)))
-        pictures.append((f"{sample.path.name}: {result.summary()}", picture))
-    return pictures
+    def draw_worst(self, dataset: DetectionDataset) -> list[tuple[str, Image.Image]]:
+        """What happened to every box of the worst images, as captions and pictures."""
+        pictures = []
+        for _, index, result in self.worst:
+            sample = dataset[index]
+            picture = draw_trace(sample.image, result, legible=LEGIBLE)
+            pictures.append((f"{sample.path.name}: {result.summary()}", picture))
+        return pictures

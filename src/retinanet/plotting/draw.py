@@ -62,23 +62,18 @@ def draw_boxes(
     Raises:
         UserError: if the image is none of these, or the arguments do not fit together.
     """
-    picture = to_picture(image, zoom)
-    draw_marks(picture, _mark_classes(boxes, labels, class_names, scores, zoom))
-    return picture
-
-
-def draw_detections(image: Drawable, detections: Detections, *, score: float = 0.3, zoom: int = 1) -> Image.Image:
-    """Draw the detections whose score is at least ``score``; see :func:`draw_boxes`."""
-    shown = detections.above(score)
-    return draw_boxes(image, shown.boxes, shown.labels, class_names=shown.class_names, scores=shown.scores, zoom=zoom)
-
-
-def draw_target(image: Drawable, target: Target, class_names: Sequence[str], *, zoom: int = 1) -> Image.Image:
-    """Draw annotated boxes; ignore regions are dotted and grey. See :func:`draw_boxes`."""
-    known = target.select(~target.ignore)
-    picture = to_picture(image, zoom)
-    ignored = _make_marks(target.boxes[target.ignore], zoom, repeat(IGNORED))
-    draw_marks(picture, [*_mark_classes(known.boxes, known.labels, class_names, None, zoom), *ignored])
+    picture, count = to_picture(image, zoom), len(boxes)
+    for what, given in (("labels", labels), ("scores", scores)):
+        if given is not None and len(given) != count:
+            raise UserError(f"got {count} boxes to draw but {len(given)} {what}; there must be one for each box")
+    numbers = [0] * count if labels is None else labels.tolist()
+    if class_names and numbers and not 0 <= min(numbers) <= max(numbers) < len(class_names):
+        raise UserError(
+            f"labels go from {min(numbers)} to {max(numbers)}, but there are {len(class_names)} class names"
+        )
+    names = () if labels is None else class_names
+    captions = _write_captions(numbers, names, None if scores is None else scores.tolist())
+    draw_marks(picture, _make_marks(boxes, zoom, [(class_colour(number), None) for number in numbers], captions))
     return picture
 
 
@@ -120,11 +115,11 @@ def draw_comparison(
         *_make_marks(ignored, zoom, repeat(IGNORED)),
     ]
     draw_marks(picture, marks)
-    entries = [("found", hits, HIT), ("false", false, FALSE), ("missed", missed, MISSED)]
-    if len(ignored):
-        entries.append(("ignored", ignored, IGNORED))
+    entries = [("found", hits, HIT), ("false", false, FALSE), ("missed", missed, MISSED), ("ignored", ignored, IGNORED)]
     lines = [
-        (f"{len(rows)} {what}", partial(draw_frame, colour=style[0], dash=style[1])) for what, rows, style in entries
+        (f"{len(rows)} {what}", partial(draw_frame, colour=colour, dash=dash))
+        for what, rows, (colour, dash) in entries
+        if len(rows) or what != "ignored"
     ]
     return add_legend(picture, lines, picture.size)
 
@@ -196,36 +191,15 @@ def to_picture(image: Drawable, zoom: int = 1) -> Image.Image:
     if isinstance(image, Image.Image):
         picture = image.convert("RGB") if image.mode != "RGB" else image.copy()
     else:
-        picture = Image.fromarray(_pixels(image))
+        planes = not isinstance(image, np.ndarray)
+        pixels = image if isinstance(image, np.ndarray) else np.asarray(image.detach().cpu())
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[0 if planes else 2] != 3:
+            expected = "a (3, H, W) uint8 RGB tensor or a (H, W, 3) uint8 RGB array"
+            raise UserError(f"an image to draw on is {expected}, got {tuple(image.shape)} {image.dtype}")
+        picture = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0) if planes else pixels))
     if zoom > 1:
         picture = picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.LANCZOS)
     return picture
-
-
-def _pixels(image: Any) -> NDArray[np.uint8]:
-    """(H, W, 3), contiguous, of such an array or of a tensor (3, H, W)."""
-    planes = not isinstance(image, np.ndarray)
-    pixels = np.asarray(image.detach().cpu()) if planes else image
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[0 if planes else 2] != 3:
-        expected = "a (3, H, W) uint8 RGB tensor or a (H, W, 3) uint8 RGB array"
-        raise UserError(f"an image to draw on is {expected}, got {tuple(image.shape)} {image.dtype}")
-    return np.ascontiguousarray(pixels.transpose(1, 2, 0) if planes else pixels)
-
-
-def _mark_classes(boxes: Any, labels: Any, class_names: Sequence[str], scores: Any, zoom: int) -> list[Mark]:
-    """Marks in the colours of the classes; see :func:`draw_boxes` for the arguments and their faults."""
-    count = len(boxes)
-    for what, given in (("labels", labels), ("scores", scores)):
-        if given is not None and len(given) != count:
-            raise UserError(f"got {count} boxes to draw but {len(given)} {what}; there must be one for each box")
-    numbers = [0] * count if labels is None else labels.tolist()
-    if class_names and numbers and not 0 <= min(numbers) <= max(numbers) < len(class_names):
-        raise UserError(
-            f"labels go from {min(numbers)} to {max(numbers)}, but there are {len(class_names)} class names"
-        )
-    names = () if labels is None else class_names
-    captions = _write_captions(numbers, names, None if scores is None else scores.tolist())
-    return _make_marks(boxes, zoom, [(class_colour(number), None) for number in numbers], captions)
 
 
 def _write_captions(

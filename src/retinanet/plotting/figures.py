@@ -18,16 +18,27 @@ from retinanet.errors import UserError
 Row = Mapping[str, Any]
 Series = NDArray[np.float64]
 
-INK = "#22262b"
-FAINT = "#d9dce1"
+INK, FAINT, GREY = "#22262b", "#d9dce1", "#6b7280"
+BLUE, VERMILION, ORANGE, GREEN = "#0072b2", "#d55e00", "#e69f00", "#009e73"
 LEGEND: dict[str, Any] = {"frameon": False, "fontsize": 9, "labelcolor": INK}
-# (column, name, colour, line style): told apart without colour by the style and the place.
+# (colour, line style, marker) of the lines of a figure: told apart without colour by the style.
+LINES: tuple[tuple[str, Any, str], ...] = (
+    (INK, "-", "o"),
+    (VERMILION, "--", "s"),
+    (BLUE, "-.", "^"),
+    (GREEN, ":", "D"),
+    ("#cc79a7", (0, (6, 1)), "v"),
+    (ORANGE, (0, (1, 1)), "P"),
+    ("#56b4e9", (0, (5, 2, 1, 2, 1, 2)), "X"),
+    ("#7a5195", (0, (3, 1)), "*"),
+)
+# Columns of a training log: (name, label, colour, line style).
 LOSSES = (
     ("loss", "total", INK, "-"),
-    ("classification", "classification", "#0072b2", "--"),
-    ("box", "box", "#d55e00", "-."),
+    ("classification", "classification", BLUE, "--"),
+    ("box", "box", VERMILION, "-."),
 )
-METRICS = (("AP50", "AP50", "#0072b2", "--"), ("AP75", "AP75", "#d55e00", ":"), ("AP", "AP", INK, "-"))
+METRICS = (("AP50", "AP50", BLUE, "--"), ("AP75", "AP75", VERMILION, ":"), ("AP", "AP", INK, "-"))
 SUFFIXES = (".png", ".svg", ".pdf")
 
 
@@ -54,12 +65,12 @@ def style_axes(axes: Axes, title: str, x: str, y: str, grid: str = "y") -> None:
 
 def say_empty(axes: Axes, text: str) -> None:
     """Write in the middle of axes why there is nothing to see."""
-    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color="#6b7280")
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=GREY)
 
 
 def shorten_name(name: str, letters: int = 24) -> str:
-    """A name that fits beside an axis."""
-    return name if len(name) <= letters else name[: letters - 1] + "…"
+    """A name that fits beside an axis; dollar signs in it begin no formula."""
+    return (name if len(name) <= letters else name[: letters - 1] + "…").replace("$", r"\$")
 
 
 def save_figure(figure: Figure, path: str | Path, dpi: int = 150) -> Path:
@@ -89,7 +100,22 @@ def training_curves(rows: Sequence[Row]) -> Figure:
     """
     figure = Figure(figsize=(13.5, 4.0), layout="constrained")
     losses, metrics, rate = figure.subplots(1, 3)
-    _draw_losses(losses, rows)
+
+    style_axes(losses, "Loss", "step", "loss per positive anchor")
+    shown: list[Series] = []
+    for name, label, colour, line in LOSSES:  # as measured (faint) and smoothed
+        x, y = _find_points(rows, "step", name)
+        if np.isfinite(y).any():
+            shown.append(smooth(y, len(y) / 40))
+            losses.plot(x, y, color=colour, alpha=0.22, linewidth=0.8)
+            marker = "o" if len(y) == 1 else None
+            losses.plot(x, shown[-1], line, color=colour, linewidth=1.7, label=label, marker=marker)
+    x, y = _find_points(rows, "step", "val_loss")
+    if np.isfinite(y).any():
+        shown.append(y)
+        losses.plot(x, y, color=GREEN, marker="o", markersize=4, linewidth=0.8, label="validation")
+    _set_limits(losses, shown, "no loss in the log")
+
     _draw_metrics(metrics, rows)
 
     style_axes(rate, "Learning rate", "step", "learning rate")
@@ -99,24 +125,6 @@ def training_curves(rows: Sequence[Row]) -> Figure:
         rate.yaxis.set_major_formatter("{x:g}")  # no power of ten above the axis, where the title is
     _set_limits(rate, [y], "no learning rate in the log")
     return figure
-
-
-def _draw_losses(axes: Axes, rows: Sequence[Row]) -> None:
-    """Each loss as measured (faint) and smoothed; the validation loss as dots."""
-    style_axes(axes, "Loss", "step", "loss per positive anchor")
-    shown: list[Series] = []
-    for name, label, colour, line in LOSSES:
-        x, y = _find_points(rows, "step", name)
-        if np.isfinite(y).any():
-            shown.append(smooth(y, len(y) / 40))
-            axes.plot(x, y, color=colour, alpha=0.22, linewidth=0.8)
-            marker = "o" if len(y) == 1 else None
-            axes.plot(x, shown[-1], line, color=colour, linewidth=1.7, label=label, marker=marker)
-    x, y = _find_points(rows, "step", "val_loss")
-    if np.isfinite(y).any():
-        shown.append(y)
-        axes.plot(x, y, color="#009e73", marker="o", markersize=4, linewidth=0.8, label="validation")
-    _set_limits(axes, shown, "no loss in the log")
 
 
 def _draw_metrics(axes: Axes, rows: Sequence[Row]) -> None:
@@ -132,16 +140,10 @@ def _draw_metrics(axes: Axes, rows: Sequence[Row]) -> None:
         if name == "AP":
             best = int(np.nanargmax(y))
             point, right = (x[best], y[best]), x[best] > (x[0] + x[-1]) / 2
-            axes.plot(*point, "*", color="#e69f00", markeredgecolor=INK, markersize=15, label="best", zorder=4)
-            axes.annotate(
-                f"{y[best]:.3f}",
-                point,
-                xytext=(-8 if right else 8, -14 if y[best] > 0.1 else 8),
-                textcoords="offset points",
-                ha="right" if right else "left",
-                color=INK,
-                weight="bold",
-            )
+            axes.plot(*point, "*", color=ORANGE, markeredgecolor=INK, markersize=15, label="best", zorder=4)
+            place: dict[str, Any] = {"xytext": (-8 if right else 8, -14 if y[best] > 0.1 else 8)}
+            place |= {"textcoords": "offset points", "ha": "right" if right else "left"}
+            axes.annotate(f"{y[best]:.3f}", point, color=INK, weight="bold", **place)
     _set_limits(axes, shown, "not evaluated yet")
     axes.set_ylim(0, 1)
 
@@ -196,6 +198,8 @@ def smooth(values: Series, reach: float) -> Series:
         return np.where(there, values, np.nan)
     half = min(math.ceil(3 * reach), len(values) - 1)
     kernel = np.exp(-0.5 * (np.arange(-half, half + 1) / reach) ** 2)
-    total = np.convolve(np.where(there, values, 0.0), kernel)[half : half + len(values)]
-    weight = np.convolve(there.astype(np.float64), kernel)[half : half + len(values)]
+    total, weight = (
+        np.convolve(part, kernel)[half : half + len(values)]
+        for part in (np.where(there, values, 0.0), there.astype(np.float64))
+    )
     return np.where(there, total / np.maximum(weight, 1e-12), np.nan)

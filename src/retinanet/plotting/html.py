@@ -159,21 +159,17 @@ def write_html(path: str | Path, title: str, sections: Sequence[Section], about:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"figure_address": _figure_address, "picture_address": _picture_address}
+    environment.filters["address"] = _make_address
     page = environment.get_template("report.html.jinja").render(title=title, sections=sections, about=about)
     write_atomically(path, page.encode("utf-8", errors="replace"))  # names of files may hold what UTF-8 cannot
     return Path(path)
 
 
-def _figure_address(figure: Figure) -> str:
-    """A figure as an address that holds the whole image."""
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=130, facecolor="white")
-    return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
-
-
-def _picture_address(picture: Image.Image) -> str:
-    """A picture as an address that holds the whole image."""
-    stream = io.BytesIO()
-    picture.convert("RGB").save(stream, format="JPEG", quality=88)
-    return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
+def _make_address(image: Figure | Image.Image) -> str:
+    """An address that holds a whole figure (as PNG) or picture (as JPEG)."""
+    stream, kind = io.BytesIO(), "png" if hasattr(image, "savefig") else "jpeg"
+    if hasattr(image, "savefig"):
+        image.savefig(stream, format=kind, dpi=130, facecolor="white")
+    else:
+        image.convert("RGB").save(stream, format=kind, quality=88)
+    return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode()}"

@@ -43,19 +43,12 @@ MOST_TAGS = 0.12
 
 @dataclass(frozen=True)
 class Mark:
-    """One box to draw.
+    """One box to draw."""
 
-    Attributes:
-        box: xyxy in pixels of the picture that is drawn on.
-        colour: RGB of the line and the tag.
-        captions: texts for the tag, the longest first; the first that fits is written, or none.
-        dash: (drawn, left out) lengths in line widths; none is a solid line.
-    """
-
-    box: tuple[float, float, float, float]
-    colour: Colour
-    captions: tuple[str, ...] = ()
-    dash: Dash | None = None
+    box: tuple[float, float, float, float]  # xyxy in pixels of the picture that is drawn on
+    colour: Colour  # RGB of the line and the tag
+    captions: tuple[str, ...] = ()  # texts for the tag, the longest first; the first that fits is written, or none
+    dash: Dash | None = None  # (drawn, left out) lengths in line widths; none is a solid line
 
 
 def class_colour(label: int) -> Colour:
@@ -144,12 +137,7 @@ def draw_frame(picture: Image.Image, outer: Rect, width: int, colour: Colour, da
 
 
 def _draw_ring(
-    picture: Image.Image,
-    outer: Rect,
-    width: int,
-    radius: int,
-    colour: tuple[int, int, int, int],
-    dash: tuple[int, int] | None,
+    picture: Image.Image, outer: Rect, width: int, radius: int, colour: tuple[int, ...], dash: tuple[int, int] | None
 ) -> None:
     """A rounded rectangular frame: four straight sides, dashed or not, and four corner tiles."""
     left, top, right, bottom = outer
@@ -164,15 +152,9 @@ def _draw_ring(
         for x in {left, right - width}:
             draw.rectangle((x, start, x + width - 1, end - 1), fill=colour)
     if corner:
-        tile = _corner(corner, radius, width, colour[3])
-        for x, y, turn in (
-            (left, top, None),
-            (right - corner, top, Image.Transpose.FLIP_LEFT_RIGHT),
-            (right - corner, bottom - corner, Image.Transpose.ROTATE_180),
-            (left, bottom - corner, Image.Transpose.FLIP_TOP_BOTTOM),
-        ):
-            mask = tile if turn is None else tile.transpose(turn)
-            picture.paste(colour[:3], (x, y, x + corner, y + corner), mask)
+        tile, right, bottom = _corner(corner, radius, width, colour[3]), right - corner, bottom - corner
+        for turns, place in enumerate(((left, top), (right, top), (right, bottom), (left, bottom))):
+            picture.paste(colour[:3], place, tile.rotate(-90 * turns))
 
 
 def _dashes(start: int, end: int, dash: tuple[int, int] | None) -> list[tuple[int, int]]:
@@ -243,7 +225,8 @@ def _place(
         return None
     left, top, right, bottom = (int(edge) for edge in boxes[own])
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
-    places = [  # (x, y, what is held against it)
+    best, best_cost = None, NO_ROOM
+    for x, y, cost in (  # what is held against a place, beside what it hides
         (left, top - height, 0.0),
         (right - width, top - height, 0.04),
         (left, bottom, 0.06),
@@ -252,14 +235,10 @@ def _place(
         (left - width, top, 0.12),
         (left, top, 0.10),
         (left, bottom - height, 0.12),
-    ]
-    best, best_cost = None, NO_ROOM
-    for x, y, cost in places:
-        if not (0 <= y <= limit[1] - height):
-            continue
+    ):
         x = min(max(x, 0), limit[0] - width)
         rect = (x, y, x + width, y + height)
-        if taken and _overlap(rect, np.array(taken)).any():
+        if not 0 <= y <= limit[1] - height or (taken and _overlap(rect, np.array(taken)).any()):
             continue
         cost += float((_overlap(rect, boxes) / areas).sum())
         if cost < best_cost:

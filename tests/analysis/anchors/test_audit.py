@@ -102,7 +102,7 @@ def random_layout(seed):
     return lattice, preprocess, matcher
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(15))
 def test_equals_all_boxes_by_all_anchors(seed):
     lattice, preprocess, matcher = random_layout(seed)
     samples = random_samples(seed, most=(3, 12, 40)[seed % 3])

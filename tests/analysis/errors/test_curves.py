@@ -1,19 +1,16 @@
-"""Operating points and confusions against every threshold tried out, and against cases worked out by hand."""
+"""Operating points, confusions and calibration against every threshold, a loop, and cases worked out by hand."""
 
 import json
-import shutil
+import math
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from retinanet.analysis.errors.curves import best_thresholds, confusion, operating_points
-from retinanet.detector import Detector
-from retinanet.errors import UserError
+from retinanet.analysis.errors.curves import BINS, best_thresholds, calibration, confusion, operating_points
+from retinanet.analysis.errors.tide import analyse_errors
 from retinanet.evaluation.coco import coco_metrics
-from retinanet.evaluation.matching import find_overlaps, match_image
-from retinanet.model_folder import write_thresholds
+from retinanet.evaluation.matching import KINDS, find_overlaps, match_image
 from retinanet.types import Detections
 
 NAMES = ("a", "b", "c")
@@ -81,24 +78,22 @@ def test_confusions_worked_out_by_hand(make_sample, make_detections):
     )
     # the a of 0.80 finds object 0, although the b of 0.95 lies on it too: that one is left with nothing, and so is
     # the c of 0.70, as the a of 0.85 has taken object 2 before; the a of 0.55 lies in the crowd
-    matrix = confusion(find_overlaps([sample], [found], NAMES), score=0.3)
+    matrix = confusion(find_overlaps([sample], [found], NAMES), {})
     assert matrix.matrix.tolist() == [[1, 1, 0, 0], [1, 0, 0, 1], [0, 0, 0, 0], [0, 1, 2, 0]]
-    lower = confusion(find_overlaps([sample], [found], NAMES), score={"b": 0.1, "c": 0.65})  # 0.3 for a
+    lower = confusion(find_overlaps([sample], [found], NAMES), {"b": 0.1, "c": 0.65})  # 0.3 for a
     assert lower.thresholds == (0.3, 0.1, 0.65)
     assert lower.matrix.tolist() == [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0], [0, 1, 1, 0]]
     assert matrix.summary().splitlines()[0] == (
         "4 objects: 1 found with their class, 2 with another, 1 overlooked; 3 detections of nothing"
     )
     assert matrix.summary().splitlines()[1:] == ["  a taken for b: 1", "  b taken for a: 1"]
-    with pytest.raises(UserError, match="a score for 'd'; the classes are a, b, c"):
-        confusion(find_overlaps([sample], [found], NAMES), score={"d": 0.5})
 
 
 @pytest.mark.parametrize("score", [0.0, 0.3, 0.8])
 @pytest.mark.parametrize("ties", [False, True])
 def test_rows_are_objects_and_columns_detections(make_scene, score, ties):
     samples, detections = make_scene(7, images=20, ties=ties)
-    matrix = confusion(find_overlaps(samples, detections, NAMES), score=score).matrix
+    matrix = confusion(find_overlaps(samples, detections, NAMES), dict.fromkeys(NAMES, score)).matrix
     shown = [found.above(score) for found in detections]
     metrics = coco_metrics(samples, shown, NAMES)
     assert matrix[:3].sum(axis=1).tolist() == [row.boxes for row in metrics.classes] and matrix[3, 3] == 0
@@ -110,20 +105,53 @@ def test_rows_are_objects_and_columns_detections(make_scene, score, ties):
     assert matrix[:3, :3].sum() > np.trace(matrix[:3, :3])
 
 
-def test_thresholds_are_stored_in_the_model(trained, data, tmp_path, make_sample, make_detections):
-    folder = tmp_path / "model"
-    shutil.copytree(trained, folder, ignore=shutil.ignore_patterns("*.pt"))
-    before = json.loads((folder / "config.json").read_text())
-    names = ("disc", "square")
-    samples = [make_sample([[0, 0, 10, 10]], [1])]
-    found = [make_detections([[0, 0, 10, 10], [30, 0, 40, 10]], [0.75, 0.25], [1, 1], names)]
-    curves = operating_points(find_overlaps(samples, found, names))
-    write_thresholds(folder, best_thresholds(curves))
-    assert json.loads((folder / "config.json").read_text()) == {**before, "thresholds": {"square": 0.5}}
-    assert Detector.load(folder).spec.thresholds == {"square": 0.5}
-    tensors, again = load_file(trained / "model.safetensors"), load_file(folder / "model.safetensors")
-    assert all(torch.equal(tensors[key], again[key]) for key in tensors)
-    found = [make_detections([[0, 0, 10, 10]], [0.5], [1])]
-    others = best_thresholds(operating_points(find_overlaps(samples, found, NAMES)))
-    with pytest.raises(UserError, match="threshold for 'b'"):
-        write_thresholds(folder, others)
+def by_loop(samples, detections, label=None):
+    """Counts, mean scores, shares of hits and ECE, one detection after the other."""
+    overlaps = find_overlaps(samples, detections, NAMES)
+    columns = zip(overlaps.score.tolist(), overlaps.label.tolist(), analyse_errors(overlaps).kind, strict=True)
+    kinds = [(score, KINDS[kind]) for score, given, kind in columns if label in (None, given)]
+    rows = [(score, kind == "hit") for score, kind in kinds if kind != "ignored"]
+    parts = [[(score, hit) for score, hit in rows if min(int(score * BINS), BINS - 1) == b] for b in range(BINS)]
+    error = 0.0
+    for part in filter(None, parts):
+        error += abs(sum(hit for _, hit in part) - sum(score for score, _ in part)) / len(rows)
+    confidence = [sum(score for score, _ in part) / len(part) if part else math.nan for part in parts]
+    accuracy = [sum(hit for _, hit in part) / len(part) if part else math.nan for part in parts]
+    return [len(part) for part in parts], confidence, accuracy, error
+
+
+def test_calibration_equals_a_loop(make_scene):
+    samples, detections = make_scene(1, images=20)
+    result = calibration(find_overlaps(samples, detections, NAMES))
+    for label, one in [(None, result[0]), *enumerate(result[1:])]:
+        counts, confidence, accuracy, error = by_loop(samples, detections, label)
+        assert one.counts.tolist() == counts and len(one.edges) == BINS + 1
+        np.testing.assert_allclose(one.confidence, confidence, rtol=0, atol=1e-9)
+        np.testing.assert_allclose(one.accuracy, accuracy, rtol=0, atol=1e-9)
+        assert one.ece == pytest.approx(error, abs=1e-9) and one.ece > 0.05
+    assert [one.name for one in result] == ["all", "a", "b", "c"]
+    assert sum(one.counts.sum() for one in result[1:]) == result[0].counts.sum()
+
+
+@pytest.mark.parametrize(("score", "bias"), [(0.75, 0.0), (1.0, 0.25), (0.25, -0.5)])
+def test_three_of_four_are_right(make_sample, make_detections, score, bias):
+    boxes = [[i * 20, 0, i * 20 + 10, 10] for i in range(4)]
+    result = calibration(
+        find_overlaps([make_sample(boxes[:3], [0] * 3)], [make_detections(boxes, [score] * 4, [0] * 4)], NAMES)
+    )
+    assert result[0].ece == pytest.approx(abs(bias)) and result[0].bias == pytest.approx(bias)
+    assert result[1].ece == result[0].ece and math.isnan(result[2].ece)
+    assert f"{abs(bias):.3f} too {'high' if bias > 0 else 'low'}" in result[0].summary()
+
+
+def test_a_score_on_the_end_of_a_bin(make_sample, make_detections):
+    """It belongs to the bin above it, and 1 to the last."""
+    found = make_detections([[0, 0, 10, 10]] * 3, [0.0, 0.2, 1.0], [0] * 3)
+    counts = calibration(find_overlaps([make_sample([], [])], [found], NAMES))[0].counts
+    assert np.flatnonzero(counts).tolist() == [0, 3, 14] and counts.sum() == 3
+
+
+def test_calibration_of_nothing(make_sample, make_detections):
+    result = calibration(find_overlaps([make_sample([[0, 0, 5, 5]], [0])], [make_detections([], [], [])], NAMES))
+    assert math.isnan(result[0].ece) and "cannot be measured" in result[0].summary()
+    assert json.loads(json.dumps(result[0].to_dict(), allow_nan=False))["ece"] is None

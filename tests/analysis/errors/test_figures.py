@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
-from retinanet.analysis.errors.calibration import Reliability
-from retinanet.analysis.errors.curves import ClassCurve, ConfusionMatrix
+from retinanet.analysis.errors.curves import ClassCurve, ConfusionMatrix, Reliability
 from retinanet.analysis.errors.figures import (
-    LINES,
     confusion_map,
     error_bars,
     group_bars,
@@ -17,7 +15,7 @@ from retinanet.analysis.errors.figures import (
     reliability_diagram,
 )
 from retinanet.analysis.errors.groups import GroupAP
-from retinanet.plotting.figures import save_figure
+from retinanet.plotting.figures import LINES, save_figure
 
 GAINS = {"localisation": 0.04, "background": 0.125, "missed": -0.001}
 SPECIAL = {"all false positives": 0.25}
@@ -25,7 +23,7 @@ COUNTS = {"localisation": 1234, "background": 50, "missed": 0}
 
 
 def texts(axes):
-    return [text.get_text() for text in axes.texts]
+    return [text.get_text().strip() for text in axes.texts if text.get_text()]
 
 
 def curve(name, hits=(1, 3, 3), detections=(1, 4, 6), objects=5, scores=(0.9, 0.5, 0.3)):

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from retinanet.analysis.errors.tide import SPECIAL, TYPES, analyse_errors
-from retinanet.errors import UserError
 from retinanet.evaluation.coco import coco_metrics
 from retinanet.evaluation.matching import KINDS, find_overlaps
 from retinanet.types import Target
@@ -179,16 +178,6 @@ def test_every_detection_and_object_is_accounted_for(make_scene, seed):
     assert kinds.count("hit") == result.hits.sum()
     assert result.hits.sum() + sum(len(image.unmatched) for image in images) == result.objects.sum()
     assert result.counts["missed"].sum() == sum(len(image.missed) for image in images)
-
-
-def test_other_thresholds_move_the_borders(make_sample, make_detections):
-    samples, found = [make_sample([at(0)], [A])], [make_detections([at(50)], [0.9], [A])]  # IoU 1/3
-    overlaps = find_overlaps(samples, found, NAMES)
-    assert by_image(analyse_errors(overlaps, foreground=0.3), found)[0].kinds == ("hit",)
-    assert by_image(analyse_errors(overlaps, background=0.4), found)[0].kinds == ("background",)
-    for foreground, background in ((0.5, 0.5), (0.5, 0.0), (1.1, 0.1)):
-        with pytest.raises(UserError, match="0 < background < foreground <= 1"):
-            analyse_errors(find_overlaps(samples, found, NAMES), foreground=foreground, background=background)
 
 
 def test_a_detection_beyond_the_limit_is_no_error(make_sample, make_detections):

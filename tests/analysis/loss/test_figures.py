@@ -5,7 +5,7 @@ import io
 import numpy as np
 import pytest
 
-from retinanet.analysis.loss.figures import (
+from retinanet.analysis.loss.report import (
     cumulative_loss,
     hardest_windows,
     loss_shares,
@@ -63,14 +63,14 @@ def test_figures_of_nothing_say_so():
 def test_the_histogram_shows_every_count_and_the_threshold():
     edges, negative, positive = np.linspace(-15, 9, 49), np.zeros(48, int), np.zeros(48, int)
     negative[8:30], positive[25:40] = 12345, 7
-    figure = probability_histograms(edges, positive, negative, threshold=0.2)
+    figure = probability_histograms(edges, positive, negative)
     assert drawn(figure)
     (axes,) = figure.axes
     lines = {patch.get_label(): patch for patch in axes.patches if patch.get_label() in ("positives", "negatives")}
     assert lines["negatives"].get_data().values.tolist() == negative.tolist()
     assert lines["positives"].get_data().values.tolist() == positive.tolist()
     assert lines["positives"].get_linestyle() != lines["negatives"].get_linestyle()
-    assert axes.get_lines()[0].get_xdata()[0] == pytest.approx(np.log(0.25))
+    assert axes.get_lines()[0].get_xdata()[0] == pytest.approx(np.log(0.05 / 0.95))
     marks = dict(zip([t.get_text() for t in axes.get_xticklabels()], axes.get_xticks(), strict=True))
     assert marks["0.5"] == 0 and marks["0.9"] == pytest.approx(np.log(9))
     low, high = axes.get_xlim()

@@ -135,8 +135,8 @@ def test_the_stated_tolerance_holds_where_every_logit_lies_worst_in_its_bin(gamm
 
 
 def test_gamma_of_the_loss_joins_the_curves(case):
-    found = diagnosis(case, gamma=1.5, gammas=(2.0, 0.0))
-    assert [spread.gamma for spread in found.negative.spreads] == [0.0, 1.5, 2.0]
+    found = diagnosis(case, gamma=1.5)
+    assert [spread.gamma for spread in found.negative.spreads] == [0.0, 0.5, 1.0, 1.5, 2.0]
 
 
 @pytest.mark.parametrize(("alpha", "gamma"), [(0.25, 2.0), (None, 0.0), (0.75, 0.5), (0.4, 3.0)])
@@ -291,7 +291,7 @@ def test_what_does_not_fit_is_told(case):
     with pytest.raises(UserError, match="label 4, but the network has 4 classes"):
         diagnosis((raw, replace(assignment, labels=assignment.labels + 4 - assignment.labels.min())))
     with pytest.raises(UserError, match="gamma must be"):
-        FocalStatistics(num_classes=K, num_levels=2, gammas=(-1.0,))
+        FocalStatistics(num_classes=K, num_levels=2, gamma=-1.0)
     with pytest.raises(UserError, match="expected 4 class names"):
         section(diagnosis(case), ["one", "two"])
 

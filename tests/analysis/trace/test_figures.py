@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from retinanet.analysis.trace.figures import RIVAL_COLOUR, close_ups, draw_gate_bars, draw_trace
+from retinanet.analysis.trace.figures import RIVAL_COLOUR, close_ups, draw_trace
 from retinanet.analysis.trace.outcomes import GATES, Anchor, AssignedAnchor, BoxTrace, Entry, ImageTrace, Rival
+from retinanet.analysis.trace.shares import draw_gate_bars
 
 
 def anchor(*box):
@@ -62,13 +63,13 @@ def test_every_gate_has_a_line_of_its_own():
 
 
 def test_zoom_enlarges_picture_and_boxes():
-    picture = draw_trace(blank(), traced(FOUND), zoom=3)
+    picture = draw_trace(blank(), traced(FOUND), legible=480)
     assert picture.width == 600 and changed(picture, blank().resize((600, 480)), 452, 120)
 
 
 def test_close_ups_are_of_the_missed_only():
     assert close_ups(blank(), traced(FOUND)) is None
-    one, many = close_ups(blank(), traced(MISSED, FOUND)), close_ups(blank(), traced(*[MISSED] * 5), most=4, columns=2)
+    one, many = close_ups(blank(), traced(MISSED, FOUND)), close_ups(blank(), traced(*[MISSED] * 4))
     assert many.width > 1.9 * one.width and many.height > one.height + 500
     ink = np.asarray(one).astype(int)
     assert (abs(ink - RIVAL_COLOUR).sum(axis=2) < 12).sum() > 500, "the rival is drawn"
@@ -82,7 +83,7 @@ def test_a_close_up_at_the_border_of_a_tiny_image():
 
 def test_bars_add_up():
     groups = {"ant (10)": {"found": 5, "below threshold": 3, "wrong class": 2}, "bee (4)": {"found": 4}}
-    figure = draw_gate_bars(groups, list(GATES)[1:])
+    figure = draw_gate_bars(groups)
     (axes,) = figure.axes
     bars = {c.get_label(): [patch.get_width() for patch in c.patches] for c in axes.containers}
     assert bars == {"below threshold": [pytest.approx(30), 0], "wrong class": [pytest.approx(20), 0]}
@@ -94,4 +95,4 @@ def test_bars_add_up():
 
 
 def test_bars_of_nothing():
-    assert "nothing was missed" in [text.get_text() for text in draw_gate_bars({}, list(GATES)[1:]).axes[0].texts]
+    assert "nothing was missed" in [text.get_text() for text in draw_gate_bars({}).axes[0].texts]

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from retinanet.analysis.trace import search
+from retinanet.analysis.trace import trace as module
 from retinanet.analysis.trace.outcomes import FOUND, GATES
 from retinanet.analysis.trace.trace import trace
 from retinanet.anchors.coding import BoxCoder
@@ -341,11 +341,10 @@ def account(raw, image, target, size, rule):
         seen = {"before": shown, "after": entry[2]}.get(
             rule.compat.clip, torch.cat([entry[2][:2].clamp(min=0), entry[2][2:].minimum(far)])
         )
+        same = [other for other, k, _ in kept if rule.class_agnostic or k == entry[0]]
         if nothing and rule.compat.clip == "before":
             entry[3] = "outside"
-        elif any(
-            iou(seen[None], other[None]) > rule.nms for other, k, _ in kept if rule.class_agnostic or k == entry[0]
-        ):
+        elif same and bool((iou(seen[None], torch.stack(same)) > rule.nms).any()):
             entry[3] = "suppressed"
         else:
             kept.append((seen, entry[0], entry))
@@ -392,7 +391,7 @@ def test_the_gates_are_those_of_a_dense_account():
 
 def test_the_search_is_that_of_a_dense_account(monkeypatch):
     """The best entry in place, and how many there are, also where the objects come in portions of one."""
-    monkeypatch.setattr(search, "PAIRS", 1)
+    monkeypatch.setattr(module, "PAIRS", 1)
     raw, target = random_outputs(11), random_target(12, (64, 96))
     result = trace(raw, 0, target, (64, 96), Postprocess())
     index = torch.arange(LATTICE.count(raw.grids))

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from retinanet.anchors.lattice import AnchorLattice
 from retinanet.anchors.matching import Matcher
@@ -28,17 +29,8 @@ from retinanet.types import Sample
 COCO_SIDES = (32, 96)  # pixels: sides of the squares that divide small, medium and large
 SIZES = (f"small, below {COCO_SIDES[0]}", "medium", f"large, {COCO_SIDES[1]} and above")
 RATIOS = (1 / 8, 1 / 4, 1 / 2, 1 / math.sqrt(2), math.sqrt(2), 2, 4, 8)  # height / width, edges of the bins
-SHAPES = (
-    "wider than 8:1",
-    "wide, 4:1 to 8:1",
-    "wide, 2:1 to 4:1",
-    "wide, 1.4:1 to 2:1",
-    "about square",
-    "tall, 1:1.4 to 1:2",
-    "tall, 1:2 to 1:4",
-    "tall, 1:4 to 1:8",
-    "taller than 1:8",
-)
+WIDE = ("wider than 8:1", "wide, 4:1 to 8:1", "wide, 2:1 to 4:1", "wide, 1.4:1 to 2:1")
+TALL = ("tall, 1:1.4 to 1:2", "tall, 1:2 to 1:4", "tall, 1:4 to 1:8", "taller than 1:8")
 PARTS = ("sizes", "ratios", "scales")  # of a lattice: what a proposal changes
 IMAGE = ("short", "long", "multiple")  # of a resize: what a proposal and its report say
 MATCHER = Matcher()  # the paper's thresholds
@@ -46,27 +38,16 @@ MATCHED = 2**12  # boxes that are matched together, and those of the last image
 
 
 class Group(NamedTuple):
-    """Boxes that have something in common.
+    """Boxes that have something in common."""
 
-    Attributes:
-        name: what they have in common.
-        boxes: how many.
-        below_foreground: share whose best IoU is below the matcher's foreground (0.5).
-        below_background: share whose best IoU is below the matcher's background (0.4).
-        best_iou: mean of the best IoUs.
-        positives: mean number of anchors that answer for a box.
-        forced: share that has positives by forced matches alone.
-        none: share that no anchor answers for.
-    """
-
-    name: str
-    boxes: int
-    below_foreground: float
-    below_background: float
-    best_iou: float
-    positives: float
-    forced: float
-    none: float
+    name: str  # what they have in common
+    boxes: int  # how many
+    below_foreground: float  # share whose best IoU is below the matcher's foreground (0.5)
+    below_background: float  # share whose best IoU is below the matcher's background (0.4)
+    best_iou: float  # mean of the best IoUs
+    positives: float  # mean number of anchors that answer for a box
+    forced: float  # share that has positives by forced matches alone
+    none: float  # share that no anchor answers for
 
 
 @dataclass(frozen=True)
@@ -105,8 +86,7 @@ class AnchorAudit:
     @property
     def sides(self) -> NDArray[np.float32]:
         """(M, 2) width and height in pixels of the resized image."""
-        sides: NDArray[np.float32] = self.boxes[:, 2:] - self.boxes[:, :2]
-        return sides
+        return np.subtract(self.boxes[:, 2:], self.boxes[:, :2])
 
     @cached_property
     def anchors(self) -> int:
@@ -131,7 +111,12 @@ class AnchorAudit:
 
     def below(self, iou: float) -> float:
         """Share of the boxes whose best IoU is below this; NaN without boxes."""
-        return float((self.best_iou < np.float32(iou)).mean()) if len(self) else math.nan
+        return float((self.best_iou < np.float32(iou)).mean()) if self.best_iou.size else math.nan
+
+    @property
+    def covered(self) -> float:
+        """Share of the boxes with an anchor at the foreground IoU."""
+        return 1 - self.below(self.matcher.foreground)
 
     @cached_property
     def tables(self) -> dict[str, tuple[Group, ...]]:
@@ -148,7 +133,7 @@ class AnchorAudit:
         return {
             "size": self._group(np.digitize(np.sqrt(sides.prod(axis=1)), COCO_SIDES), SIZES),
             "octave": self._group(octave, [name_octave(k) for k in octaves.tolist()]),
-            "shape": self._group(np.digitize(ratio, RATIOS), SHAPES),
+            "shape": self._group(np.digitize(ratio, RATIOS), (*WIDE, "about square", *TALL)),
             "class": self._group(self.labels, self.class_names, keep_empty=True),
             "level": self._group(self.level + 1, ["no anchor overlaps", *levels]),
         }
@@ -195,17 +180,17 @@ class AnchorAudit:
     def _group(self, number: NDArray[Any], names: Sequence[str], *, keep_empty: bool = False) -> tuple[Group, ...]:
         """The groups of these names; ``number`` (M,) is that of the group of each box."""
         count = np.bincount(number, minlength=len(names))
-        columns = {
-            "below_foreground": self.best_iou < np.float32(self.matcher.foreground),
-            "below_background": self.best_iou < np.float32(self.matcher.background),
-            "best_iou": self.best_iou,
-            "positives": self.positives,
-            "forced": self.forced,
-            "none": self.positives == 0,
-        }
+        columns = (
+            self.best_iou < np.float32(self.matcher.foreground),
+            self.best_iou < np.float32(self.matcher.background),
+            self.best_iou,
+            self.positives,
+            self.forced,
+            self.positives == 0,
+        )
         with np.errstate(invalid="ignore"):
-            means = [np.bincount(number, values, len(names)) / count for values in columns.values()]
-        rows = zip(names, count.tolist(), *(mean.tolist() for mean in means), strict=True)
+            means = [(np.bincount(number, values, len(names)) / count).tolist() for values in columns]
+        rows = zip(names, count.tolist(), *means, strict=True)
         return tuple(Group(*row) for row in rows if row[1] or keep_empty)
 
 
@@ -232,25 +217,26 @@ def audit(
     """
     boxes, labels = [torch.zeros(0, 4, dtype=torch.float64)], [torch.zeros(0, dtype=torch.int64)]
     inputs: list[tuple[int, int]] = []
-    images: dict[tuple[tuple[int, int], int], list[int]] = {}  # those that are matched together
+    together: dict[tuple[tuple[int, int], int], list[Tensor]] = {}  # rows of the images that are matched in one go
     seen: Counter[tuple[int, int]] = Counter()  # boxes of images of each size
-    for number, sample in enumerate(samples):
+    total = 0
+    for sample in samples:
         height, width = preprocess.size(*sample.size)
         factors = torch.tensor([width / sample.size[1], height / sample.size[0]]).repeat(2)
-        boxes.append(sample.target.boxes[~sample.target.ignore] * factors)
-        labels.append(sample.target.labels[~sample.target.ignore])
+        known = sample.target.select(~sample.target.ignore)
+        boxes.append(known.boxes * factors)
+        labels.append(known.labels)
         padded = preprocess.padded(height, width)
         inputs.append(padded)
-        images.setdefault((padded, seen[padded] // MATCHED), []).append(number)
-        seen[padded] += len(boxes[-1])
+        together.setdefault((padded, seen[padded] // MATCHED), []).append(torch.arange(total, total + len(known)))
+        seen[padded] += len(known)
+        total += len(known)
 
     every = torch.cat(boxes).float()
-    rows_of = torch.arange(len(every)).split([len(part) for part in boxes[1:]]) if samples else ()
-    best_iou, level, positives = torch.zeros(len(every)), torch.zeros(len(every)).long(), torch.zeros(len(every)).long()
-    for (size, _), numbers in images.items():
-        rows = torch.cat([rows_of[number] for number in numbers])
-        image = torch.arange(len(numbers)).repeat_interleave(torch.tensor([len(rows_of[number]) for number in numbers]))
-        over = lattice.over(*size)
+    best_iou, level, positives = torch.zeros(total), torch.zeros(total).long(), torch.zeros(total).long()
+    for (size, _), images in together.items():
+        rows, over = torch.cat(images), lattice.over(*size)
+        image = torch.arange(len(images)).repeat_interleave(torch.tensor([len(part) for part in images]))
         match = matcher(over, over.grids(*size), every[rows], torch.zeros_like(rows, dtype=torch.bool), image)
         best_iou[rows], level[rows], positives[rows] = match.best_iou, match.best_level, match.positives
     return AnchorAudit(

@@ -8,16 +8,15 @@ each box where it lies on the lattice, not centred on an anchor. For objects as 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from retinanet.analysis.anchors.audit import IMAGE, MATCHER, PARTS, AnchorAudit, audit
+from retinanet.analysis.anchors.audit import IMAGE, PARTS, AnchorAudit, audit
 from retinanet.analysis.anchors.search import fit_lattice
 from retinanet.anchors.lattice import AnchorLattice
-from retinanet.anchors.matching import Matcher
 from retinanet.errors import UserError
 from retinanet.images.preprocess import Preprocess
 from retinanet.types import Sample
@@ -30,34 +29,6 @@ FACTORS = (1.25, 1.5, 2.0)  # on the short side
 
 
 @dataclass(frozen=True)
-class Option:
-    """One remedy, audited on a sample of the boxes where they are many.
-
-    Attributes:
-        name: in words.
-        audit: its anchors, its size of images, and what they cover.
-        pixels: of an image, as a multiple of those now; time and memory of training grow with it.
-    """
-
-    name: str
-    audit: AnchorAudit
-    pixels: float
-
-    @property
-    def covered(self) -> float:
-        """Share of the boxes with an anchor at the foreground IoU."""
-        return self._reaching(self.audit.matcher.foreground)
-
-    @property
-    def reached(self) -> float:
-        """Share of the boxes with an anchor at the background IoU."""
-        return self._reaching(self.audit.matcher.background)
-
-    def _reaching(self, iou: float) -> float:
-        return float((self.audit.best_iou >= np.float32(iou)).mean())
-
-
-@dataclass(frozen=True)
 class Proposal:
     """What to change, if anything.
 
@@ -65,13 +36,14 @@ class Proposal:
         before: the audit of things as they are.
         after: the audit of the proposal; ``before`` itself if nothing is proposed.
         reason: why this and not another, or why nothing.
-        options: all that were compared, as things are first.
+        options: all that were compared, by name, as things are first; audited on a sample of the boxes where they are
+            many.
     """
 
     before: AnchorAudit
     after: AnchorAudit
     reason: str
-    options: tuple[Option, ...] = ()
+    options: Mapping[str, AnchorAudit] = field(default_factory=dict)
 
     @property
     def changed(self) -> bool:
@@ -111,6 +83,21 @@ class Proposal:
             lines.append(f"  boxes below IoU {iou:g}: {self.before.below(iou):.1%} -> {self.after.below(iou):.1%}")
         return "\n".join(lines)
 
+    def list_options(self) -> list[dict[str, Any]]:
+        """Each option in plain values; ``pixels`` of an image, as a multiple of those now, cost time and memory."""
+        now = self.before.preprocess.short
+        return [
+            {
+                "name": name,
+                **list_parts(option.lattice),
+                "short": option.preprocess.short,
+                "pixels": (option.preprocess.short / now) ** 2,
+                "covered": option.covered,
+                "reached": 1 - option.below(option.matcher.background),
+            }
+            for name, option in self.options.items()
+        ]
+
     def to_dict(self) -> dict[str, Any]:
         """The proposal as plain JSON."""
         return {
@@ -120,17 +107,7 @@ class Proposal:
             "image": self.image,
             "before": self.before.to_dict(),
             "after": self.after.to_dict(),
-            "options": [
-                {
-                    "name": option.name,
-                    **list_parts(option.audit.lattice),
-                    "short": option.audit.preprocess.short,
-                    "pixels": option.pixels,
-                    "covered": option.covered,
-                    "reached": option.reached,
-                }
-                for option in self.options
-            ],
+            "options": self.list_options(),
         }
 
 
@@ -150,12 +127,9 @@ def propose(
     *,
     lattice: AnchorLattice,
     preprocess: Preprocess,
-    matcher: Matcher = MATCHER,
     most_pixels: float = 4.0,
-    per_cell: tuple[int, int] | None = None,
-    seed: int = 0,
 ) -> Proposal:
-    """Look for anchors or a size of images that cover more boxes.
+    """Look for anchors or a size of images that cover more boxes. The same data give the same proposal.
 
     Nothing is proposed where 99 % of the boxes have an anchor at the foreground IoU already. Else images stay as small
     as they may: the least size is taken at which 99 %, or all but 2 % of what the largest reach, are covered. At that
@@ -167,62 +141,51 @@ def propose(
         class_names: K names.
         lattice: the anchors now.
         preprocess: the size of training now.
-        matcher: which anchors answer for which box.
         most_pixels: how many times as many pixels an image may get; 1 leaves the size of images as it is.
-        per_cell: how many ratios and scales to look for; by default as many as now.
-        seed: of the boxes that are looked at, where there are many, and of the search. The same seed gives the same
-            proposal.
 
     Raises:
-        UserError: ``most_pixels`` is below 1, or ``per_cell`` is not two positive numbers.
+        UserError: ``most_pixels`` is below 1.
     """
-    if most_pixels < 1 or (per_cell is not None and (len(per_cell) != 2 or min(per_cell) < 1)):
-        raise UserError(
-            "a proposal needs most_pixels >= 1 and per_cell, if given, as two positive numbers (ratios, scales); "
-            f"got {most_pixels} and {per_cell}"
-        )
-
-    def audit_with(anchors: AnchorLattice, size: Preprocess, of: Sequence[Sample] = samples) -> AnchorAudit:
-        return audit(of, class_names, lattice=anchors, preprocess=size, matcher=matcher)
-
-    before = audit_with(lattice, preprocess)
-    asked = per_cell is not None and per_cell != (len(lattice.ratios), len(lattice.scales))
-    if not (before.sides > 0).all(axis=1).any() or (1 - before.below(matcher.foreground) >= ENOUGH and not asked):
+    if most_pixels < 1:
+        raise UserError(f"a proposal needs most_pixels >= 1, got {most_pixels}")
+    before = audit(samples, class_names, lattice=lattice, preprocess=preprocess)
+    if not (before.sides > 0).all(axis=1).any() or before.covered >= ENOUGH:
         return Proposal(before, before, _explain_no_change(before))
-    judged = _draw_samples(samples, len(before), seed)
-    options: list[Option] = []
+    judged = _draw_samples(samples, len(before))
+    options: dict[str, AnchorAudit] = {}
     for size in _list_sizes(preprocess, most_pixels):  # the remedies from the cheapest on, until one covers enough
-        larger, pixels = size.short != preprocess.short, (size.short / preprocess.short) ** 2
-        old = audit_with(lattice, size, judged)
-        options.append(Option(f"short side {size.short}" if larger else "as it is", old, pixels))
-        if larger and options[-1].covered >= ENOUGH and per_cell is None:
+        larger = f"short side {size.short}" if size.short != preprocess.short else ""
+        old = options[larger or "as it is"] = audit(judged, class_names, lattice=lattice, preprocess=size)
+        if larger and old.covered >= ENOUGH:
             break
-        new = audit_with(fit_lattice(old, per_cell, seed), size, judged)
-        options.append(Option(f"short side {size.short}, new anchors" if larger else "new anchors", new, pixels))
-        if options[-1].covered >= ENOUGH:
+        new = audit(judged, class_names, lattice=fit_lattice(old), preprocess=size)
+        options[f"{larger}, new anchors" if larger else "new anchors"] = new
+        if new.covered >= ENOUGH:
             break
-    best = _choose(options, asked=asked)
-    if best is options[0]:
-        return Proposal(before, before, "nothing was found that covers more boxes", tuple(options))
-    after = audit_with(best.audit.lattice, best.audit.preprocess)
-    return Proposal(before, after, _explain_change(best.pixels, before, after), tuple(options))
+    best = _choose(list(options.values()))
+    if best is options["as it is"]:
+        return Proposal(before, before, "nothing was found that covers more boxes", options)
+    after = audit(samples, class_names, lattice=best.lattice, preprocess=best.preprocess)
+    pixels = (after.preprocess.short / preprocess.short) ** 2
+    what = f"larger images (short side {after.preprocess.short}, {pixels:.2g} x the pixels)"
+    if after.lattice != lattice:
+        what = f"new anchors and {what}" if pixels != 1 else "new anchors at the same size of images"
+    covered = f"{after.covered:.1%} of the boxes at IoU {before.matcher.foreground:g}, {before.covered:.1%} now"
+    return Proposal(before, after, f"{what} cover {covered}", options)
 
 
-def _choose(options: Sequence[Option], *, asked: bool) -> Option:
-    """The cheapest size of images that is enough or nearly as good as the best; the old anchors if they do as well.
+def _choose(options: Sequence[AnchorAudit]) -> AnchorAudit:
+    """Of options from the cheapest on: the least images that are enough or nearly as good as the best.
 
-    Args:
-        options: from the cheapest on.
-        asked: whether new anchors are wanted in any case.
+    The old anchors stay if they do nearly as well as new ones at that size.
     """
 
-    def cheapest(options: Sequence[Option], worth: float) -> Option:
+    def cheapest(options: Sequence[AnchorAudit], worth: float) -> AnchorAudit:
         enough = min(ENOUGH, max(option.covered for option in options) - worth)
         return next(option for option in options if option.covered >= enough)
 
-    allowed = [option for option in options if not asked or option.audit.lattice != options[0].audit.lattice]
-    size = cheapest(allowed, WORTH).audit.preprocess
-    return cheapest([option for option in allowed if option.audit.preprocess == size], ANCHORS_WORTH)
+    size = cheapest(options, WORTH).preprocess
+    return cheapest([option for option in options if option.preprocess == size], ANCHORS_WORTH)
 
 
 def _explain_no_change(audited: AnchorAudit) -> str:
@@ -230,27 +193,19 @@ def _explain_no_change(audited: AnchorAudit) -> str:
     if not len(audited):
         return "there are no boxes to fit anchors to"
     high = audited.matcher.foreground
-    text = f"the anchors cover {1 - audited.below(high):.1%} of the boxes at IoU {high:g}: nothing to change"
+    text = f"the anchors cover {audited.covered:.1%} of the boxes at IoU {high:g}: nothing to change"
     worst = max((group for group in audited.tables["class"] if group.boxes), key=lambda group: group.below_foreground)
     if worst.below_foreground <= 0.1:
         return text
     return f"{text}, though of the class {worst.name} they cover {1 - worst.below_foreground:.1%}"
 
 
-def _explain_change(pixels: float, before: AnchorAudit, after: AnchorAudit) -> str:
-    high = before.matcher.foreground
-    what = f"larger images (short side {after.preprocess.short}, {pixels:.2g} x the pixels)"
-    if after.lattice != before.lattice:
-        what = f"new anchors and {what}" if pixels != 1 else "new anchors at the same size of images"
-    return f"{what} cover {1 - after.below(high):.1%} of the boxes at IoU {high:g}, {1 - before.below(high):.1%} now"
-
-
-def _draw_samples(samples: Sequence[Sample], boxes: int, seed: int) -> Sequence[Sample]:
+def _draw_samples(samples: Sequence[Sample], boxes: int) -> Sequence[Sample]:
     """So many of the images that they hold about ``JUDGED`` boxes."""
     wanted = math.ceil(len(samples) * JUDGED / boxes)
     if wanted >= len(samples):
         return samples
-    rows = np.sort(np.random.default_rng(seed).choice(len(samples), wanted, replace=False))
+    rows = np.sort(np.random.default_rng(0).choice(len(samples), wanted, replace=False))
     return [samples[row] for row in rows.tolist()]
 
 

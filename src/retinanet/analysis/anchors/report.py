@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from textwrap import indent
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 
 from retinanet.analysis.anchors.audit import PARTS, AnchorAudit, name_octave
-from retinanet.analysis.anchors.propose import Proposal, format_values, list_parts
-from retinanet.plotting.figures import FAINT, INK, LEGEND, make_axes, style_axes
+from retinanet.analysis.anchors.propose import Proposal, format_values
+from retinanet.plotting.figures import BLUE, FAINT, INK, LEGEND, ORANGE, VERMILION, make_axes, style_axes
 from retinanet.plotting.html import Section, Table
 
 EXPLANATION = (
@@ -19,40 +20,31 @@ EXPLANATION = (
     "Where many boxes are below {high:g}, change sizes, ratios and scales of the anchors, or enlarge the images. The "
     "share of positives is the imbalance that the focal loss has to carry; the paper speaks of one in a thousand."
 )
-BLUE, VERMILION, ORANGE = "#0072b2", "#d55e00", "#e69f00"
 DRAWN = 4000  # boxes in a scatter; more hide each other
 
 
 def section(audited: AnchorAudit, proposal: Proposal | None = None) -> Section:
-    """What the anchors miss, where, and what would fix it.
-
-    Args:
-        audited: the anchors as they are.
-        proposal: what to change; the figures show it beside them.
-    """
+    """What the anchors miss, where, and what would fix it; figures show the proposal beside the anchors now."""
     low, high = audited.matcher.background, audited.matcher.foreground
-    text = [_indent(audited.summary()), EXPLANATION.format(high=high, low=low)]
-    after, tables = None, []
+    text, tables, after = [indent(audited.summary(), " " * 4), EXPLANATION.format(high=high, low=low)], [], None
     if proposal is not None:
-        text.append(_indent(proposal.summary()))
+        text.append(indent(proposal.summary(), " " * 4))
         if proposal.changed:
-            text.append(_indent(proposal.to_yaml()))
+            text.append(indent(proposal.to_yaml().rstrip(), " " * 4))
             after = proposal.after
         if proposal.options:
             columns = ("option", "short side", "pixels, times", f"share at {high:g}", f"share at {low:g}", *PARTS)
-            rows = []
-            for option in proposal.options:
-                parts = map(format_values, list_parts(option.audit.lattice).values())
-                short = option.audit.preprocess.short
-                rows.append((option.name, short, option.pixels, option.covered, option.reached, *parts))
+            keys = ("name", "short", "pixels", "covered", "reached")
+            rows = [
+                (*(option[key] for key in keys), *(format_values(option[part]) for part in PARTS))
+                for option in proposal.list_options()
+            ]
             note = "Share of the boxes with an anchor at this IoU, on a sample where boxes are many."
             tables.append(Table(columns, rows, note))
     if not len(audited):
         return Section("Anchors", "\n\n".join(text))
-    shares = (f"below {high:g}", f"below {low:g}")
-    for name, groups in audited.tables.items():
-        columns = (f"by {name}", "boxes", *shares, "mean best IoU", "positives per box", "forced only", "no positive")
-        tables.append(Table(columns, groups))
+    heads = (f"below {high:g}", f"below {low:g}", "mean best IoU", "positives per box", "forced only", "no positive")
+    tables += [Table((f"by {name}", "boxes", *heads), groups) for name, groups in audited.tables.items()]
     figures = [
         ("The best IoU of each box with any anchor.", draw_best_iou(audited, after)),
         ("Boxes and anchors by their sides, now.", draw_sides(audited)),
@@ -157,8 +149,3 @@ def draw_positives(audited: AnchorAudit) -> Figure:
     shares.set_xticks(range(len(octaves)), names)
     shares.legend(**LEGEND)
     return figure
-
-
-def _indent(text: str) -> str:
-    """Lines that the report shows as they are."""
-    return "\n".join(f"    {line}" for line in text.rstrip().split("\n"))

@@ -26,27 +26,17 @@ STARTS = (-3, -2.5, -2, -1.5, -1, -0.5, 0, 0.5, 1)  # octaves that all sizes are
 Vector = NDArray[np.float64]
 
 
-def fit_lattice(audited: AnchorAudit, per_cell: tuple[int, int] | None, seed: int) -> AnchorLattice:
+def fit_lattice(audited: AnchorAudit) -> AnchorLattice:
     """Anchors that cover more of the boxes of an audit; sizes, ratios and scales are changed, nothing else.
 
     Args:
         audited: the boxes, of which at least one has an area, and the anchors now.
-        per_cell: numbers of ratios and scales; by default those of the anchors now.
-        seed: of the boxes that are looked at and of the search.
 
     Returns:
         The lattice with numbers that a person would write; sizes, ratios or scales that hardly matter as they were.
     """
-    rng = np.random.default_rng(seed)
-    lattice = audited.lattice
-    if per_cell is not None and per_cell != (len(lattice.ratios), len(lattice.scales)):
-        ratios, scales = per_cell
-        lattice = replace(
-            lattice,
-            ratios=tuple(2.0 ** (i - (ratios - 1) / 2) for i in range(ratios)),
-            scales=tuple(2 ** (i / scales) for i in range(scales)),
-        )
-    fit = Fit(audited, lattice, rng)
+    rng, lattice = np.random.default_rng(0), audited.lattice
+    fit = Fit(audited, rng)
     means = tuple(np.exp(_find_means(fit.shapes, len(lattice.ratios))).tolist())
     starts = [
         replace(lattice, sizes=tuple(size * 2**octaves for size in lattice.sizes), ratios=ratios)
@@ -55,35 +45,37 @@ def fit_lattice(audited: AnchorAudit, per_cell: tuple[int, int] | None, seed: in
     ]
     best = max((_climb(fit, start) for start in sorted(starts, key=fit, reverse=True)[:3]), key=fit)
     for _ in range(2):
-        kick = rng.normal(0, 0.2, len(_vector(best)))
+        kick = rng.normal(0, 0.2, len(best.sizes + best.ratios + best.scales))
         best = max(best, _climb(fit, _move(best, kick)), key=fit)
     return _restore_what_hardly_matters(fit, _round(best))
 
 
 class Fit:
-    """The smooth count of covered boxes, for lattices that differ from the first in sizes, ratios and scales.
+    """The smooth count of covered boxes, for lattices that differ from the audit's in sizes, ratios and scales.
 
     Of the anchors of one template the nearest to a box overlaps it most, and which one that is does not depend on the
     template. So each box is moved once per level to the centre of its nearest cell and compared with templates there.
 
     Args:
-        audited: the boxes, and the foreground IoU at which one is covered.
-        lattice: the first.
+        audited: the boxes, the anchors now, and the foreground IoU at which a box is covered.
         rng: draws the boxes that are looked at.
     """
 
-    def __init__(self, audited: AnchorAudit, lattice: AnchorLattice, rng: np.random.Generator) -> None:
-        self.lattice, self.foreground = lattice, audited.matcher.foreground
+    def __init__(self, audited: AnchorAudit, rng: np.random.Generator) -> None:
+        self.lattice, self.foreground = audited.lattice, audited.matcher.foreground
         sides = audited.sides.astype(np.float64)
         rows = np.flatnonzero((sides > 0).all(axis=1))
         rows = np.sort(rng.choice(rows, min(SAMPLE, len(rows)), replace=False))
         self.shapes = np.log(sides[rows, 1] / sides[rows, 0])
         boxes = audited.boxes[rows, None]  # (n, 1, 4)
-        steps = np.array(lattice.over(*max(audited.inputs, key=math.prod)).steps, dtype=np.float32)[:, ::-1]  # (L, 2)
-        corners = lattice.templates().numpy()
+        steps = np.array(self.lattice.over(*max(audited.inputs, key=math.prod)).steps, dtype=np.float32)[
+            :, ::-1
+        ]  # (L, 2)
+        corners = self.lattice.templates().numpy()
         aside = ((corners[..., :2] + corners[..., 2:]) / 2).mean(axis=(0, 1))  # half a pixel where edges are inclusive
         centre = (boxes[..., :2] + boxes[..., 2:]) / 2 - aside
-        nearest = (np.maximum(np.rint(centre / steps - lattice.offset), 0) + lattice.offset) * steps  # (n, L, 2)
+        offset = self.lattice.offset
+        nearest = (np.maximum(np.rint(centre / steps - offset), 0) + offset) * steps  # (n, L, 2)
         around = (boxes - np.tile(nearest, 2)).astype(np.float32).transpose(2, 0, 1)[..., None]
         self.left, self.top, self.right, self.bottom = np.ascontiguousarray(around)  # (n, L, 1) each
         self.area = ((self.right - self.left) * (self.bottom - self.top))[:, :1]
@@ -114,7 +106,8 @@ class Fit:
 
 def _climb(fit: Fit, lattice: AnchorLattice) -> AnchorLattice:
     """The lattice moved along each coordinate, and along a few together, as long as the count rises."""
-    levels, ratios, length = len(lattice.sizes), len(lattice.ratios), len(_vector(lattice))
+    levels, ratios = len(lattice.sizes), len(lattice.ratios)
+    length = levels + ratios + len(lattice.scales)
     together, apart = np.zeros(length), np.zeros(length)
     together[:levels] = 1  # all sizes
     apart[levels : levels + ratios] = np.linspace(-1, 1, ratios) if ratios > 1 else 0  # all ratios
@@ -134,14 +127,11 @@ def _climb(fit: Fit, lattice: AnchorLattice) -> AnchorLattice:
     return lattice
 
 
-def _vector(lattice: AnchorLattice) -> Vector:
-    return np.array([*lattice.sizes, *lattice.ratios, *lattice.scales])
-
-
 def _move(lattice: AnchorLattice, octaves: Vector) -> AnchorLattice:
     """Sizes, ratios and scales times powers of two; the least scale is 1."""
     levels, ratios = len(lattice.sizes), len(lattice.ratios)
-    sizes, shapes, scales = np.split(_vector(lattice) * 2**octaves, [levels, levels + ratios])
+    moved = np.array([*lattice.sizes, *lattice.ratios, *lattice.scales]) * 2**octaves
+    sizes, shapes, scales = np.split(moved, [levels, levels + ratios])
     least = scales.min()
     return replace(
         lattice,

@@ -1,4 +1,4 @@
-"""What a score threshold decides: precision and recall of each class, the threshold of the best F1, confusions."""
+"""What a score decides and means: precision and recall, the threshold of the best F1, confusions, calibration."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from retinanet.analysis.errors.tide import RECALLS, average_precision, round_numbers
-from retinanet.errors import UserError
 from retinanet.evaluation.matching import Flags, Floats, Integers, Overlaps
 from retinanet.types import DEFAULT_THRESHOLD
+
+BINS = 15  # of the calibration
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,43 @@ class ConfusionMatrix:
         return "\n".join(lines)
 
 
+@dataclass(frozen=True)
+class Reliability:
+    """Scores against the share of detections that are right, in bins of equal width.
+
+    Attributes:
+        name: a class, or "all".
+        ece: expected calibration error: mean over the detections of abs(accuracy - confidence) of their bin; NaN
+            without detections.
+        bias: mean score minus the share that is right, of all detections; above 0 the model is too sure of itself.
+        edges: (B + 1,) ends of the B = 15 bins; a score on an end belongs to the bin above it, 1 to the last.
+        counts: (B,) detections.
+        confidence: (B,) their mean score, NaN in an empty bin.
+        accuracy: (B,) the share that is right, NaN in an empty bin.
+    """
+
+    name: str
+    ece: float
+    bias: float
+    edges: Floats
+    counts: Integers
+    confidence: Floats
+    accuracy: Floats
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {**round_numbers(vars(self)), "edges": self.edges.tolist()}
+
+    def summary(self) -> str:
+        """The expected calibration error and in which direction the scores are wrong."""
+        if np.isnan(self.ece):
+            return "calibration cannot be measured: there are no detections"
+        return (
+            f"expected calibration error {self.ece:.3f} over {int(self.counts.sum())} detections; "
+            f"scores are on average {abs(self.bias):.3f} too {'high' if self.bias > 0 else 'low'}"
+        )
+
+
 def operating_points(overlaps: Overlaps) -> list[ClassCurve]:
     """Precision, recall and the threshold of the best F1 of each class, in the order of the labels."""
     hits, counted = overlaps.judge(overlaps.match(0.5))
@@ -155,39 +193,24 @@ def best_thresholds(curves: Sequence[ClassCurve]) -> dict[str, float]:
     return {curve.name: curve.threshold for curve in curves if curve.threshold is not None}
 
 
-def reach(overlaps: Overlaps, score: float | Mapping[str, float]) -> tuple[Flags, tuple[float, ...]]:
-    """(D,) detections that reach a score as ``predict`` compares them, in float32, and the K scores.
+def reach(overlaps: Overlaps, thresholds: Mapping[str, float]) -> tuple[Flags, tuple[float, ...]]:
+    """(D,) detections that reach the threshold of their class, and the K thresholds; 0.3 for a class without one.
 
-    Args:
-        overlaps: of the detections.
-        score: one number, or one per class name; 0.3 for a class that is missing, as in ``predict``.
-
-    Raises:
-        UserError: there is a score for an unknown class.
+    Scores are compared in float32, as ``predict`` does.
     """
-    names = overlaps.class_names
-    if isinstance(score, Mapping) and (unknown := score.keys() - set(names)):
-        raise UserError(f"there is a score for {min(unknown)!r}; the classes are {', '.join(names)}")
-    least = [float(score.get(name, DEFAULT_THRESHOLD) if isinstance(score, Mapping) else score) for name in names]
+    least = [float(thresholds.get(name, DEFAULT_THRESHOLD)) for name in overlaps.class_names]
     return overlaps.score >= np.array(least, np.float32)[overlaps.label], tuple(least)
 
 
-def confusion(overlaps: Overlaps, *, score: float | Mapping[str, float]) -> ConfusionMatrix:
+def confusion(overlaps: Overlaps, thresholds: Mapping[str, float]) -> ConfusionMatrix:
     """Which class was taken for which, with the background as one more class.
 
     First every detection takes an object of its own class as COCO's matching at IoU 0.5 says; then, best score first,
     a detection that is left takes the object of another class that it overlaps most, by 0.5 or more, among those that
     are left. So a row of a class adds up to its objects, and its column to its detections. Detections in an ignore
-    region of their class are left out.
-
-    Args:
-        overlaps: of the detections and the objects.
-        score: detections below it are left out, see :func:`reach`.
-
-    Raises:
-        UserError: there is a score for an unknown class.
+    region of their class, and those that do not :func:`reach` their threshold, are left out.
     """
-    reached, thresholds = reach(overlaps, score)
+    reached, least = reach(overlaps, thresholds)
     matched = overlaps.match(0.5)
     hits, counted = overlaps.judge(matched)
     shown = counted & reached
@@ -204,4 +227,29 @@ def confusion(overlaps: Overlaps, *, score: float | Mapping[str, float]) -> Conf
     np.add.at(matrix, (rows[shown], overlaps.label[shown]), 1)
     free[truth[truth >= 0]] = False
     matrix[:background, background] = np.bincount(overlaps.truth_label[free], minlength=background)
-    return ConfusionMatrix(overlaps.class_names, matrix, thresholds)
+    return ConfusionMatrix(overlaps.class_names, matrix, least)
+
+
+def calibration(overlaps: Overlaps) -> tuple[Reliability, ...]:
+    """Does a score of 0.8 mean that 8 detections of 10 are right? Of all detections, then of each of the K classes.
+
+    A detection is right if COCO's matching gives it an object at IoU 0.5; one in an ignore region of its class is left
+    out. Only detections that the model gives out are judged, so nothing is said about scores below its threshold.
+    See Guo et al., ICML 2017; Kueppers et al., CVPRW 2020.
+    """
+    right, counted = overlaps.judge(overlaps.match(0.5))
+    edges = np.arange(BINS + 1) / BINS
+    result = []
+    for label, name in enumerate(("all", *overlaps.class_names), start=-1):
+        chosen = counted & ((overlaps.label == label) | (label < 0))
+        scores, hits = overlaps.score[chosen], right[chosen]
+        place = np.clip(np.searchsorted(edges, scores, side="right") - 1, 0, BINS - 1)
+        counts = np.bincount(place, minlength=BINS)
+        known = np.where(counts, counts, np.nan)
+        confidence, accuracy = (np.bincount(place, values, BINS) / known for values in (scores, hits))
+        error = bias = float("nan")
+        if len(scores):
+            error = float(np.nansum(counts * np.abs(accuracy - confidence)) / len(scores))
+            bias = float(scores.mean() - hits.mean())
+        result.append(Reliability(name, error, bias, edges, counts, confidence, accuracy))
+    return tuple(result)

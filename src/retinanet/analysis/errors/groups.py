@@ -22,23 +22,14 @@ Group = tuple[str, Flags, Flags]
 
 @dataclass(frozen=True)
 class GroupAP:
-    """One group of objects.
+    """One group of objects."""
 
-    Attributes:
-        name: what is in it.
-        objects: how many there are, ignore regions left out.
-        classes: how many classes they belong to; groups of other classes cannot be compared.
-        ap: AP over IoU 0.50:0.95, mean of the classes with objects in the group.
-        ap50: AP at IoU 0.5.
-        recall: share of the objects that some detection has found at IoU 0.5, whatever its score.
-    """
-
-    name: str
-    objects: int
-    classes: int
-    ap: float
-    ap50: float
-    recall: float
+    name: str  # what is in it
+    objects: int  # how many there are, ignore regions left out
+    classes: int  # how many classes they belong to; groups of other classes cannot be compared
+    ap: float  # AP over IoU 0.50:0.95, mean of the classes with objects in the group
+    ap50: float  # AP at IoU 0.5
+    recall: float  # share of the objects that some detection has found at IoU 0.5, whatever its score
 
 
 def by_group(overlaps: Overlaps) -> dict[str, list[GroupAP]]:

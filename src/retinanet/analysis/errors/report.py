@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from retinanet.analysis.errors import figures
-from retinanet.analysis.errors.calibration import Reliability, calibration
 from retinanet.analysis.errors.curves import (
     ClassCurve,
     ConfusionMatrix,
+    Reliability,
     best_thresholds,
+    calibration,
     confusion,
     operating_points,
     reach,
@@ -43,23 +44,14 @@ REMEDIES = {
 
 @dataclass(frozen=True)
 class ErrorReport:
-    """Everything about the errors of a model on a data set.
+    """Everything about the errors of a model on a data set."""
 
-    Attributes:
-        errors: types and costs over all detections, as average precision sees them.
-        shown: the same over the detections that reach the threshold of their class, as a user sees them.
-        curves: K, one per class, with the threshold of the best F1.
-        confusion: at these thresholds.
-        calibration: of all detections, then of each of the K classes.
-        groups: average precision by each of ``GROUPINGS``.
-    """
-
-    errors: ErrorAnalysis
-    shown: ErrorAnalysis
-    curves: tuple[ClassCurve, ...]
-    confusion: ConfusionMatrix
-    calibration: tuple[Reliability, ...]
-    groups: Mapping[str, Sequence[GroupAP]]
+    errors: ErrorAnalysis  # types and costs over all detections, as average precision sees them
+    shown: ErrorAnalysis  # the same over the detections that reach the threshold of their class, as a user sees them
+    curves: tuple[ClassCurve, ...]  # K, one per class, with the threshold of the best F1
+    confusion: ConfusionMatrix  # at these thresholds
+    calibration: tuple[Reliability, ...]  # of all detections, then of each of the K classes
+    groups: Mapping[str, Sequence[GroupAP]]  # average precision by each of GROUPINGS
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -88,15 +80,9 @@ class ErrorReport:
 
 
 def error_report(
-    samples: Sequence[Sample], detections: Sequence[Detections], class_names: Sequence[str], *, bins: int = 15
+    samples: Sequence[Sample], detections: Sequence[Detections], class_names: Sequence[str]
 ) -> ErrorReport:
-    """Error types and costs, operating points, confusions, calibration and groups.
-
-    Args:
-        samples: N annotated images, boxes in pixels of the original image.
-        detections: N, what was found in each of them, in the same pixels.
-        class_names: K names.
-        bins: of the calibration.
+    """The errors in N samples of which N detections were made, boxes of both in pixels of the original image.
 
     Raises:
         UserError: the data do not fit together.
@@ -108,8 +94,8 @@ def error_report(
         errors=analyse_errors(overlaps),
         shown=analyse_errors(overlaps.select(reach(overlaps, thresholds)[0])),
         curves=tuple(curves),
-        confusion=confusion(overlaps, score=thresholds),
-        calibration=calibration(overlaps, bins=bins),
+        confusion=confusion(overlaps, thresholds),
+        calibration=calibration(overlaps),
         groups=by_group(overlaps),
     )
 
@@ -129,10 +115,10 @@ def section(
         UserError: an image cannot be read.
     """
     return [
-        _costs(report, samples, detections, worst),
-        _operating(report),
-        _calibrated(report.calibration),
-        _grouped(report.groups),
+        _show_costs(report, samples, detections, worst),
+        _show_operating_points(report),
+        _show_calibration(report.calibration),
+        _show_groups(report.groups),
     ]
 
 
@@ -145,7 +131,9 @@ def worst_images(shown: ErrorAnalysis, most: int) -> list[tuple[int, int]]:
     return [(int(image), int(errors[image])) for image in ranked if errors[image]]
 
 
-def _costs(report: ErrorReport, samples: Sequence[Sample], detections: Sequence[Detections], worst: int) -> Section:
+def _show_costs(
+    report: ErrorReport, samples: Sequence[Sample], detections: Sequence[Detections], worst: int
+) -> Section:
     errors, shown, gains = report.errors, report.shown, report.errors.dap
     counts = {kind: int(errors.counts[kind].sum()) for kind in TYPES}
     rows: list[tuple[object, ...]] = [
@@ -156,65 +144,71 @@ def _costs(report: ErrorReport, samples: Sequence[Sample], detections: Sequence[
     rows += [(f"{name} removed", "", "", gain, "") for name, gain in special.items()]
     by_type = [errors.dap_by_class[kind].tolist() for kind in TYPES]
     columns = (errors.overlaps.class_names, errors.objects.tolist(), errors.ap50_by_class.tolist(), *by_type)
+    classes = list(zip(*columns, strict=True))
     pictures = []
     for index, number in worst_images(shown, worst):
         sample, zoom = samples[index], max(1, LEGIBLE // min(samples[index].size))
         pixels, judged = read_image(sample.path), shown.judge_image(index)
         picture = draw_comparison(pixels, detections[index], sample.target, *judged, zoom=zoom)
         pictures.append((f"{sample.path.name}: {number} errors", picture))
-    text = (
+    return Section(
+        "Errors and what they cost",
         f"AP50 is {errors.ap50:.3f}. The table says how much it would be if all errors of one type were fixed and no "
         "other (Bolya et al. 2020), costliest first; the gains do not add up. Errors of low score are many and cost "
-        "little: read the gains, not the counts. The counts at the thresholds of the best F1 are what a user sees."
+        "little: read the gains, not the counts. The counts at the thresholds of the best F1 are what a user sees.",
+        [
+            Table(("error", "at all scores", "at the thresholds", "gain in AP50", "what to do"), rows),
+            Table(("class", "objects", "AP50", *TYPES), classes, "Gain in AP50 of each class."),
+        ],
+        [
+            (
+                "Left: AP50 gained by fixing all errors of a type. Right: errors at all scores.",
+                figures.error_bars({kind: gains[kind] for kind in TYPES}, special, counts),
+            )
+        ],
+        pictures,
     )
-    heads = ("error", "at all scores", "at the thresholds", "gain in AP50", "what to do")
-    classes = Table(
-        ("class", "objects", "AP50", *TYPES), list(zip(*columns, strict=True)), "Gain in AP50 of each class."
-    )
-    figure = figures.error_bars({kind: gains[kind] for kind in TYPES}, special, counts)
-    caption = "Left: AP50 gained by fixing all errors of a type. Right: errors at all scores."
-    return Section("Errors and what they cost", text, [Table(heads, rows), classes], [(caption, figure)], pictures)
 
 
-def _operating(report: ErrorReport) -> Section:
+def _show_operating_points(report: ErrorReport) -> Section:
     rows = [(curve.name, curve.objects, curve.ap50, curve.f1, *curve.at_best()) for curve in report.curves]
-    text = (
+    return Section(
+        "Operating points",
         "A threshold on the score trades overlooked objects for false detections. The marked point of each curve has "
         "the highest F1; --write-thresholds stores these scores in the model folder, where predict finds them. They "
         "are chosen on the images of this report, so F1 on other images can be lower; choose them on validation images."
-        f"\n\nAt these scores, of {report.confusion.summary()}"
+        f"\n\nAt these scores, of {report.confusion.summary()}",
+        [Table(("class", "objects", "AP50", "best F1", "at score", "precision", "recall"), rows)],
+        [
+            ("Precision and recall of each class at IoU 0.5.", figures.precision_recall(report.curves)),
+            ("Confusions at these scores: number, and share of the row.", figures.confusion_map(report.confusion)),
+        ],
     )
-    heads = ("class", "objects", "AP50", "best F1", "at score", "precision", "recall")
-    drawn = [
-        ("Precision and recall of each class at IoU 0.5.", figures.precision_recall(report.curves)),
-        ("Confusions at these scores: number, and share of the row.", figures.confusion_map(report.confusion)),
-    ]
-    return Section("Operating points", text, [Table(heads, rows)], drawn)
 
 
-def _calibrated(result: Sequence[Reliability]) -> Section:
+def _show_calibration(result: Sequence[Reliability]) -> Section:
     rows = [(one.name, int(one.counts.sum()), one.ece, one.bias) for one in result]
-    text = (
+    return Section(
+        "Calibration",
         f"{result[0].summary().capitalize()}. If the bars follow the diagonal, a score can be read as the probability "
         "that a detection is right at IoU 0.5. Scores of the focal loss need not be probabilities: rank by them, "
-        "choose thresholds by F1, and calibrate them before they enter a calculation of risk."
+        "choose thresholds by F1, and calibrate them before they enter a calculation of risk.",
+        [Table(("class", "detections", "calibration error", "mean score minus share right"), rows)],
+        [("Share of detections that are right, by score.", figures.reliability_diagram(result[0]))],
     )
-    table = Table(("class", "detections", "calibration error", "mean score minus share right"), rows)
-    figure = figures.reliability_diagram(result[0])
-    return Section("Calibration", text, [table], [("Share of detections that are right, by score.", figure)])
 
 
-def _grouped(groups: Mapping[str, Sequence[GroupAP]]) -> Section:
+def _show_groups(groups: Mapping[str, Sequence[GroupAP]]) -> Section:
     panels = {GROUPINGS[kind][0]: found for kind, found in groups.items()}
     rows = [
         (title, group.name, group.objects, group.classes, group.ap, group.ap50, group.recall)
         for title, found in panels.items()
         for group in found
     ]
-    text = (
+    return Section(
+        "By size and crowding",
         "Average precision where only one group of objects counts; a false detection counts against the group it "
-        "belongs to. Groups of few objects say little, and groups that hold other classes cannot be compared."
+        "belongs to. Groups of few objects say little, and groups that hold other classes cannot be compared.",
+        [Table(("by", "group", "objects", "classes", "AP", "AP50", "found at any score"), rows)],
+        [("AP and AP50 of each group.", figures.group_bars(panels))],
     )
-    table = Table(("by", "group", "objects", "classes", "AP", "AP50", "found at any score"), rows)
-    figure = ("AP and AP50 of each group.", figures.group_bars(panels))
-    return Section("By size and crowding", text, [table], [figure])

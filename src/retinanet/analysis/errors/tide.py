@@ -10,20 +10,22 @@ choice is that of the authors' program, so that the numbers can be compared with
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 
-from retinanet.errors import UserError
 from retinanet.evaluation.coco import mean
 from retinanet.evaluation.matching import HIT, IGNORED, KINDS, Flags, Floats, Integers, Overlaps
 from retinanet.files import make_json_safe
 
 FALSE = tuple(kind for kind in KINDS if kind not in (HIT, IGNORED))
 TYPES = (*FALSE, "missed")  # a "missed" error is of an object, the others are of detections
+FOREGROUND = 0.5  # IoU from which a detection has found an object: the t_f of the paper
+BACKGROUND = 0.1  # IoU below which it has nothing to do with an object: t_b
 SPECIAL = ("false positives", "false negatives")
 RECALLS = np.linspace(0, 1, 101)
 
@@ -34,8 +36,6 @@ class ErrorAnalysis:
 
     Attributes:
         overlaps: of D detections and T objects.
-        foreground: IoU from which a detection has found an object.
-        background: IoU below which a detection has nothing to do with an object.
         kind: (D,) index into ``KINDS``.
         partner: (D,) the object that the kind refers to, -1 for none.
         unmatched: (T,) objects that no detection found.
@@ -44,8 +44,6 @@ class ErrorAnalysis:
     """
 
     overlaps: Overlaps
-    foreground: float
-    background: float
     kind: Integers
     partner: Integers
     unmatched: Flags
@@ -75,7 +73,7 @@ class ErrorAnalysis:
 
     @cached_property
     def ap50_by_class(self) -> Floats:
-        """(K,) average precision at ``foreground`` as it is, NaN where a class has no object."""
+        """(K,) AP50 as it is, NaN where a class has no object."""
         return self.fix(())
 
     @property
@@ -127,28 +125,21 @@ class ErrorAnalysis:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, without the single images."""
-        numbers = [
-            {
-                "name": name,
-                "objects": self.objects[k],
-                "hits": self.hits[k],
-                "errors": {kind: count[k] for kind, count in self.counts.items()},
-                "ap50": self.ap50_by_class[k],
-                "dap50": {kind: change[k] for kind, change in self.dap_by_class.items()},
+
+        def numbers(count: Callable[[Integers], Any], share: Callable[[Floats], Any]) -> dict[str, Any]:
+            return {
+                "objects": count(self.objects),
+                "hits": count(self.hits),
+                "errors": {kind: count(number) for kind, number in self.counts.items()},
+                "ap50": share(self.ap50_by_class),
+                "dap50": {kind: share(change) for kind, change in self.dap_by_class.items()},
             }
-            for k, name in enumerate(self.overlaps.class_names)
-        ]
-        overall = {
-            "foreground": self.foreground,
-            "background": self.background,
-            "objects": self.objects.sum(),
-            "hits": self.hits.sum(),
-            "errors": {kind: count.sum() for kind, count in self.counts.items()},
-            "ap50": self.ap50,
-            "dap50": self.dap,
-            "ap50_all_fixed": self.all_fixed,
-        }
-        return round_numbers({**overall, "classes": numbers})
+
+        names = self.overlaps.class_names
+        classes = [{"name": name, **numbers(itemgetter(k), itemgetter(k))} for k, name in enumerate(names)]
+        thresholds = {"foreground": FOREGROUND, "background": BACKGROUND}
+        overall = {**thresholds, **numbers(np.sum, mean), "ap50_all_fixed": self.all_fixed}
+        return round_numbers({**overall, "classes": classes})
 
     def summary(self) -> str:
         """AP50, and what fixing each type would add, the costliest first."""
@@ -166,24 +157,14 @@ class ErrorAnalysis:
         return np.bincount(labels, minlength=len(self.overlaps.class_names))
 
 
-def analyse_errors(overlaps: Overlaps, *, foreground: float = 0.5, background: float = 0.1) -> ErrorAnalysis:
+def analyse_errors(overlaps: Overlaps) -> ErrorAnalysis:
     """Sort every false detection and every overlooked object into one of six types, and say what each type costs.
 
     The kinds of detections are those of :meth:`Overlaps.kinds`; an object is "missed" if no detection found it and no
     classification or localisation error refers to it. Detections in an ignore region of their class count neither way.
-
-    Args:
-        overlaps: of the detections and the objects of a data set.
-        foreground: the paper's t_f.
-        background: the paper's t_b.
-
-    Raises:
-        UserError: the thresholds are not 0 < background < foreground <= 1.
     """
-    if not 0 < background < foreground <= 1:
-        raise UserError(f"expected 0 < background < foreground <= 1, got {background} and {foreground}")
-    matched = overlaps.match(foreground)
-    kind, partner = overlaps.kinds(matched, foreground, background)
+    matched = overlaps.match(FOREGROUND)
+    kind, partner = overlaps.kinds(matched, FOREGROUND, BACKGROUND)
     unmatched = ~overlaps.ignore
     unmatched[matched[matched >= 0]] = False
 
@@ -194,7 +175,7 @@ def analyse_errors(overlaps: Overlaps, *, foreground: float = 0.5, background: f
     fixes, missed = np.zeros(len(kind), bool), unmatched.copy()
     fixes[hopeful[first]] = True
     missed[objects] = False
-    return ErrorAnalysis(overlaps, foreground, background, kind, partner, unmatched, missed, fixes)
+    return ErrorAnalysis(overlaps, kind, partner, unmatched, missed, fixes)
 
 
 def round_numbers(value: Any, digits: int = 6) -> Any:

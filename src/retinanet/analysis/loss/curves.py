@@ -31,6 +31,13 @@ SHARES: Floats = np.concatenate([np.linspace(0, 0.9, 91), 1 - np.logspace(-1, -8
 LOGIT_EDGES: Floats = np.linspace(-15, 9, 49)
 
 
+def count_logits(logits: torch.Tensor) -> Counts:
+    """The histogram (BINS,) of logits of any shape, which are overwritten. Scaled by a power of 2, none is rounded."""
+    lowest = REACH * PER_UNIT
+    bins = logits.mul_(PER_UNIT).floor_().clamp_(-lowest, lowest - 1).add_(lowest)
+    return torch.bincount(bins.flatten().int(), minlength=BINS).cpu().numpy()
+
+
 @dataclass(frozen=True, eq=False)
 class Spread:
     """How the loss of the windows of one sign is spread over them, for one gamma; NaN where there are no windows.
@@ -59,10 +66,27 @@ class Spread:
 
         The loss of a window is taken at the middle of its bin of width h = 1/1024. The logarithm of a loss changes by
         at most gamma + 1 per unit of the logit, so each loss is off by a factor within exp(+-(gamma + 1) h / 2), and a
-        share of their sum by at most a quarter of (gamma + 1) h; less where the errors within a bin cancel. Logits
-        beyond -64 and 64 are taken as -64 and 64.
+        share of their sum by at most a quarter of (gamma + 1) h. Logits beyond -64 and 64 are taken as -64 and 64.
         """
         return (self.gamma + 1) / (4 * PER_UNIT)
+
+
+def spread_losses(bins: Counts, gamma: float, *, positive: bool) -> Spread:
+    """The spread of the losses of windows whose logits have the histogram (BINS,), all positive or all negative."""
+    filled = np.flatnonzero(bins)
+    if not len(filled):
+        return Spread(gamma, 0.0, np.full(len(SHARES), math.nan), *(math.nan,) * 4)
+    hardest_first = filled if positive else filled[::-1].copy()  # so shares near 0 lose no digits
+    counts = bins[hardest_first]
+    logits = torch.from_numpy((hardest_first + 0.5) / PER_UNIT - REACH)
+    losses = counts * sigmoid_focal_loss(logits, torch.tensor(positive), alpha=None, gamma=gamma).numpy()
+
+    taken = np.concatenate([[0.0], counts.cumsum() / counts.sum()])  # share of the windows
+    carried = np.concatenate([[0.0], losses.cumsum() / losses.sum()])  # share of their loss
+    curve = 1 - np.interp(1 - SHARES, taken, carried)
+    fifth, hundredth = np.interp([0.2, 0.01], taken, carried).tolist()
+    half, ninety = np.interp([0.5, 0.9], carried, taken).tolist()
+    return Spread(gamma, float(losses.sum()), curve, fifth, hundredth, half, ninety)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +104,14 @@ class Windows:
     losses: Floats
     histogram: Counts
     spreads: tuple[Spread, ...]
+
+    @staticmethod
+    def summarise(bins: Counts, losses: Floats, gammas: tuple[float, ...], *, positive: bool) -> Windows:
+        """From the histogram (BINS,) of the logits of one sign and their exact losses (L, K); ``gammas`` ascend."""
+        edges = ((LOGIT_EDGES + REACH) * PER_UNIT).astype(np.int64)
+        edges[0] = 0
+        spreads = tuple(spread_losses(bins, gamma, positive=positive) for gamma in gammas)
+        return Windows(losses, np.add.reduceat(bins, edges[:-1]), spreads)
 
     @property
     def count(self) -> int:
@@ -99,36 +131,3 @@ class Windows:
         """For JSON, by :func:`~retinanet.files.make_json_safe`."""
         spreads = [vars(spread) | {"curve_tolerance": spread.tolerance} for spread in self.spreads]
         return {"count": self.count, "loss": self.loss, "histogram": self.histogram, "spreads": spreads}
-
-
-def count_logits(logits: torch.Tensor) -> Counts:
-    """The histogram (BINS,) of logits of any shape, which are overwritten. Scaled by a power of 2, none is rounded."""
-    lowest = REACH * PER_UNIT
-    bins = logits.mul_(PER_UNIT).floor_().clamp_(-lowest, lowest - 1).add_(lowest)
-    return torch.bincount(bins.flatten().int(), minlength=BINS).cpu().numpy()
-
-
-def summarise_windows(bins: Counts, losses: Floats, gammas: tuple[float, ...], *, positive: bool) -> Windows:
-    """What the histogram (BINS,) of the logits of one sign and their exact losses (L, K) say; ``gammas`` ascend."""
-    edges = ((LOGIT_EDGES + REACH) * PER_UNIT).astype(np.int64)
-    edges[0] = 0
-    histogram = np.add.reduceat(bins, edges[:-1])
-    return Windows(losses, histogram, tuple(spread_losses(bins, gamma, positive=positive) for gamma in gammas))
-
-
-def spread_losses(bins: Counts, gamma: float, *, positive: bool) -> Spread:
-    """The spread of the losses of windows whose logits have the histogram (BINS,), all positive or all negative."""
-    filled = np.flatnonzero(bins)
-    if not len(filled):
-        return Spread(gamma, 0.0, np.full(len(SHARES), math.nan), *(math.nan,) * 4)
-    hardest_first = filled if positive else filled[::-1].copy()  # so shares near 0 lose no digits
-    counts = bins[hardest_first]
-    logits = torch.from_numpy((hardest_first + 0.5) / PER_UNIT - REACH)
-    losses = counts * sigmoid_focal_loss(logits, torch.tensor(positive), alpha=None, gamma=gamma).numpy()
-
-    taken = np.concatenate([[0.0], counts.cumsum() / counts.sum()])  # share of the windows
-    carried = np.concatenate([[0.0], losses.cumsum() / losses.sum()])  # share of their loss
-    curve = 1 - np.interp(1 - SHARES, taken, carried)
-    fifth, hundredth = np.interp([0.2, 0.01], taken, carried).tolist()
-    half, ninety = np.interp([0.5, 0.9], carried, taken).tolist()
-    return Spread(gamma, float(losses.sum()), curve, fifth, hundredth, half, ninety)

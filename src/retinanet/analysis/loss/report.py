@@ -1,29 +1,36 @@
-"""The section of a report that says where the classification loss goes and what that means."""
+"""The section of a report that says where the classification loss goes and what that means, with its figures."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from numpy.typing import ArrayLike
 
-from retinanet.analysis.loss.curves import LOGIT_EDGES, SHARES, Floats
-from retinanet.analysis.loss.figures import cumulative_loss, hardest_windows, loss_shares, probability_histograms
+from retinanet.analysis.loss.curves import LOGIT_EDGES, SHARES
 from retinanet.analysis.loss.statistics import PROBABILITIES, FocalStatistics
 from retinanet.errors import UserError
+from retinanet.plotting.figures import BLUE, INK, LEGEND, LINES, make_axes, say_empty, shorten_name, style_axes
 from retinanet.plotting.html import Section, Table, format_percent
 
 MOST_CLASSES = 20
 # A class is named where it has this many times more of the loss than of the positives, and so many positives.
 HEAVY, ENOUGH = 1.5, 20
+THRESHOLD = 0.05  # the probability above which a detection is reported, marked in a figure
+POSITIVE, NEGATIVE = BLUE, "#f0b27a"
+# Probabilities named on the axis.
+MARKED = {f"$10^{{{power}}}$": 10.0**power for power in (-6, -5, -4)} | {
+    f"{p:g}": p for p in (0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999)
+}
 
 
 def section(statistics: FocalStatistics, class_names: Sequence[str]) -> Section:
     """Where the loss goes, for a reader who knows the focal loss by name.
-
-    Args:
-        statistics: of the whole data set.
-        class_names: K names.
 
     Raises:
         UserError: there are more or fewer names than classes.
@@ -31,42 +38,53 @@ def section(statistics: FocalStatistics, class_names: Sequence[str]) -> Section:
     levels, classes = statistics.counts.shape
     if len(class_names) != classes:
         raise UserError(f"expected {classes} class names, one for each class of the model, got {len(class_names)}")
-    positive, negative = (statistics.share(sign.losses) for sign in (statistics.positive, statistics.negative))
-    names = [f"P{level + 3}" for level in range(levels)]
+    p, n = statistics.positive, statistics.negative
+    columns = ("gamma", "hardest 20 % of positives carry", "hardest 1 % of negatives carry")
+    rows = [
+        (f"{a.gamma:g}", *map(format_percent, (a.hardest_fifth, b.hardest_hundredth, b.half, b.ninety)))
+        for a, b in zip(p.spreads, n.spreads, strict=True)
+    ]
+    tables = [Table((*columns, "half of the negatives' loss in", "90 % in"), rows, "The same model under each gamma.")]
+    foreground, background = ({spread.gamma: spread.curve for spread in sign.spreads} for sign in (p, n))
+    figures = [
+        (
+            "Cumulative normalised loss of positive and negative windows, easiest first, under each gamma; the model "
+            "is the same. As Figure 4 of the paper.",
+            cumulative_loss(SHARES, foreground, background),
+        ),
+        (
+            "The right panel from its hard end: what share of the negatives' loss the hardest of them carry.",
+            hardest_windows(SHARES, background, n.count),
+        ),
+        (
+            "Probabilities of the annotated class at positives and of all other windows. Both axes are stretched.",
+            probability_histograms(LOGIT_EDGES, p.histogram, n.histogram),
+        ),
+    ]
+
+    # Shares of the loss by level, and by class where there are several: a table and a figure of each.
+    positive, negative = statistics.share(p.losses), statistics.share(n.losses)
     facts = {"positives": statistics.counts.sum(axis=1)}
-    by_group = [_show_shares("level", names, facts, positive.sum(axis=1), negative.sum(axis=1))]
+    groups = [("level", [f"P{i + 3}" for i in range(levels)], facts, positive.sum(axis=1), negative.sum(axis=1), "")]
     if classes > 1:
         positive, negative = positive.sum(axis=0), negative.sum(axis=0)
         most = np.argsort(-(positive + negative), kind="stable")[:MOST_CLASSES]
-        names = [class_names[i] for i in most]
-        counts, probabilities = statistics.counts.sum(axis=0)[most], statistics.probabilities[most]
-        facts = {"positives": counts, "their mean probability": probabilities}
+        facts = {"positives": statistics.counts.sum(axis=0)[most]}
+        facts["their mean probability"] = statistics.probabilities[most]
         note = " A negative belongs to the class of its logit."
         if classes > MOST_CLASSES:
             note += f" The {MOST_CLASSES} classes with the most loss, of {classes}."
-        by_group.append(_show_shares("class", names, facts, positive[most], negative[most], note))
-    tables, figures = zip(*by_group, strict=True)
-    by_gamma = Table(
-        (
-            "gamma",
-            "hardest 20 % of positives carry",
-            "hardest 1 % of negatives carry",
-            "half of the negatives' loss in",
-            "90 % in",
-        ),
-        [
-            (f"{p.gamma:g}", *map(format_percent, (p.hardest_fifth, n.hardest_hundredth, n.half, n.ninety)))
-            for p, n in zip(statistics.positive.spreads, statistics.negative.spreads, strict=True)
-        ],
-        "The same model under each gamma.",
-    )
-    text = [_describe(statistics), _interpret(statistics), _name_heavy_classes(statistics, class_names)]
-    return Section(
-        "Where the classification loss goes",
-        "\n\n".join(paragraph for paragraph in text if paragraph),
-        [by_gamma, *tables],
-        [*_draw_windows(statistics), *figures],
-    )
+        groups.append(("class", [class_names[i] for i in most], facts, positive[most], negative[most], note))
+    for what, names, facts, ours, theirs, note in groups:
+        shares = [[format_percent(share) for share in column] for column in (ours, theirs, ours + theirs)]
+        entries = zip(names, *(fact.tolist() for fact in facts.values()), *shares, strict=True)
+        heads = (what, *facts, "loss of positives", "loss of negatives", "both")
+        tables.append(Table(heads, list(entries), f"Of the whole loss.{note}"))
+        caption = f"Shares of the classification loss by {what} and sign.{note}"
+        figures.append((caption, loss_shares(what, names, ours, theirs)))
+
+    text = (_describe(statistics), _interpret(statistics), _name_heavy_classes(statistics, class_names))
+    return Section("Where the classification loss goes", "\n\n".join(filter(None, text)), tables, figures)
 
 
 def _describe(statistics: FocalStatistics) -> str:
@@ -109,9 +127,9 @@ def _interpret(statistics: FocalStatistics) -> str:
                 "spread over easy background. A larger gamma would weigh that less, and longer training would thin it "
                 "out."
             )
-        low, high = (f"{count:,}" for count in statistics.above)
+        low, high = statistics.above
         words.append(
-            f"{low} negatives have a probability above {PROBABILITIES[0]:g}, and {high} above {PROBABILITIES[1]:g}."
+            f"{low:,} negatives have a probability above {PROBABILITIES[0]:g}, and {high:,} above {PROBABILITIES[1]:g}."
         )
     if statistics.positive.count:
         fifth = format_percent(statistics.positive.spread(statistics.gamma).hardest_fifth)
@@ -144,38 +162,110 @@ def _name_heavy_classes(statistics: FocalStatistics, class_names: Sequence[str])
     )
 
 
-def _show_shares(
-    what: str,
-    names: Sequence[str],
-    facts: Mapping[str, np.ndarray],
-    positive: Floats,
-    negative: Floats,
-    note: str = "",
-) -> tuple[Table, tuple[str, Figure]]:
-    """The shares (n,) of n levels or classes as a table, with a column for each of the facts (n,), and as a figure."""
-    columns = [fact.tolist() for fact in facts.values()]
-    columns += [[format_percent(share) for share in shares] for shares in (positive, negative, positive + negative)]
-    headings = (what, *facts, "loss of positives", "loss of negatives", "both")
-    table = Table(headings, list(zip(names, *columns, strict=True)), f"Of the whole loss.{note}")
-    caption = f"Shares of the classification loss by {what} and sign.{note}"
-    return table, (caption, loss_shares(what, names, positive, negative))
+def cumulative_loss(
+    shares: ArrayLike, foreground: Mapping[float, ArrayLike], background: Mapping[float, ArrayLike]
+) -> Figure:
+    """The paper's Figure 4: cumulative normalised loss against the fraction of windows, easiest first.
+
+    ``shares`` (n,) are fractions of windows, 0 to 1; for each gamma the others are (n,) the share of the loss of the
+    positives and of the negatives that they carry.
+    """
+    figure = Figure(figsize=(9.6, 4.2), layout="constrained")
+    panels = {"Foreground": foreground, "Background": background}
+    for axes, (title, curves) in zip(figure.subplots(1, 2, sharey=True), panels.items(), strict=True):
+        what = title.lower()
+        style_axes(axes, title, f"fraction of {what} windows, easiest first", "cumulative normalised loss")
+        _draw_curves(axes, np.asarray(shares), curves, what)
+        axes.set(xlim=(0, 1), ylim=(0, 1.02))
+    return figure
 
 
-def _draw_windows(statistics: FocalStatistics) -> list[tuple[str, Figure]]:
-    p, n = statistics.positive, statistics.negative
-    foreground, background = ({spread.gamma: spread.curve for spread in sign.spreads} for sign in (p, n))
-    return [
-        (
-            "Cumulative normalised loss of positive and negative windows, easiest first, under each gamma; the model "
-            "is the same. As Figure 4 of the paper.",
-            cumulative_loss(SHARES, foreground, background),
-        ),
-        (
-            "The right panel from its hard end: what share of the negatives' loss the hardest of them carry.",
-            hardest_windows(SHARES, background, n.count),
-        ),
-        (
-            "Probabilities of the annotated class at positives and of all other windows. Both axes are stretched.",
-            probability_histograms(LOGIT_EDGES, p.histogram, n.histogram),
-        ),
-    ]
+def hardest_windows(shares: ArrayLike, background: Mapping[float, ArrayLike], count: int) -> Figure:
+    """How few negatives carry the loss: the background of Figure 4 from its hard end, on a logarithmic axis.
+
+    ``shares`` and ``background`` are those of :func:`cumulative_loss`; the axis begins at one of ``count`` negatives.
+    """
+    x = "fraction of background windows, hardest first"
+    figure, axes = make_axes("The hardest negatives", x, "share of the loss", size=(6.4, 4.2))
+    hardest = 1 - np.asarray(shares)[::-1]
+    within = (hardest > 0) & (hardest * count > 0.999)
+    curves = {gamma: (1 - np.asarray(curve)[::-1])[within] for gamma, curve in background.items()}
+    _draw_curves(axes, hardest[within], curves, "background")
+    axes.axhline(0.5, color=INK, linewidth=0.8, linestyle=(0, (1, 4)))
+    if within.any():
+        axes.set(xscale="log", xlim=(min(hardest[within][0], 0.1), 1))
+    axes.set_ylim(0, 1.02)
+    return figure
+
+
+def probability_histograms(logit_edges: ArrayLike, positive: ArrayLike, negative: ArrayLike) -> Figure:
+    """How many windows have which probability, both axes so that both ends can be seen.
+
+    Args:
+        logit_edges: (n + 1,) edges of the bins, as logits.
+        positive: (n,) counts of positives, by the probability of the annotated class.
+        negative: (n,) counts of negatives.
+    """
+    x = "probability (logit scale)"
+    figure, axes = make_axes("Probabilities of the windows", x, "windows in a bin", size=(7.6, 4.2))
+    edges, counts = np.asarray(logit_edges, dtype=np.float64), np.array([negative, positive], dtype=np.float64)
+    looks = (("negatives", NEGATIVE, "", "-"), ("positives", POSITIVE, "////", "--"))
+    handles = []
+    for values, (label, colour, hatch, line) in zip(counts, looks, strict=True):
+        fill: dict[str, Any] = {
+            "facecolor": "none" if hatch else colour,
+            "edgecolor": colour,
+            "hatch": hatch,
+            "linewidth": 0,
+        }
+        axes.stairs(values, edges, fill=True, baseline=0.5, **fill)
+        axes.stairs(values, edges, baseline=0.5, color=INK, linewidth=1.3, linestyle=line, label=label)
+        handles.append(Patch(**fill, label=label))
+
+    # the axis is as long as there are windows, 0.01 to 0.9 at least
+    filled = np.flatnonzero(counts.sum(axis=0))
+    low, high = (edges[filled[0]] - 1, edges[filled[-1] + 1] + 1) if len(filled) else (-5.0, 3.0)
+    axes.set_xticks([np.log(p / (1 - p)) for p in MARKED.values()], list(MARKED))
+    axes.set_xlim(max(edges[0], min(low, -5.0)), min(edges[-1], max(high, 3.0)))
+
+    limit, top = np.log(THRESHOLD / (1 - THRESHOLD)), max(counts.max(), 1.0)
+    axes.axvline(limit, color=INK, linewidth=0.9, linestyle=(0, (1, 3)))
+    axes.set(yscale="log", ylim=(0.5, top * 6))
+    words = f"score threshold {THRESHOLD:g}"
+    axes.annotate(words, (limit, top * 3.2), xytext=(4, 0), textcoords="offset points", fontsize=8, color=INK)
+    axes.legend(handles=handles, **LEGEND, loc="upper left")
+    return figure
+
+
+def loss_shares(what: str, names: Sequence[str], positive: ArrayLike, negative: ArrayLike) -> Figure:
+    """Shares of the whole loss by sign and by level or class, the first on top.
+
+    ``names`` are n levels or classes, as ``what`` says; ``positive`` and ``negative`` are (n,) shares in [0, 1].
+    """
+    title, size = f"Classification loss by {what}", (7.6, 1.5 + 0.42 * len(names))
+    figure, axes = make_axes(title, "share of the loss (%)", "", size=size, grid="x")
+    places = np.arange(len(names))
+    signs = (("positives", positive, POSITIVE, "", -0.2), ("negatives", negative, NEGATIVE, "////", 0.2))
+    for label, shares, colour, hatch, shift in signs:
+        values = 100 * np.asarray(shares, dtype=np.float64)
+        bars = axes.barh(places + shift, values, 0.4, color=colour, edgecolor=INK, hatch=hatch, label=label)
+        words = ["" if v == 0 else f"{v:.0f}" if v >= 10 else f"{v:.1f}" if v >= 0.1 else "<0.1" for v in values]
+        axes.bar_label(bars, words, padding=3, fontsize=8, color=INK)
+    axes.set_yticks(places, [shorten_name(name) for name in names])
+    axes.invert_yaxis()
+    axes.margins(x=0.1)
+    axes.legend(**LEGEND, loc="lower right")
+    return figure
+
+
+def _draw_curves(axes: Axes, x: np.ndarray, curves: Mapping[float, ArrayLike], what: str) -> None:
+    """A line for each gamma, the largest first, and a legend, the smallest first as in the paper."""
+    for (colour, style, _), gamma in zip(itertools.cycle(LINES), sorted(curves, reverse=True), strict=False):
+        y = np.asarray(curves[gamma], dtype=np.float64)
+        if np.isfinite(y).any():
+            axes.plot(x, y, linestyle=style, color=colour, linewidth=1.8, label=f"γ = {gamma:g}")
+    lines, labels = axes.get_legend_handles_labels()
+    if lines:
+        axes.legend(lines[::-1], labels[::-1], loc="upper left", handlelength=3.2, **LEGEND)
+    else:
+        say_empty(axes, f"no {what} windows")

@@ -1,39 +1,38 @@
-"""Why boxes were missed, drawn: an image with every object by its gate, close-ups of the missed ones, and shares."""
+"""Why boxes were missed, drawn: an image with every object by its gate, and close-ups of the missed ones."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from textwrap import wrap
-from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
 from retinanet.analysis.trace.outcomes import GATES, Box, BoxTrace, ImageTrace
-from retinanet.plotting.draw import PAPER, STRIP, DrawLine, add_legend, contact_sheet, to_picture
-from retinanet.plotting.figures import INK, LEGEND, make_axes, say_empty
+from retinanet.plotting.draw import PAPER, STRIP, Drawable, DrawLine, add_legend, contact_sheet, to_picture
 from retinanet.plotting.marks import Colour, Mark, Rect, choose_class_name, draw_frame, draw_marks, font_for, line_width
 
 RIVAL_COLOUR: Colour = (220, 50, 50)
+MOST = 12  # boxes in close-up
 FRAME = 520  # pixels of the longer side of a close-up
 WORDS = (760, 760)  # size of the picture for which the words of close-ups would be right
 
 
-def draw_trace(image: Image.Image, result: ImageTrace, *, zoom: int = 1) -> Image.Image:
+def draw_trace(image: Drawable, result: ImageTrace, *, legible: int = 1) -> Image.Image:
     """Every annotated box in the line of its gate; missed ones with their best anchor, best candidate and rival.
 
     Args:
-        image: the picture.
+        image: as for :func:`~retinanet.plotting.draw.draw_boxes`.
         result: what happened, in its pixels.
-        zoom: enlarge the picture this many times first.
+        legible: a small image is enlarged until its short side has so many pixels.
 
     Returns:
         An RGB picture with a legend as a strip below.
     """
+    zoom = -(-legible // min(result.size))
     picture, result = to_picture(image, zoom), _name_classes(result)
     missed = [box for box in result.boxes if not box.found]
     marks = []
@@ -48,54 +47,16 @@ def draw_trace(image: Image.Image, result: ImageTrace, *, zoom: int = 1) -> Imag
     return add_legend(picture, entries + _explain_clues(missed, "best anchor of a missed box"), picture.size)
 
 
-def close_ups(image: Image.Image, result: ImageTrace, *, most: int = 12, columns: int = 3) -> Image.Image | None:
-    """The missed boxes, each cut out and enlarged, with all of its anchors; None where none was missed.
-
-    Args:
-        image: the picture.
-        result: what happened, in its pixels.
-        most: how many are drawn.
-        columns: pictures in a row.
-    """
+def close_ups(image: Drawable, result: ImageTrace) -> Image.Image | None:
+    """The first 12 missed boxes, each cut out and enlarged, with all of its anchors; None where none was missed."""
     missed, result = [box for box in result.boxes if not box.found], _name_classes(result)
     if not missed:
         return None
-    drawn = missed[:most]
-    sheet = contact_sheet([_draw_close_up(image, box, result) for box in drawn], columns)
+    picture, drawn = to_picture(image), missed[:MOST]
+    sheet = contact_sheet([_draw_close_up(picture, box, result) for box in drawn])
     gates = {box.gate for box in drawn}
     entries = [(f"annotated, {gate}", _gate_line(gate)) for gate in GATES if gate in gates]
     return add_legend(sheet, entries + _explain_clues(missed, "anchors assigned to it"), WORDS)
-
-
-def draw_gate_bars(groups: Mapping[str, Mapping[str, int]], gates: Sequence[str]) -> Figure:
-    """Shares of the missed boxes of each group, a bar each, stacked by gate.
-
-    Args:
-        groups: name -> boxes by gate; what is not among ``gates`` counts in the total only.
-        gates: the parts of a bar, in order.
-    """
-    title = "share of the annotated boxes of the group that were missed (%)"
-    figure, axes = make_axes("", title, "", size=(9.0, 1.6 + 0.42 * max(len(groups), 1)), grid="x")
-    axes.spines["left"].set_visible(False)
-    axes.tick_params(axis="y", left=False)
-    left = np.zeros(len(groups))
-    for name in gates:
-        part = np.array([100 * row.get(name, 0) / max(sum(row.values()), 1) for row in groups.values()])
-        if part.any():
-            gate = GATES[name]
-            fill = np.array(gate.colour) / 255
-            look: dict[str, Any] = {"color": fill, "hatch": gate.hatch, "edgecolor": INK, "linewidth": 0.6}
-            axes.barh(list(groups), part, left=left, height=0.62, label=name, **look)
-            left = left + part
-    for row, total in enumerate(left):
-        axes.text(total, row, f"  {total:.1f}", va="center", color=INK, fontsize=9)
-    axes.invert_yaxis()
-    axes.set_xlim(0, max(1.0, 1.12 * left.max(initial=0.0)))
-    if axes.containers:
-        figure.legend(loc="outside upper left", ncols=4, **LEGEND)
-    else:
-        say_empty(axes, "nothing was missed")
-    return figure
 
 
 def _name_classes(result: ImageTrace) -> ImageTrace:
@@ -109,24 +70,28 @@ def _move(box: Box, origin: tuple[int, int], zoom: float) -> Box:
     return (box[0] - x) * zoom, (box[1] - y) * zoom, (box[2] - x) * zoom, (box[3] - y) * zoom
 
 
+def _find_clues(missed: BoxTrace, anchors: int = 1) -> list[tuple[DrawLine, Box]]:
+    """The first anchors of a missed box, its rival and its candidate, each with the line that it is drawn in."""
+    clues: list[tuple[DrawLine, Box]] = [(_draw_anchor, assigned.anchor.box) for assigned in missed.anchors[:anchors]]
+    others = ((_draw_rival, missed.by), (_draw_candidate, missed.furthest))
+    return clues + [(draw_line, other.box) for draw_line, other in others if other]
+
+
 def _draw_clues(picture: Image.Image, missed: BoxTrace, origin: tuple[int, int], zoom: float, anchors: int) -> None:
-    """The first anchors of a missed box, its rival and its candidate."""
-    clues = [(_draw_anchor, assigned.anchor.box) for assigned in missed.anchors[:anchors]]
-    clues += [(_draw_rival, missed.by.box)] if missed.by else []
-    clues += [(_draw_candidate, missed.furthest.box)] if missed.furthest else []
-    for draw_line, box in clues:
+    for draw_line, box in _find_clues(missed, anchors):
         left, top, right, bottom = (round(edge) for edge in _move(box, origin, zoom))
         draw_line(picture, (left, top, max(right, left + 2), max(bottom, top + 2)), line_width(picture.size))
 
 
 def _explain_clues(missed: Sequence[BoxTrace], anchors: str) -> list[tuple[str, DrawLine]]:
     """Entries of a legend for the clues that any of the missed boxes has; ``anchors`` says what its anchors are."""
+    drawn = {draw_line for box in missed for draw_line, _ in _find_clues(box)}
     entries = (
-        (anchors, _draw_anchor, any(box.anchors for box in missed)),
-        ("its decoded box that came furthest", _draw_candidate, any(box.furthest for box in missed)),
-        ("the box that stands in its place", _draw_rival, any(box.by for box in missed)),
+        (anchors, _draw_anchor),
+        ("its decoded box that came furthest", _draw_candidate),
+        ("the box that stands in its place", _draw_rival),
     )
-    return [(words, draw_line) for words, draw_line, there in entries if there]
+    return [(words, draw_line) for words, draw_line in entries if draw_line in drawn]
 
 
 def _gate_line(gate: str) -> DrawLine:
@@ -164,7 +129,7 @@ def _draw_close_up(image: Image.Image, missed: BoxTrace, result: ImageTrace) -> 
     left, top = (math.floor(edge) for edge in (low + high) / 2 - half)
     side = math.ceil(2 * half)
     region = Image.new("RGB", (side, side), STRIP)
-    region.paste(image.convert("RGB"), (-left, -top))
+    region.paste(image, (-left, -top))
     picture = region.resize((FRAME, FRAME), Image.Resampling.BICUBIC)
 
     _draw_clues(picture, missed, (left, top), FRAME / side, anchors=len(missed.anchors))

@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import asdict, dataclass
 from math import log2
 from typing import Any, NamedTuple
 
 from retinanet.evaluation.matching import HIT, IGNORED
+from retinanet.files import make_json_safe
 
 Box = tuple[float, float, float, float]
 
 
 class Gate(NamedTuple):
-    """What can happen to an annotated box, in words and on a picture.
+    """What can happen to an annotated box, in words and on a picture."""
 
-    Attributes:
-        remedy: what to do about it.
-        details: what to say of a box, filled in by :meth:`ImageTrace.explain`.
-        colour: of its line on a picture and of its bar.
-        dash: of the line; see :class:`~retinanet.plotting.marks.Mark`.
-        hatch: of the bar.
-    """
-
-    remedy: str
-    details: str
-    colour: tuple[int, int, int]
-    dash: tuple[float, float] | None
-    hatch: str
+    remedy: str  # what to do about it
+    details: str  # what to say of a box, filled in by ImageTrace.explain
+    colour: tuple[int, int, int]  # of its line on a picture and of its bar
+    dash: tuple[float, float] | None  # of the line, as that of a Mark
+    hatch: str  # of the bar
 
 
 FOUND, NO_ANCHOR, NEVER_LOCALISED = "found", "no anchor", "never localised"
@@ -83,19 +75,10 @@ GATES = {
 
 @dataclass(frozen=True)
 class Anchor:
-    """An anchor.
-
-    Attributes:
-        level: of the pyramid, 0 is the finest.
-        stride: pixels of the input between two of its cells.
-        row: of its cell.
-        column: of its cell.
-        template: number of the anchor in its cell.
-        box: xyxy.
-    """
+    """An anchor; ``level`` counts from the finest as 0, ``template`` is its number in its cell, ``box`` is xyxy."""
 
     level: int
-    stride: int
+    stride: int  # pixels of the input between two cells
     row: int
     column: int
     template: int
@@ -114,12 +97,9 @@ class Anchor:
 
 @dataclass(frozen=True)
 class AssignedAnchor:
-    """An anchor that answers for an object in training.
+    """An anchor that answers for an object in training, and its IoU with the object.
 
-    Attributes:
-        anchor: which.
-        iou: with the object.
-        forced: it is below the IoU that makes an anchor positive, and is so as one of the best the object has.
+    ``forced``: it is below the IoU that makes an anchor positive, and is so as one of the best the object has.
     """
 
     anchor: Anchor
@@ -129,32 +109,21 @@ class AssignedAnchor:
 
 @dataclass(frozen=True)
 class Entry:
-    """An anchor and a class whose box lies on an object: IoU of at least 0.5.
-
-    Attributes:
-        anchor: which.
-        box: decoded from it and clipped to the image.
-        logit: of the object's class.
-        score: its sigmoid.
-        iou: of ``box`` with the object.
-    """
+    """An anchor and a class whose box lies on an object: IoU of at least 0.5."""
 
     anchor: Anchor
-    box: Box
-    logit: float
-    score: float
-    iou: float
+    box: Box  # decoded from the anchor and clipped to the image
+    logit: float  # of the object's class
+    score: float  # its sigmoid
+    iou: float  # of the box with the object
 
 
 @dataclass(frozen=True)
 class Rival:
-    """The box that found an object, or that stands in its place.
+    """The box, as reported, that found an object, or that stands in its place.
 
     Attributes:
-        box: as reported.
-        label: its class.
-        score: its score.
-        iou: of ``box`` with the object.
+        iou: of the box with the object.
         detection: its number among the detections; None where it suppressed the object's box but is no detection
             itself, as of some boxes nothing is left within the image.
         matched: row of the object that it counts for; None if it is a false positive or no detection.
@@ -174,7 +143,6 @@ class BoxTrace:
 
     Attributes:
         index: its row in the target.
-        label: its class.
         box: as annotated.
         gate: a key of :data:`GATES`.
         anchors: those that answer for it in training.
@@ -209,9 +177,6 @@ class DetectionTrace:
 
     Attributes:
         index: its number, best score first.
-        label: its class.
-        score: its score.
-        box: xyxy.
         anchor: where it came from.
         kind: what it is, by :mod:`retinanet.evaluation.matching` at IoU 0.5 and 0.1: a hit, ignored, or a kind of
             false positive.
@@ -260,8 +225,7 @@ class ImageTrace:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON; a number that is not finite is None."""
-        plain = json.loads(json.dumps(asdict(self)), parse_constant=lambda name: None)
-        return {"counts": self.counts, **plain}
+        return {"counts": self.counts, **make_json_safe(asdict(self))}
 
     def summary(self) -> str:
         """One line for the image, one for every box that was not found, one for the false positives."""

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
+import numpy as np
+from matplotlib.figure import Figure
 from PIL import Image
 
-from retinanet.analysis.trace.figures import draw_gate_bars
 from retinanet.analysis.trace.outcomes import BELOW, FOUND, GATES, SUPPRESSED, Box, ImageTrace
 from retinanet.evaluation.coco import AREA_RANGES
 from retinanet.evaluation.matching import KINDS
+from retinanet.plotting.figures import INK, LEGEND, make_axes, say_empty
 from retinanet.plotting.html import Section, Table
 
 
@@ -129,7 +131,7 @@ def section(shares: Shares, pictures: Sequence[tuple[str, Image.Image]] = ()) ->
         groups = shares.classes | {f"{size} boxes": row for size, row in shares.sizes.items()}
         bars = {f"{name} ({sum(row.values())})": row for name, row in groups.items() if sum(row.values())}
         caption = "Shares of the missed boxes by gate, for each class and size"
-        figures.append((caption, draw_gate_bars(bars, list(GATES)[1:])))
+        figures.append((caption, draw_gate_bars(bars)))
     return Section(
         title="Why boxes were missed",
         text=(
@@ -143,3 +145,28 @@ def section(shares: Shares, pictures: Sequence[tuple[str, Image.Image]] = ()) ->
         figures=figures,
         pictures=pictures,
     )
+
+
+def draw_gate_bars(groups: Mapping[str, Mapping[str, int]]) -> Figure:
+    """Shares of the missed boxes of each group, a bar each, stacked by gate; ``groups`` are boxes by name and gate."""
+    title = "share of the annotated boxes of the group that were missed (%)"
+    figure, axes = make_axes("", title, "", size=(9.0, 1.6 + 0.42 * max(len(groups), 1)), grid="x")
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", left=False)
+    left = np.zeros(len(groups))
+    for name, gate in GATES.items():
+        part = np.array([100 * row.get(name, 0) / max(sum(row.values()), 1) for row in groups.values()])
+        if name != FOUND and part.any():
+            fill = np.array(gate.colour) / 255
+            look: dict[str, Any] = {"color": fill, "hatch": gate.hatch, "edgecolor": INK, "linewidth": 0.6}
+            axes.barh(list(groups), part, left=left, height=0.62, label=name, **look)
+            left = left + part
+    for row, total in enumerate(left):
+        axes.text(total, row, f"  {total:.1f}", va="center", color=INK, fontsize=9)
+    axes.invert_yaxis()
+    axes.set_xlim(0, max(1.0, 1.12 * left.max(initial=0.0)))
+    if axes.containers:
+        figure.legend(loc="outside upper left", ncols=4, **LEGEND)
+    else:
+        say_empty(axes, "nothing was missed")
+    return figure

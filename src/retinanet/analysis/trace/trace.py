@@ -30,27 +30,22 @@ another class. Boxes of which clipping leaves nothing are never in place, but ma
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from retinanet.analysis.trace import outcomes
-from retinanet.analysis.trace.outcomes import (
-    Anchor,
-    AssignedAnchor,
-    Box,
-    BoxTrace,
-    DetectionTrace,
-    Entry,
-    ImageTrace,
-    Rival,
-)
-from retinanet.analysis.trace.search import IN_PLACE, search
-from retinanet.anchors.geometry import iou, paired_iou
+from retinanet.analysis.trace.outcomes import Anchor, AssignedAnchor, BoxTrace, DetectionTrace, Entry, ImageTrace, Rival
+from retinanet.anchors.geometry import clip, iou, paired_iou
 from retinanet.anchors.matching import Matcher
 from retinanet.evaluation.matching import HIT, IGNORED, KINDS, overlap_boxes
 from retinanet.model.postprocess import CAPPED, DETECTION, SUPPRESSED, Candidates, Postprocess
 from retinanet.types import Detections, RawOutput, Target
+
+IN_PLACE = 0.5  # IoU from which on a box is on an object
+PAIRS = 2**20  # pairs of a decoded box and an object that are compared at a time
 
 
 def trace(
@@ -82,166 +77,198 @@ def trace(
         The trace; its detections are those that ``postprocess`` gives.
     """
     target = Target(target.boxes.cpu().float(), target.labels.cpu(), target.ignore.cpu())
-    matcher = matcher or Matcher()
+    matcher, original = matcher or Matcher(), original or size
     names = tuple(class_names) or tuple(str(label) for label in range(raw.num_classes))
-    candidates = postprocess.find_candidates(raw, image, size).cpu()
-    to_plain = _PlainValues(raw, size, original or size)
-    detections = _trace_detections(to_plain, candidates, target, names)
-    assigned, best_iou = _find_anchors(to_plain, target, matcher)
+    factors = torch.tensor([original[1] / size[1], original[0] / size[0]], dtype=torch.float64).repeat(2)
+    tracer = _Tracer(raw, target, postprocess.find_candidates(raw, image, size).cpu(), factors)
+    detections = tracer.trace_detections(names)
+    assigned, best_iou = tracer.find_anchors(matcher)
+
     rows = (~target.ignore).nonzero()[:, 0]
-    in_place = search(raw, image, target.select(rows), size)
-    passed = postprocess.find_passed(in_place.logit).tolist()
+    in_place, logits, places, shown = _search(raw, image, target.select(rows), size)
+    passed = postprocess.find_passed(logits).tolist()
     boxes = []
     for i, row in enumerate(rows.tolist()):
-        truth, label = target.boxes[row], int(target.labels[row])
-        gate, candidate, rival = _find_gate(candidates, detections, row, truth, label, passed=passed[i])
+        gate, candidate, rival = tracer.find_gate(detections, row, passed=passed[i])
         best: Entry | None = None
-        if in_place.count[i]:
-            best = to_plain.entry(in_place.place[i], in_place.box[i], in_place.logit[i], truth)
-        furthest = best
-        if candidate is not None:
-            place, box = candidates.place[candidate], candidates.shown[candidate]
-            furthest = to_plain.entry(place, box, candidates.logits[candidate], truth)
+        if in_place[i]:
+            best = tracer.describe_entry(places[i], shown[i], logits[i], row)
         if gate is None:
             reached = any(anchor.iou >= matcher.background for anchor in assigned[row])
             gate = outcomes.BELOW if best else outcomes.NEVER_LOCALISED if reached else outcomes.NO_ANCHOR
+        furthest = best if candidate is None else tracer.describe_candidate(candidate, row)
         boxes.append(
             BoxTrace(
                 index=row,
-                label=label,
-                box=to_plain.box(truth),
+                label=int(target.labels[row]),
+                box=tracer.to_original(target.boxes[row]),
                 gate=gate,
                 anchors=assigned[row],
                 best_anchor_iou=best_iou[row],
-                localising=int(in_place.count[i]),
+                localising=int(in_place[i]),
                 best=best or furthest,
                 furthest=furthest,
-                by=None if rival is None else _describe_rival(to_plain, candidates, rival, truth, detections),
+                by=None if rival is None else tracer.describe_rival(rival, row, detections),
             )
         )
-    return ImageTrace(tuple(boxes), detections, original or size, postprocess.score, names)
+    return ImageTrace(tuple(boxes), detections, original, postprocess.score, names)
 
 
-def _find_gate(
-    candidates: Candidates, detections: Sequence[DetectionTrace], row: int, truth: Tensor, label: int, *, passed: bool
-) -> tuple[str | None, int | None, int | None]:
-    """The first of rules 1 to 6 that holds for an object, the candidate that came furthest and its rival.
+@dataclass(frozen=True)
+class _Tracer:
+    """One image: its objects and candidates in pixels of the batch, and the way to plain values in original pixels.
 
-    The object is the row of the target at the box ``truth`` (4,); ``passed`` says whether an entry in place of it
-    passed the score threshold. Where no rule holds the gate is None.
-    """
-    numbers = candidates.detections.tolist()
-    in_place = iou(candidates.shown, truth[None])[:, 0] >= IN_PLACE
-
-    def furthest(fate: int) -> int | None:
-        rows = (in_place & (candidates.labels == label) & (candidates.fate == fate)).nonzero()[:, 0]
-        return int(rows[candidates.logits[rows].argmax()]) if len(rows) else None
-
-    for detection, number in zip(detections, numbers, strict=True):
-        if detection.matched == row:
-            return outcomes.FOUND, number, number
-    if (candidate := furthest(CAPPED)) is not None:
-        return outcomes.CUT_BY_CAP, candidate, None
-    if (candidate := furthest(SUPPRESSED)) is not None:
-        return outcomes.SUPPRESSED, candidate, candidates.suppressor(candidate)
-    if (candidate := furthest(DETECTION)) is not None:
-        return outcomes.SHARED, candidate, candidate
-    if passed:
-        return outcomes.CUT_BY_TOPK, None, None
-    for detection, number in zip(detections, numbers, strict=True):
-        if detection.false and in_place[number]:
-            return outcomes.WRONG_CLASS, None, number
-    return None, None, None
-
-
-def _find_anchors(
-    to_plain: _PlainValues, target: Target, matcher: Matcher
-) -> tuple[list[tuple[AssignedAnchor, ...]], list[float]]:
-    """For each of M boxes the anchors that answer for it in training, best first, and the best IoU of any anchor."""
-    lattice, grids = to_plain.raw.lattice, to_plain.raw.grids
-    match = matcher(lattice, grids, target.boxes, target.ignore)
-    places = torch.stack(lattice.locate(match.positive, grids), dim=1)
-    overlap = paired_iou(target.boxes[match.box], lattice.boxes_at(*places.unbind(1)))
-    order = overlap.argsort(descending=True, stable=True)
-    assigned: list[list[AssignedAnchor]] = [[] for _ in range(len(target))]
-    rows, values = match.box[order].tolist(), overlap[order].tolist()
-    for row, value, anchor in zip(rows, values, to_plain.anchors(places[order]), strict=True):
-        assigned[row].append(AssignedAnchor(anchor, value, value < matcher.foreground))
-    return [tuple(anchors) for anchors in assigned], match.best_iou.tolist()
-
-
-def _trace_detections(
-    to_plain: _PlainValues, candidates: Candidates, target: Target, class_names: tuple[str, ...]
-) -> tuple[DetectionTrace, ...]:
-    """What each detection is."""
-    chosen = candidates.detections
-    shown, labels, scores = candidates.shown[chosen], candidates.labels[chosen], candidates.scores[chosen]
-    overlaps = overlap_boxes([Detections(shown, scores, labels, class_names)], [target], class_names)
-    codes, partners = overlaps.kinds(overlaps.match(IN_PLACE), IN_PLACE)
-    partner_iou = overlaps.iou_with(partners)
-    _, best_iou = overlaps.nearest(~overlaps.ignore[overlaps.pair_truth])
-    traces = []
-    for index, anchor in enumerate(to_plain.anchors(candidates.place[chosen])):
-        kind = KINDS[codes[index]]
-        iou_of = {IGNORED: 0.0, "background": float(best_iou[index])}
-        traces.append(
-            DetectionTrace(
-                index=index,
-                label=int(labels[index]),
-                score=float(scores[index]),
-                box=to_plain.box(shown[index]),
-                anchor=anchor,
-                kind=kind,
-                matched=int(partners[index]) if kind == HIT else None,
-                iou=iou_of.get(kind, float(partner_iou[index])),
-            )
-        )
-    return tuple(traces)
-
-
-def _describe_rival(
-    to_plain: _PlainValues, candidates: Candidates, index: int, truth: Tensor, detections: Sequence[DetectionTrace]
-) -> Rival:
-    """A candidate, as seen from the object at ``truth`` (4,)."""
-    box, number = candidates.shown[index], (candidates.detections == index).nonzero()[:, 0].tolist()
-    return Rival(
-        box=to_plain.box(box),
-        label=int(candidates.labels[index]),
-        score=float(candidates.scores[index]),
-        iou=float(iou(box[None], truth[None])),
-        detection=number[0] if number else None,
-        matched=detections[number[0]].matched if number else None,
-    )
-
-
-class _PlainValues:
-    """From tensors of one image, in pixels of the batch, to plain values in pixels of the original image.
-
-    Args:
+    Attributes:
         raw: of the batch.
-        size: (height, width) of the content of the image in the batch.
-        original: (height, width) of the original image.
+        target: M objects.
+        candidates: of the post-processing.
+        factors: (4,) original pixels for each pixel of the batch.
     """
 
-    def __init__(self, raw: RawOutput, size: tuple[int, int], original: tuple[int, int]) -> None:
-        self.raw = raw
-        self.factors = torch.tensor([original[1] / size[1], original[0] / size[0]], dtype=torch.float64).repeat(2)
+    raw: RawOutput
+    target: Target
+    candidates: Candidates
+    factors: Tensor
 
-    def box(self, box: Tensor) -> Box:
-        """From (4,)."""
+    def find_gate(
+        self, detections: Sequence[DetectionTrace], row: int, *, passed: bool
+    ) -> tuple[str | None, int | None, int | None]:
+        """The first of rules 1 to 6 that holds for an object, the candidate that came furthest and its rival.
+
+        ``passed`` says whether an entry in place of the object passed the score threshold. Where no rule holds the gate
+        is None.
+        """
+        candidates, numbers = self.candidates, self.candidates.detections.tolist()
+        in_place = iou(candidates.shown, self.target.boxes[row][None])[:, 0] >= IN_PLACE
+        own = in_place & (candidates.labels == self.target.labels[row])
+        for detection, number in zip(detections, numbers, strict=True):
+            if detection.matched == row:
+                return outcomes.FOUND, number, number
+        for fate, gate in (
+            (CAPPED, outcomes.CUT_BY_CAP),
+            (SUPPRESSED, outcomes.SUPPRESSED),
+            (DETECTION, outcomes.SHARED),
+        ):
+            ended = (own & (candidates.fate == fate)).nonzero()[:, 0]
+            if len(ended):
+                furthest = int(ended[candidates.logits[ended].argmax()])
+                rival = candidates.suppressor(furthest) if fate == SUPPRESSED else furthest
+                return gate, furthest, None if fate == CAPPED else rival
+        if passed:
+            return outcomes.CUT_BY_TOPK, None, None
+        for detection, number in zip(detections, numbers, strict=True):
+            if detection.false and in_place[number]:
+                return outcomes.WRONG_CLASS, None, number
+        return None, None, None
+
+    def find_anchors(self, matcher: Matcher) -> tuple[list[tuple[AssignedAnchor, ...]], list[float]]:
+        """For each of M boxes the anchors that answer for it in training, best first, and the best IoU of any."""
+        lattice, grids, target = self.raw.lattice, self.raw.grids, self.target
+        match = matcher(lattice, grids, target.boxes, target.ignore)
+        places = torch.stack(lattice.locate(match.positive, grids), dim=1)
+        overlap = paired_iou(target.boxes[match.box], lattice.boxes_at(*places.unbind(1)))
+        order = overlap.argsort(descending=True, stable=True)
+        assigned: list[list[AssignedAnchor]] = [[] for _ in range(len(target))]
+        rows, values = match.box[order].tolist(), overlap[order].tolist()
+        for row, value, anchor in zip(rows, values, self.describe_anchors(places[order]), strict=True):
+            assigned[row].append(AssignedAnchor(anchor, value, value < matcher.foreground))
+        return [tuple(anchors) for anchors in assigned], match.best_iou.tolist()
+
+    def trace_detections(self, names: tuple[str, ...]) -> tuple[DetectionTrace, ...]:
+        """What each detection is."""
+        chosen = self.candidates.detections
+        shown, labels, scores = (
+            column[chosen] for column in (self.candidates.shown, self.candidates.labels, self.candidates.scores)
+        )
+        overlaps = overlap_boxes([Detections(shown, scores, labels, names)], [self.target], names)
+        codes, partners = overlaps.kinds(overlaps.match(IN_PLACE), IN_PLACE)
+        _, best_iou = overlaps.nearest(~overlaps.ignore[overlaps.pair_truth])
+        ious = np.where(codes == KINDS.index("background"), best_iou, overlaps.iou_with(partners))
+        ious[codes == KINDS.index(IGNORED)] = 0.0
+        kinds, anchors = [KINDS[code] for code in codes], self.describe_anchors(self.candidates.place[chosen])
+        matched = [int(row) if kind == HIT else None for row, kind in zip(partners, kinds, strict=True)]
+        boxes = map(self.to_original, shown)
+        columns = (labels.tolist(), scores.tolist(), boxes, anchors, kinds, matched, ious.tolist())
+        return tuple(DetectionTrace(i, *row) for i, row in enumerate(zip(*columns, strict=True)))
+
+    def to_original(self, box: Tensor) -> outcomes.Box:
+        """(4,) in pixels of the original image."""
         x1, y1, x2, y2 = (box.double().cpu() * self.factors).tolist()
         return x1, y1, x2, y2
 
-    def anchors(self, places: Tensor) -> list[Anchor]:
+    def describe_anchors(self, places: Tensor) -> list[Anchor]:
         """From level, row, column and template (n, 4)."""
         strides, boxes = self.raw.lattice.strides, self.raw.lattice.boxes_at(*places.unbind(dim=1))
         return [
-            Anchor(level, strides[level], row, column, template, self.box(box))
+            Anchor(level, strides[level], row, column, template, self.to_original(box))
             for (level, row, column, template), box in zip(places.tolist(), boxes, strict=True)
         ]
 
-    def entry(self, place: Tensor, box: Tensor, logit: Tensor, truth: Tensor) -> Entry:
-        """From the place (4,) and the box (4,) of an entry that lies on the object at ``truth`` (4,)."""
-        (anchor,), logit = self.anchors(place[None]), logit.float()
-        overlap = float(iou(box[None], truth[None]))
-        return Entry(anchor, self.box(box), float(logit), float(logit.sigmoid()), overlap)
+    def describe_entry(self, place: Tensor, box: Tensor, logit: Tensor, row: int) -> Entry:
+        """From the place (4,) and the box (4,) of an entry that lies on the object of a row."""
+        (anchor,), logit = self.describe_anchors(place[None]), logit.float()
+        overlap = float(iou(box[None], self.target.boxes[row][None]))
+        return Entry(anchor, self.to_original(box), float(logit), float(logit.sigmoid()), overlap)
+
+    def describe_candidate(self, index: int, row: int) -> Entry:
+        """A candidate that lies on the object of a row."""
+        candidates = self.candidates
+        return self.describe_entry(candidates.place[index], candidates.shown[index], candidates.logits[index], row)
+
+    def describe_rival(self, index: int, row: int, detections: Sequence[DetectionTrace]) -> Rival:
+        """A candidate, as seen from the object of a row."""
+        box, numbers = self.candidates.shown[index], self.candidates.detections.tolist()
+        detection = numbers.index(index) if index in numbers else None
+        return Rival(
+            box=self.to_original(box),
+            label=int(self.candidates.labels[index]),
+            score=float(self.candidates.scores[index]),
+            iou=float(iou(box[None], self.target.boxes[row][None])),
+            detection=detection,
+            matched=None if detection is None else detections[detection].matched,
+        )
+
+
+def _search(
+    raw: RawOutput, image: int, objects: Target, size: tuple[int, int]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Decode every anchor, a level at a time, and keep the best entry in place of each of m objects, on the CPU.
+
+    The best is that of its class with the highest logit; of equal ones the first by level, template, row and column.
+
+    Args:
+        raw: of N images.
+        image: which of them.
+        objects: m boxes in pixels of the batch, float32.
+        size: (height, width) of the content.
+
+    Returns:
+        How many anchors' boxes are in place (m,), and of the best entry the logit (m,) in the type that the network
+        gave, level, row, column and template (m, 4), and the box (m, 4), decoded and clipped.
+    """
+    device, type_, templates = raw.logits[0].device, raw.logits[0].dtype, raw.lattice.num_anchors
+    truth, labels = objects.boxes.to(device), objects.labels.to(device)
+    count, box = torch.zeros_like(labels), torch.zeros_like(truth)
+    place = torch.zeros(len(labels), 4, dtype=torch.int64, device=device)
+    best = torch.full((len(labels),), -torch.inf, dtype=type_, device=device)
+    lowest = torch.finfo(type_).min  # of logits that are none, above what stands for "not in place"
+    for level, (rows, columns) in enumerate(raw.grids):
+        cells = rows * columns
+        entry = torch.arange(templates * cells, device=device)  # in the order template, row, column
+        a, cell = entry // cells, entry % cells
+        places = torch.stack([torch.full_like(a, level), cell // columns, cell % columns, a], dim=1)
+        deltas = raw.deltas[level][image].reshape(templates, 4, cells).transpose(1, 2).reshape(-1, 4)
+        boxes = clip(raw.coder.decode(deltas, raw.lattice.boxes_at(*places.unbind(dim=1))), size)
+        logits = raw.logits[level][image].reshape(templates, raw.num_classes, cells)
+
+        for mine in torch.arange(len(labels), device=device).split(max(1, PAIRS // len(entry))):
+            in_place = iou(boxes, truth[mine]) >= IN_PLACE  # (A * H_l * W_l, m)
+            count[mine] += in_place.sum(dim=0)
+            values = logits[:, labels[mine]].transpose(1, 2).reshape(len(entry), len(mine))
+            values = values.nan_to_num(nan=lowest, neginf=lowest, posinf=torch.inf).where(in_place, -torch.inf)
+            top, at = values.max(dim=0)  # the first of equal ones
+            better = top > best[mine]
+            row, at = mine[better], at[better]
+            best[row], box[row], place[row] = top[better], boxes[at], places[at]
+    best[best == lowest] = -torch.inf
+    return count.cpu(), best.cpu(), place.cpu(), box.cpu()

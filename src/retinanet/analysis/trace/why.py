@@ -24,7 +24,7 @@ from retinanet.evaluation.matching import match_image
 from retinanet.files import check_output_folder
 from retinanet.model.device import choose_device
 from retinanet.options import explain_unknown_options
-from retinanet.plotting.draw import draw_comparison, to_picture
+from retinanet.plotting.draw import Drawable, draw_comparison
 from retinanet.plotting.html import Section, Table
 from retinanet.spec import check_model_first
 from retinanet.types import DEFAULT_THRESHOLD, Batch, Detections, Sample
@@ -74,13 +74,11 @@ def why(
     dataset, index = find_annotated(Path(image), None if data is None else Path(data), detector.spec.class_names)
     sample = dataset[index]
     result, detections = trace_sample(detector, sample, choose_device(device))
-    assert sample.image is not None
     about = {"model": model, "image": image, "data": dataset.name, "score": result.score, "version": __version__}
-    pixels = to_picture(sample.image)
-    picture = draw_trace(pixels, result, zoom=-(-LEGIBLE // min(pixels.size)))
+    picture = draw_trace(sample.image, result, legible=LEGIBLE)
     shown = detections.above(max(result.score, DEFAULT_THRESHOLD))
-    compared = draw_comparison(pixels, shown, sample.target, *match_image(shown, sample.target), zoom=2)
-    parts = sections(result, pixels, picture, compared)
+    compared = draw_comparison(sample.image, shown, sample.target, *match_image(shown, sample.target), zoom=2)
+    parts = sections(result, sample.image, picture, compared)
     write_report(folder, RESULTS, f"Why: {Path(image).name}", parts, about, result.to_dict())
     picture.save(folder / RESULTS[2])
     return result
@@ -149,39 +147,23 @@ def trace_sample(detector: Detector, sample: Sample, device: torch.device) -> tu
     Returns:
         The trace and the detections, both in pixels of the original image.
     """
-    batch = Collate(detector.spec.preprocess)([resized(sample, detector.spec.preprocess)])
+    spec = detector.spec
+    batch = Collate(spec.preprocess)([resized(sample, spec.preprocess)])
     assert isinstance(batch, Batch)
     detector.net.eval().to(device)
     batch = batch.to(device)
     height, width = batch.sizes[0].tolist()
+    rule, names = spec.postprocess, spec.class_names
     with torch.inference_mode():
         raw = detector.raw(batch)
         (detections,) = detector.detections(raw, batch)
-        result = trace(
-            raw,
-            0,
-            batch.targets[0],
-            (height, width),
-            detector.spec.postprocess,
-            original=sample.size,
-            class_names=detector.spec.class_names,
-        )
+        result = trace(raw, 0, batch.targets[0], (height, width), rule, original=sample.size, class_names=names)
     return result, detections
 
 
-def sections(result: ImageTrace, image: Image.Image, picture: Image.Image, compared: Image.Image) -> list[Section]:
-    """The parts of the report on one image.
-
-    Args:
-        result: what happened.
-        image: the image itself.
-        picture: from :func:`~retinanet.analysis.trace.figures.draw_trace`.
-        compared: from :func:`~retinanet.plotting.draw.draw_comparison`.
-    """
-    large = close_ups(image, result)
-    gates = [(gate, count, GATES[gate].remedy) for gate, count in result.counts.items()]
-    names = result.class_names
-    boxes = []
+def sections(result: ImageTrace, image: Drawable, picture: Image.Image, compared: Image.Image) -> list[Section]:
+    """The report on one image; ``picture`` is from ``draw_trace``, ``compared`` from ``draw_comparison``."""
+    names, boxes, large = result.class_names, [], close_ups(image, result)
     for box in result.boxes:
         best = (box.best.score, box.best.anchor.name) if box.best else ("", "")
         counts = (len(box.anchors), box.best_anchor_iou, box.localising)
@@ -190,21 +172,20 @@ def sections(result: ImageTrace, image: Image.Image, picture: Image.Image, compa
     for number, shown in enumerate(result.detections):
         matched = "" if shown.matched is None else f"#{shown.matched}"
         detections.append((number, names[shown.label], shown.score, shown.kind, shown.iou, matched, shown.anchor.name))
+    gates = [(gate, count, GATES[gate].remedy) for gate, count in result.counts.items()]
     columns = ("#", "class", "gate", "anchors", "best anchor IoU", "boxes in place", "best score", "level", "what")
+    pictures = [("Every annotated box, by what happened to it", picture)]
     return [
         Section(
-            title="Boxes",
-            text=f"Boxes in place overlap the object with IoU of at least 0.5.\n\n    {result.summary()}",
-            tables=[Table(("gate", "boxes", "what to do"), gates), Table(columns, boxes)],
-            pictures=[
-                ("Every annotated box, by what happened to it", picture),
-                *([("The missed boxes, close up", large)] if large else []),
-            ],
+            "Boxes",
+            f"Boxes in place overlap the object with IoU of at least 0.5.\n\n    {result.summary()}",
+            [Table(("gate", "boxes", "what to do"), gates), Table(columns, boxes)],
+            pictures=pictures + ([("The missed boxes, close up", large)] if large else []),
         ),
         Section(
-            title="Detections",
-            text=f"All detections above {result.score:g}, best first. False positives bear TIDE's names.",
-            tables=[Table(("#", "class", "score", "what it is", "IoU", "object", "level"), detections)],
+            "Detections",
+            f"All detections above {result.score:g}, best first. False positives bear TIDE's names.",
+            [Table(("#", "class", "score", "what it is", "IoU", "object", "level"), detections)],
             pictures=[(f"Detections of at least {max(result.score, DEFAULT_THRESHOLD):g}", compared)],
         ),
     ]
