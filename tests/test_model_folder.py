@@ -289,7 +289,7 @@ def test_other_tensors(folder):
 
     key = "fpn.output.p3.bias"
     with_tensors({k: v for k, v in tensors.items() if k != key}, rf"1 tensors are wrong: {key}: missing")
-    with_tensors(tensors | {"spare": torch.zeros(2)}, "1 tensors are wrong: spare: not part of the model")
+    with_tensors(tensors | {"spare": torch.zeros(2)}, "1 tensors are wrong: spare: no place in the network")
     with_tensors(tensors | {key: torch.zeros(5)}, rf"1 tensors are wrong: {key}: shape \(5,\), expected \(64,\)")
     with_tensors({"spare": torch.zeros(2)}, rf"{len(tensors) + 1} tensors are wrong: ")
 

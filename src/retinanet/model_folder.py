@@ -19,6 +19,7 @@ from torch import Tensor
 from retinanet.digest import file_sha256
 from retinanet.errors import UserError
 from retinanet.files import tensor_bytes, write_atomically
+from retinanet.model.backbone import list_misfits
 from retinanet.model.retinanet import RetinaNet
 from retinanet.spec import CONFIG, TENSORS, ModelSpec, check_version, exported_file
 
@@ -152,15 +153,7 @@ def load_tensors(net: RetinaNet, path: Path) -> None:
         if not os.access(path, os.R_OK):
             raise UserError(f"{path} cannot be read: permission denied. Let its owner run chmod +r {path}") from None
         raise UserError(f"{path} is damaged or not a safetensors file ({error}). Copy it again") from None
-    wanted = net.state_dict()
-    wrong = [f"{key}: missing" for key in wanted.keys() - tensors.keys()]
-    wrong += [f"{key}: not part of the model" for key in tensors.keys() - wanted.keys()]
-    wrong += [
-        f"{key}: shape {tuple(tensors[key].shape)}, expected {tuple(wanted[key].shape)}"
-        for key in wanted.keys() & tensors.keys()
-        if tensors[key].shape != wanted[key].shape
-    ]
-    if wrong:
+    if wrong := list_misfits(tensors, net.state_dict()):
         shown = "; ".join(sorted(wrong)[:5])
         raise UserError(f"{path} does not fit its {CONFIG}, {len(wrong)} tensors are wrong: {shown}")
     # the extremes are ten times as fast to find as isfinite of every value, and NaN is passed on by both

@@ -9,6 +9,7 @@ import dataclasses
 import sys
 import types
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -98,48 +99,34 @@ def option_fields(value: Any) -> list[dataclasses.Field[Any]]:
 
 
 def _typed(value: Any, hint: Any, present: Any, where: str) -> Any:
-    """A value as the type hint of its field wants it."""
+    """A value as the type hint of its field wants it; ``present`` is the one that nested changes start from."""
+    kind, arguments = get_origin(hint) or hint, get_args(hint)
     if dataclasses.is_dataclass(hint):
         if isinstance(value, Mapping):
             return with_changes(present, value, where)
         fits = isinstance(value, hint)  # type: ignore[arg-type]
-    elif get_origin(hint) in (Union, types.UnionType):
-        options = [option for option in get_args(hint) if option is not type(None)]
-        return None if value is None and len(options) < len(get_args(hint)) else _first_fit(value, options, hint, where)
-    elif get_origin(hint) is Literal:
-        fits = isinstance(value, str) and value in get_args(hint)
-    elif get_origin(hint) is tuple:
-        return _typed_tuple(value, get_args(hint), hint, where)
-    elif get_origin(hint) is list and isinstance(value, list):
-        return [_typed(entry, get_args(hint)[0], None, f"{where}[{number}]") for number, entry in enumerate(value)]
+    elif kind in (Union, types.UnionType):
+        for option in arguments:
+            with suppress(UserError):
+                return _typed(value, option, None, where)
+        fits = False
+    elif kind is Literal:
+        fits = isinstance(value, str) and value in arguments
+    elif kind in (tuple, list):
+        endless = kind is list or arguments[-1] is Ellipsis
+        fits = isinstance(value, list | tuple if kind is tuple else list)
+        if fits and (endless or len(value) == len(arguments)):
+            each = zip(value, arguments[:1] * len(value) if endless else arguments, strict=True)
+            return kind(_typed(entry, one, None, f"{where}[{i}]") for i, (entry, one) in enumerate(each))
+        fits = False
     elif hint is float:
         fits = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
         value = float(value) if fits else value
     else:
-        kind = get_origin(hint) or hint
         fits = hint is Any or (isinstance(value, kind) and (kind is bool or not isinstance(value, bool)))
     if not fits:
         raise UserError(f"{where}: expected {_describe(hint)}, got {value!r}")
     return value
-
-
-def _first_fit(value: Any, hints: list[Any], union: Any, where: str) -> Any:
-    for hint in hints:
-        try:
-            return _typed(value, hint, None, where)
-        except UserError:
-            continue
-    raise UserError(f"{where}: expected {_describe(union)}, got {value!r}")
-
-
-def _typed_tuple(value: Any, hints: tuple[Any, ...], whole: Any, where: str) -> tuple[Any, ...]:
-    """A list or tuple; ``hints`` is ``(X, ...)`` for any length, or one hint per entry."""
-    endless = len(hints) == 2 and hints[1] is Ellipsis
-    if not isinstance(value, list | tuple) or (not endless and len(value) != len(hints)):
-        raise UserError(f"{where}: expected {_describe(whole)}, got {value!r}")
-    each = hints[:1] * len(value) if endless else hints
-    pairs = enumerate(zip(value, each, strict=True))
-    return tuple(_typed(entry, hint, None, f"{where}[{number}]") for number, (entry, hint) in pairs)
 
 
 def _describe(hint: Any) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,11 +59,10 @@ class ModelSpec:
         if not isinstance(names, tuple) or not names or not all(isinstance(name, str) and name for name in names):
             raise UserError("class_names is not a list of names")
         object.__setattr__(self, "thresholds", check_thresholds(self.thresholds, names))
-        scale = self.scale
-        number = isinstance(scale, float | int) and not isinstance(scale, bool)
-        if scale is not None and not (number and 0 < scale <= sys.float_info.max):
-            raise UserError(f"scale is {scale!r}, expected a number above 0")
-        object.__setattr__(self, "scale", None if scale is None else float(scale))
+        if self.scale is not None:
+            if not _is_number(self.scale) or not 0 < self.scale <= sys.float_info.max:
+                raise UserError(f"scale is {self.scale!r}, expected a number above 0")
+            object.__setattr__(self, "scale", float(self.scale))
         if not isinstance(self.metrics, Mapping):
             raise UserError(f"metrics is {self.metrics!r}, expected names with values")
 
@@ -107,18 +106,10 @@ class ModelSpec:
 
     def detections(self, raw: RawOutput, batch: Batch) -> list[Detections]:
         """Detections of each image from the network's output, in pixels of the original images, on the CPU."""
-        from retinanet.types import Detections
-
-        sizes = [(int(height), int(width)) for height, width in batch.sizes.tolist()]
         in_batch = self.postprocess(raw, batch.sizes, self.class_names)
         return [
-            Detections(
-                self.preprocess.boxes_back(detections.boxes, size, sample.size),
-                detections.scores,
-                detections.labels,
-                detections.class_names,
-            )
-            for detections, size, sample in zip(in_batch, sizes, batch.samples, strict=True)
+            replace(detections, boxes=self.preprocess.boxes_back(detections.boxes, (height, width), sample.size))
+            for detections, (height, width), sample in zip(in_batch, batch.sizes.tolist(), batch.samples, strict=True)
         ]
 
 
@@ -175,16 +166,16 @@ def check_version(values: Any, source: object) -> Mapping[str, Any]:
     Raises:
         UserError: they are no record of ours, or of a newer version.
     """
-    version = values.get("format") if isinstance(values, Mapping) else None
+    record: Mapping[str, Any] = values if isinstance(values, Mapping) else {}
+    version = record.get("format")
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise UserError(f"{source} is not a model's configuration: it has no format version")
     if version > FORMAT:
         raise UserError(
-            f"{source} was written by retinanet {values.get('library_version')} in format {version}; this is "
+            f"{source} was written by retinanet {record.get('library_version')} in format {version}; this is "
             f"{__version__}, which reads up to format {FORMAT}. Upgrade the package: pip install -U retinanet"
         )
-    result: Mapping[str, Any] = values
-    return result
+    return record
 
 
 def check_thresholds(values: Any, class_names: tuple[str, ...]) -> dict[str, float]:
@@ -198,18 +189,22 @@ def check_thresholds(values: Any, class_names: tuple[str, ...]) -> dict[str, flo
     for name, value in values.items():
         if name not in class_names:
             raise UserError(f"there is a threshold for {name!r}; the classes of the model are {', '.join(class_names)}")
-        if isinstance(value, bool) or not isinstance(value, float | int) or not 0 <= value <= 1:
+        if not _is_number(value) or not 0 <= value <= 1:
             raise UserError(f"the threshold of {name!r} is {value!r}, expected a number from 0 to 1")
     return {name: float(value) for name, value in values.items()}
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float | int) and not isinstance(value, bool)
+
+
 def nest_compat(values: Any, record: Any) -> Any:
     """Values with the switches of ``record.compat`` under ``compat``; up to format 2 they were at the top level."""
-    if not isinstance(values, Mapping) or "compat" in values:
+    switches = vars(record.compat).keys() & values.keys() if isinstance(values, Mapping) else ()
+    if not switches or "compat" in values:
         return values
-    switches = [name for name in vars(record.compat) if name in values]
     others = {name: value for name, value in values.items() if name not in switches}
-    return {**others, "compat": {name: values[name] for name in switches}} if switches else others
+    return {**others, "compat": {name: values[name] for name in switches}}
 
 
 def _nest_anchors(values: Any) -> Any:

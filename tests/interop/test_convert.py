@@ -111,8 +111,18 @@ def test_names_in_a_file_and_options(state, tmp_path):
             lambda state: [state.pop(key) for key in list(state) if key.startswith("layer4.1")],
             r"this backbone cannot be converted: its stages have 2, 2, 2, 1 blocks",
         ),
+        (lambda state: state.pop("regressionModel.output.bias"), r"that are called heads\.box\.output\.bias here"),
         (
-            lambda state: state.update({"classificationModel.output.weight": torch.zeros(20, 256, 3, 3)}),
+            lambda state: state.update({"classificationModel.output.bias": torch.zeros(5)}),
+            r"heads\.cls\.output\.bias here has the shape \(5,\), expected \(18,\)",
+        ),
+        (
+            lambda state: state.update(
+                {
+                    "classificationModel.output.weight": torch.zeros(20, 256, 3, 3),
+                    "classificationModel.output.bias": torch.zeros(20),
+                }
+            ),
             r"box layer has 36 outputs.*class layer 20, no multiple",
         ),
         (
@@ -165,7 +175,7 @@ def test_recognition(source):
         (["{model}", "{new}"], "is a model folder already. To write it for torchvision, add --to torchvision"),
         (["{weights}", "{model}"], "is a model already. Name another folder, or pass --overwrite"),
         (["{weights}", "{weights}"], "is a file; expected the name of a folder"),
-        (["{weights}", "{weights}/sub"], "is a file, so nothing can be made in it"),
+        (["{weights}", "{weights}/sub"], "is a file, not a folder"),
         (["{model}", "{new}", "--to", "torchvision", "--class_names", "a"], "leave out --class_names"),
         (["{model}", "{new}", "--to", "keras"], "--to keras: models can be written only for torchvision"),
         (["{model}", "{model}", "--to", "torchvision"], "exists already. Name a new file"),

@@ -16,7 +16,7 @@ import torch
 
 from retinanet.errors import UserError
 from retinanet.interop.files import read_weights
-from retinanet.interop.numpy_pickle import read_pickle
+from retinanet.interop.pickles import read_pickle
 
 MARKER = "it-ran"
 WRITE = f"open({MARKER!r}, 'w').close()"

@@ -107,6 +107,18 @@ REFUSED = {
     "torch: stride of 2**40": (in_zip(b"K\x01", view(2, stride=(LARGE,))), "larger than its storage"),
     "torch: a storage that is changed": (in_zip(STORAGE + CHANGE), "sets the state"),
     "torch: a tensor that is changed": (in_zip(view(2) + CHANGE), "sets the state"),
+    "torch: sizes whose product is endless": (
+        in_zip(b"K\x01", view(2, shape=(LARGE,) * 1000, stride=(1,) * 1000)),
+        "not made of whole numbers",
+    ),
+    "torch: key of a storage with 2**60 leaves": (
+        in_zip(chain(b"]", b"](PREVPREVe", STORAGE.replace(b"U\x010", b"h<"))),
+        "storage of another kind",
+    ),
+    "array whose dtype has 2**60 leaves": (
+        in_pickle(chain(b"]", b"](PREVPREVe", b"cnumpy\ndtype\nh<\x85R")),
+        "dtype 'list'",
+    ),
     "torch: compressed": (in_zip(b"K\x01", data=bytes(1 << 20), method=zipfile.ZIP_DEFLATED), "is compressed"),
     "legacy: storage of 2**40": (in_legacy(LARGE), "another size than expected"),
     "legacy: storage of 3": (in_legacy(3), "another size than expected"),

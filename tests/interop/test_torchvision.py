@@ -109,11 +109,11 @@ def test_parity_would_see_a_difference(tmp_path):
     ):
         kept = state[key].clone()
         state[key] += 0.5  # all of it: one channel may be dead
-        found = parity.compare(detector.spec, detector.net, file, (1, 2, 3))
+        found = parity.compare(detector.spec, detector.net, file.tensors, (1, 2, 3))
         state[key].copy_(kept)
         assert getattr(found, seen) > 0 and getattr(found, unseen) == found.features == 0, key
     state["backbone.body.bn1.running_mean"][0] += 0.5
-    found = parity.compare(detector.spec, detector.net, file, (1, 2, 3))
+    found = parity.compare(detector.spec, detector.net, file.tensors, (1, 2, 3))
     assert found.features > 0 and found.pixels == 0 and found.anchors == 0
     assert parity.Parity("x", 0, 0, 0, 0, 0, (3, 4), False, 0, 0).summary().endswith("DIFFER: 3 here, 4 there")
 

@@ -1,4 +1,4 @@
-"""Areas and overlaps of boxes, as free functions on tensors.
+"""Overlaps of boxes, as free functions on tensors.
 
 Overlaps of all boxes with all boxes come from torchvision. Matching needs them for chosen pairs only: the functions
 named ``paired_*``.
@@ -9,11 +9,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torchvision.ops import box_area, box_iou, clip_boxes_to_image, generalized_box_iou_loss
-
-
-def area(boxes: Tensor) -> Tensor:
-    """Boxes (n, 4) xyxy -> areas (n,) in square pixels."""
-    return box_area(boxes)
 
 
 def iou(a: Tensor, b: Tensor) -> Tensor:

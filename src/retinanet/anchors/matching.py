@@ -28,8 +28,9 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torchvision.ops import box_area
 
-from retinanet.anchors.geometry import area, paired_intersection, paired_iou
+from retinanet.anchors.geometry import paired_intersection, paired_iou
 from retinanet.anchors.lattice import AnchorLattice, Grids
 from retinanet.anchors.reach import Candidates, Reach
 from retinanet.errors import UserError
@@ -224,7 +225,7 @@ class Matcher:
             The match, on the device of the boxes. It is that of one image after the other, bit for bit.
         """
         boxes = boxes.float()
-        upright, areas = (boxes[:, 2:] > boxes[:, :2]).all(dim=1), area(boxes)
+        upright, areas = (boxes[:, 2:] > boxes[:, :2]).all(dim=1), box_area(boxes)
         rows = (upright & ~ignore & (areas > 0) & areas.isfinite()).nonzero().flatten()
         reach = Reach(lattice, grids, boxes, torch.zeros_like(ignore, dtype=torch.int64) if image is None else image)
         overlaps = Overlaps(reach, rows, self.background)
@@ -270,7 +271,7 @@ def _find_covered(reach: Reach, regions: Tensor) -> Tensor:
     """
     covered = torch.zeros(0, dtype=torch.int64, device=regions.device)
     for row, anchor, anchor_boxes in reach.overlapping(regions, COVERED * reach.least_area[None]):
-        share = paired_intersection(reach.boxes.index_select(0, row), anchor_boxes) / area(anchor_boxes)
+        share = paired_intersection(reach.boxes.index_select(0, row), anchor_boxes) / box_area(anchor_boxes)
         # Regions may overlap: merged portion by portion, no anchor is held twice.
         covered = torch.cat([covered, anchor[share >= COVERED]]).unique()
     return covered

@@ -69,8 +69,4 @@ def nms_keep(
     return keep
 
 
-@nms_keep.register_fake
-def _(
-    boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float, class_agnostic: bool, num_classes: int, most: int
-) -> Tensor:
-    return torch.empty_like(scores, dtype=torch.bool)
+nms_keep.register_fake(lambda boxes, scores, *_: torch.empty_like(scores, dtype=torch.bool))

@@ -24,8 +24,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torchvision.ops import box_area
 
-from retinanet.anchors.geometry import area
 from retinanet.anchors.lattice import AnchorLattice, Grids
 
 CHUNK = 2**15  # candidates in memory at a time, about 200 bytes each
@@ -94,7 +94,7 @@ class Reach:
         0, or so small that its inverse is not finite, is reached by all that touch.
         """
         threshold = torch.as_tensor(threshold, device=rows.device)
-        return 1 / (1 + 1 / threshold) * (self.least_area + area(self.boxes[rows])[:, None])
+        return 1 / (1 + 1 / threshold) * (self.least_area + box_area(self.boxes[rows])[:, None])
 
     def overlapping(self, rows: Tensor, overlap: Tensor) -> Iterator[Candidates]:
         """Every anchor that overlaps a box by the area asked for, and a few that do not, in bounded portions.

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from retinanet.errors import UserError
 from retinanet.files import write_atomically
 from retinanet.interop.files import WeightsFile
 from retinanet.interop.parity import Parity
@@ -50,34 +48,34 @@ class Conversion:
 
     def report(self) -> str:
         """For a person: what was used, what not, what was concluded, and how equal it is."""
-        spec, names = self.spec, self.spec.class_names
+        spec, network, names = self.spec, self.spec.architecture, self.spec.class_names
         shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
         loss = " ".join(f"--loss.{key} {value}" for key, value in self.settings.loss.items())
-        reasons = {
-            reason: [key for key, why in self.left_out.items() if why == reason] for reason in self.left_out.values()
-        }
+        reasons: dict[str, list[str]] = {}
+        for key, reason in self.left_out.items():
+            reasons.setdefault(reason, []).append(key)
+        unmeasured = f"{self.source}'s code is not part of this package; see docs/how-to/weights.md for what was"
         lines = [
             f"source         {self.source}: {self.file.path} (sha256 {self.file.sha256[:12]})",
             *(f"file           {note}" for note in self.file.notes),
             f"tensors        {len(self.used)} used, every shape as expected; {len(self.left_out)} left out",
             *(f"left out       {', '.join(keys)}: {reason}" for reason, keys in reasons.items()),
             *([f"not in file    {len(self.filled)} counters of batches, set to 0"] if self.filled else []),
-            f"network        {spec.architecture.backbone}, "
-            f"{_differences(spec.architecture, ('backbone', 'anchors', 'coder'))}",
-            f"anchors        {_differences(spec.architecture.anchors)}",
-            f"box code       {_differences(spec.architecture.coder)}",
+            f"network        {network.backbone}, {_differences(network, ('backbone', 'anchors', 'coder'))}",
+            f"anchors        {_differences(network.anchors)}",
+            f"box code       {_differences(network.coder)}",
             f"input          {_differences(spec.preprocess)}",
             f"detections     {_differences(spec.postprocess)}",
             f"classes        {len(names)}: {shown}",
             *(f"concluded      {remark}" for remark in self.settings.remarks),
             f"trained with   {loss} (options of train, to go on as {self.source} did)",
-            f"parity         {self.parity.summary() if self.parity else _unmeasured(self.source)}",
+            f"parity         {self.parity.summary() if self.parity else f'not measured here: {unmeasured}'}",
         ]
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
         """The same for a program, with every key and shape."""
-        state = self.net.state_dict()
+        state, settings = self.net.state_dict(), self.settings
         parts = ("architecture", "preprocess", "postprocess", "class_names")
         return {
             "source": self.source,
@@ -86,35 +84,19 @@ class Conversion:
             "left_out": dict(self.left_out),
             "filled": list(self.filled),
             **{name: to_plain(getattr(self.spec, name)) for name in parts},
-            "slots": None if self.settings.slots is None else list(self.settings.slots),
-            "loss": dict(self.settings.loss),
-            "remarks": list(self.settings.remarks),
+            **{name: to_plain(getattr(settings, name)) for name in ("slots", "loss", "remarks")},
             "parity": asdict(self.parity) if self.parity else None,
         }
 
+    def save(self, folder: Path) -> None:
+        """Write the model folder, and then the report beside the model.
 
-def save_conversion(done: Conversion, folder: Path) -> None:
-    """Write the model folder, and then the report beside the model.
-
-    Raises:
-        UserError: the folder cannot be written.
-    """
-    write_model(folder, done.spec, done.net.state_dict())
-    write_atomically(folder / f"{REPORT}.txt", done.report() + "\n")
-    write_atomically(folder / f"{REPORT}.json", json.dumps(done.to_json(), indent=1) + "\n")
-
-
-def check_writable(target: Path) -> None:
-    """Whether something can be made there, before the work is done.
-
-    Raises:
-        UserError: it cannot.
-    """
-    place = next(path for path in (target.absolute(), *target.absolute().parents) if os.path.exists(path))
-    if place != target.absolute() and not os.path.isdir(place):
-        raise UserError(f"{target}: {place} is a file, so nothing can be made in it")
-    if not os.access(place, os.W_OK):
-        raise UserError(f"{target}: {place} cannot be written to. Choose another place")
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        write_model(folder, self.spec, self.net.state_dict())
+        write_atomically(folder / f"{REPORT}.txt", self.report() + "\n")
+        write_atomically(folder / f"{REPORT}.json", json.dumps(self.to_json(), indent=1) + "\n")
 
 
 def _differences(value: Any, without: tuple[str, ...] = ()) -> str:
@@ -123,7 +105,3 @@ def _differences(value: Any, without: tuple[str, ...] = ()) -> str:
     fields = [(key, entry) for key, entry in flatten_fields(value).items() if key.partition(".")[0] not in without]
     parts = [f"{key} {entry}" for key, entry in fields if entry != default[key]]
     return ", ".join(parts) if parts else "all at the defaults"
-
-
-def _unmeasured(source: str) -> str:
-    return f"not measured here: {source}'s code is not part of this package; see docs/how-to/weights.md for what was"

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from retinanet.data.files import read_text
 from retinanet.errors import UserError
-from retinanet.files import write_tensors
+from retinanet.files import check_writable, write_tensors
 from retinanet.interop import detectron2, mmdetection, odtk, torchvision, yhenon
-from retinanet.interop.conversion import Conversion, check_writable, save_conversion
+from retinanet.interop.conversion import Conversion
 from retinanet.interop.files import WeightsFile, read_weights
 from retinanet.interop.parity import compare
 from retinanet.interop.source import (
@@ -27,6 +26,7 @@ from retinanet.interop.source import (
     read_architecture,
     reorder_outputs,
 )
+from retinanet.model.backbone import list_misfits
 from retinanet.model.presets import Architecture
 from retinanet.model_folder import read_model
 from retinanet.options import explain_unknown_options
@@ -88,8 +88,11 @@ def convert(
     check_writable(target)
     file = read_weights(torchvision.download_torchvision(weights) or weights)
     changes = {"architecture": architecture or {}, "preprocess": preprocess or {}, "postprocess": postprocess or {}}
-    done = convert_weights(file, source=source, class_names=_names(class_names), changes=changes)
-    save_conversion(done, target)
+    names = class_names or ""
+    lines = read_text(Path(names)).splitlines() if os.path.isfile(names) else names.split(",")
+    names_given = [name.strip() for name in lines if name.strip()]
+    done = convert_weights(file, source=source, class_names=names_given, changes=changes)
+    done.save(target)
     return f"{done.report()}\nsaved          {target}"
 
 
@@ -113,20 +116,28 @@ def convert_weights(
     """
     changes = changes or {}
     origin = recognise(file, source)
-    tensors, used, left_out = _rename_tensors(file, origin)
+    used, left_out = _rename_keys(file, origin)
+    tensors = {ours: file.tensors[theirs] for ours, theirs in used.items()}
     facts = read_architecture(tensors)
     settings = origin.settings(file, tensors, tuple(class_names))
     plan = Architecture(norm="frozen", anchors=settings.lattice, coder=settings.coder, **facts, **settings.architecture)
     plan = with_changes(plan, changes.get("architecture", {}), "architecture")
     order = order_anchors(plan.anchors, scale_major=settings.scale_major, ratio_order=settings.ratio_order)
     check_anchors(tensors, plan.anchors, order, settings.templates)
-    slots = count_slots(tensors)
-    tensors = reorder_outputs(tensors, order, slots, settings.slots)
-    count = slots if settings.slots is None else len(settings.slots)
-    names, assumed = name_classes(count, tuple(class_names), settings.class_names)
+    slots = settings.slots or tuple(range(count_slots(tensors)))
+    tensors = reorder_outputs(tensors, order, slots)
+    names, assumed = name_classes(len(slots), tuple(class_names), settings.class_names)
     settings = replace(settings, remarks=settings.remarks + assumed)
     net = plan.build(len(names))
-    filled = _load(net, tensors, used, file, origin)
+    wanted = net.state_dict()
+    filled = tuple(key for key in wanted if key.endswith("num_batches_tracked") and key not in tensors)
+    tensors |= {key: torch.zeros_like(wanted[key]) for key in filled}
+    if wrong := list_misfits(tensors, wanted, used):
+        raise UserError(
+            f"{file.path} does not fit a RetinaNet of {origin.name}; wrong tensors, {len(wrong)} in all:\n  "
+            + "\n  ".join(wrong)
+        )
+    net.load_state_dict(tensors)
     theirs = ModelSpec(names, settings.preprocess, settings.postprocess, plan)
     ours = replace(
         theirs,
@@ -134,7 +145,7 @@ def convert_weights(
         postprocess=with_changes(settings.postprocess, changes.get("postprocess", {}), "postprocess"),
     )
     # Compared as the source runs it: what the user changed has no counterpart there.
-    parity = compare(theirs, net.eval(), file, settings.slots) if origin.measured else None
+    parity = compare(theirs, net.eval(), file.tensors, settings.slots) if origin.measured else None
     return Conversion(ours, net.eval(), origin.name, file, used, left_out, filled, settings, parity)
 
 
@@ -142,17 +153,17 @@ def recognise(file: WeightsFile, name: str | None = None) -> Source:
     """The source of a state dict, by its keys or by name.
 
     Raises:
-        UserError: no such name, or the keys are of no source that is known.
+        UserError: no such name, or the keys are of another source, or of none that is known.
     """
     names = ", ".join(source.name for source in SOURCES)
-    if name is not None:
-        for source in SOURCES:
-            if source.name == name:
-                return source
+    named = [source for source in SOURCES if source.name == name]
+    marked = [source for source in SOURCES if file.tensors.keys() >= set(source.marks)]
+    if name is not None and not named:
         raise UserError(f"--source {name}: expected one of {names}")
-    for source in SOURCES:
-        if all(mark in file.tensors for mark in source.marks):
-            return source
+    if named and marked and marked != named:
+        raise UserError(f"{file.path}: its keys are those of {marked[0].name}, not of {name}. Leave out --source")
+    for source in named or marked:
+        return source
     some = ", ".join(list(file.tensors)[:5])
     marks = "; ".join(f"{source.name}: {source.marks[0]}" for source in SOURCES)
     raise UserError(
@@ -186,13 +197,12 @@ def name_classes(
     return tuple(f"class {number}" for number in range(count)), (f"{why}: give them with --class_names",)
 
 
-def _rename_tensors(file: WeightsFile, origin: Source) -> tuple[dict[str, Tensor], dict[str, str], dict[str, str]]:
-    """Tensors under our names, our key -> theirs, and what is left out with the reason.
+def _rename_keys(file: WeightsFile, origin: Source) -> tuple[dict[str, str], dict[str, str]]:
+    """Our key -> theirs for what is used, and their key -> the reason for what is left out.
 
     Raises:
         UserError: keys that are neither known nor known to have no place.
     """
-    tensors: dict[str, Tensor] = {}
     used: dict[str, str] = {}
     left_out: dict[str, str] = {}
     extra: list[str] = []
@@ -201,45 +211,16 @@ def _rename_tensors(file: WeightsFile, origin: Source) -> tuple[dict[str, Tensor
         ours = origin.rename(key)
         if reason is not None:
             left_out[key] = reason
-        elif ours is not None and ours not in tensors:
-            tensors[ours], used[ours] = value, key
+        elif ours is not None and ours not in used:
+            used[ours] = key
         else:
             extra.append(f"{key} {tuple(value.shape)}")
-    others = [source.name for source in SOURCES if source is not origin and set(source.marks) <= file.tensors.keys()]
-    if others:
-        raise UserError(f"{file.path}: its keys are those of {others[0]}, not of {origin.name}. Leave out --source")
     if extra:
         raise UserError(
             f"{file.path}: tensors without a place in a RetinaNet of {origin.name}, and nothing is dropped silently; "
             f"{len(extra)} of {len(file.tensors)}:\n  " + "\n  ".join(extra)
         )
-    return tensors, used, left_out
-
-
-def _load(
-    net: torch.nn.Module, tensors: Mapping[str, Tensor], used: Mapping[str, str], file: WeightsFile, origin: Source
-) -> tuple[str, ...]:
-    """Load every tensor; returns the counters that the source does not have.
-
-    Raises:
-        UserError: one is missing, extra or of another shape; all are listed.
-    """
-    wanted = net.state_dict()
-    counters = tuple(key for key in wanted if key.endswith("num_batches_tracked") and key not in tensors)
-    wrong = [f"{key}: missing" for key in wanted if key not in tensors and key not in counters]
-    wrong += [f"{used[key]}: no place in the network" for key in tensors if key not in wanted]
-    wrong += [
-        f"{used[key]}: shape {tuple(tensors[key].shape)}, expected {tuple(wanted[key].shape)}"
-        for key in wanted
-        if key in tensors and tensors[key].shape != wanted[key].shape
-    ]
-    if wrong:
-        raise UserError(
-            f"{file.path} does not fit a RetinaNet of {origin.name}; wrong tensors, {len(wrong)} in all:\n  "
-            + "\n  ".join(wrong)
-        )
-    net.load_state_dict({**tensors, **{key: torch.zeros_like(wanted[key]) for key in counters}})
-    return counters
+    return used, left_out
 
 
 def to_torchvision_file(weights: str, target: Path, to: str, *, overwrite: bool) -> str:
@@ -255,23 +236,13 @@ def to_torchvision_file(weights: str, target: Path, to: str, *, overwrite: bool)
     check_writable(target)
     spec, net = read_model(weights)
     state = torchvision.to_torchvision(spec, net)
-    # Counted again as torchvision's loader will see it; its path is only for messages.
-    parity = compare(spec, net, WeightsFile(target, state, {}, "", ()), torchvision.find_slots(spec.class_names))
+    parity = compare(spec, net, state, torchvision.find_slots(spec.class_names))
     write_tensors(target, state)
-    return "\n".join(
-        [
-            f"tensors        {len(state)} written to {target}",
-            f"classes        {torchvision.describe_labels(spec.class_names)}",
-            f"parity         {parity.summary()}",
-            "load it with",
-            *(f"    {line}" for line in torchvision.write_instructions(spec, str(target)).splitlines()),
-        ]
-    )
-
-
-def _names(given: str | None) -> tuple[str, ...]:
-    """Names with commas between, or the lines of a file."""
-    if given is None:
-        return ()
-    names = read_text(Path(given)).splitlines() if os.path.isfile(given) else given.split(",")
-    return tuple(name.strip() for name in names if name.strip())
+    lines = [
+        f"tensors        {len(state)} written to {target}",
+        f"classes        {torchvision.describe_labels(spec.class_names)}",
+        f"parity         {parity.summary()}",
+        "load it with",
+        *(f"    {line}" for line in torchvision.write_instructions(spec, str(target)).splitlines()),
+    ]
+    return "\n".join(lines)

@@ -5,26 +5,27 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-import torch
-
 from retinanet.anchors.coding import BoxCoder
 from retinanet.anchors.lattice import AnchorLattice
 from retinanet.images.preprocess import Preprocess, PreprocessCompat
 from retinanet.interop.files import WeightsFile
-from retinanet.interop.source import Settings, Source, Tensors, backbone, by_prefix, has_folded_statistics
+from retinanet.interop.source import (
+    Settings,
+    Source,
+    Tensors,
+    backbone,
+    by_prefix,
+    has_folded_statistics,
+    three_numbers,
+)
 from retinanet.model.postprocess import Postprocess, PostprocessCompat
 
 LATTICE = AnchorLattice(offset=0.0)
 CAFFE_MEAN = (103.53, 116.28, 123.675)  # BGR, of pixels in [0, 255]
 NAMES = {
-    "backbone.fpn_lateral3": "fpn.lateral.p3",
-    "backbone.fpn_lateral4": "fpn.lateral.p4",
-    "backbone.fpn_lateral5": "fpn.lateral.p5",
-    "backbone.fpn_output3": "fpn.output.p3",
-    "backbone.fpn_output4": "fpn.output.p4",
-    "backbone.fpn_output5": "fpn.output.p5",
-    "backbone.top_block.p6": "fpn.output.p6",
-    "backbone.top_block.p7": "fpn.output.p7",
+    **{f"backbone.fpn_lateral{level}": f"fpn.lateral.p{level}" for level in (3, 4, 5)},
+    **{f"backbone.fpn_output{level}": f"fpn.output.p{level}" for level in (3, 4, 5)},
+    **{f"backbone.top_block.p{level}": f"fpn.output.p{level}" for level in (6, 7)},
     **{f"head.cls_subnet.{2 * i}": f"heads.cls.conv.{i}" for i in range(4)},  # ReLUs lie between
     "head.cls_score": "heads.cls.output",
     **{f"head.bbox_subnet.{2 * i}": f"heads.box.conv.{i}" for i in range(4)},
@@ -50,8 +51,8 @@ def settings(file: WeightsFile, tensors: Tensors, class_names: tuple[str, ...]) 
     caffe = folded and backbone(tensors) in ("resnet50", "resnet101", "resnet152")
     mean, std = file.tensors.get("pixel_mean"), file.tensors.get("pixel_std")
     colours = Preprocess(
-        mean=CAFFE_MEAN if mean is None else _three(mean),
-        std=(1.0, 1.0, 1.0) if std is None else _three(std),
+        mean=CAFFE_MEAN if mean is None else three_numbers(mean),
+        std=(1.0, 1.0, 1.0) if std is None else three_numbers(std),
         compat=PreprocessCompat(divisor=1.0, channels="BGR"),
     )
     if colours.mean[0] > colours.mean[2]:  # the means of ImageNet ascend from blue to red
@@ -75,12 +76,6 @@ def settings(file: WeightsFile, tensors: Tensors, class_names: tuple[str, ...]) 
         loss={"box": "l1", "forced": "argmax"},
         remarks=tuple(remarks),
     )
-
-
-def _three(value: torch.Tensor) -> tuple[float, float, float]:
-    """A (3, 1, 1) tensor -> its numbers, as they were written."""
-    first, second, third = (round(number, 4) for number in value.flatten().tolist())
-    return first, second, third
 
 
 SOURCE = Source(

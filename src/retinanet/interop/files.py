@@ -6,7 +6,9 @@ What kind of file it is shows in its first bytes, never in its name.
 from __future__ import annotations
 
 import os
+from codecs import getincrementaldecoder
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -19,8 +21,7 @@ from torch import Tensor
 
 from retinanet.digest import file_sha256
 from retinanet.errors import UserError
-from retinanet.interop.numpy_pickle import read_pickle
-from retinanet.interop.plain_pickle import PickledTensor
+from retinanet.interop.pickles import PickledTensor, read_pickle
 from retinanet.interop.torch_pickle import read_torch, resave
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net", "ema")
@@ -116,16 +117,13 @@ def _describe_stranger(head: bytes) -> str:
         return "is a tar archive, which is not read. Unpack it and give the weights file in it"
     if head[0] == 8 and head[1:2] <= b"\x20" and head[2:3] in (b"\x12", b"\x1a", b'"', b"(", b"2", b":", b"B"):
         return "is an ONNX model, whose weights have lost their names. Give the checkpoint that it was exported from"
-    try:
-        text = head.decode("utf-8")
-    except UnicodeDecodeError as error:
-        cut_character = len(head) == HEAD and error.start > HEAD - 4
-        text = head[: error.start].decode("utf-8") if cut_character else "\0"
-    if "\0" not in text:
-        return (
-            f"is text, not weights; it begins with {text[:40]!r}. Perhaps a web page or a Git LFS pointer was saved in "
-            "place of the file: download it again"
-        )
+    with suppress(UnicodeDecodeError):
+        text = getincrementaldecoder("utf-8")().decode(head)  # its last character may be cut
+        if "\0" not in text:
+            return (
+                f"is text, not weights; it begins with {text[:40]!r}. Perhaps a web page or a Git LFS pointer was "
+                "saved in place of the file: download it again"
+            )
     return (
         "is no weights file that is known here: expected one of torch.save, safetensors, or a pickle of numpy arrays "
         f"(detectron2). It begins with {head[:8]!r}"

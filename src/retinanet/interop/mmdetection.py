@@ -10,21 +10,22 @@ from retinanet.anchors.coding import BoxCoder
 from retinanet.anchors.lattice import AnchorLattice
 from retinanet.images.preprocess import Preprocess, PreprocessCompat
 from retinanet.interop.files import WeightsFile
-from retinanet.interop.source import Settings, Source, Tensors, by_prefix, has_folded_statistics
+from retinanet.interop.source import (
+    RESNET,
+    Settings,
+    Source,
+    Tensors,
+    Three,
+    by_prefix,
+    has_folded_statistics,
+    three_numbers,
+)
 from retinanet.model.postprocess import Postprocess
 
 NAMES = {
-    **{
-        f"backbone.{name}": f"backbone.body.{name}" for name in ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
-    },
-    "neck.lateral_convs.0.conv": "fpn.lateral.p3",
-    "neck.lateral_convs.1.conv": "fpn.lateral.p4",
-    "neck.lateral_convs.2.conv": "fpn.lateral.p5",
-    "neck.fpn_convs.0.conv": "fpn.output.p3",
-    "neck.fpn_convs.1.conv": "fpn.output.p4",
-    "neck.fpn_convs.2.conv": "fpn.output.p5",
-    "neck.fpn_convs.3.conv": "fpn.output.p6",
-    "neck.fpn_convs.4.conv": "fpn.output.p7",
+    **{f"backbone.{name}": f"backbone.body.{name}" for name in RESNET},
+    **{f"neck.lateral_convs.{i}.conv": f"fpn.lateral.p{i + 3}" for i in range(3)},
+    **{f"neck.fpn_convs.{i}.conv": f"fpn.output.p{i + 3}" for i in range(5)},
     **{f"bbox_head.cls_convs.{i}.conv": f"heads.cls.conv.{i}" for i in range(4)},
     "bbox_head.retina_cls": "heads.cls.output",
     **{f"bbox_head.reg_convs.{i}.conv": f"heads.box.conv.{i}" for i in range(4)},
@@ -40,15 +41,15 @@ def settings(file: WeightsFile, tensors: Tensors, class_names: tuple[str, ...]) 
     std, _ = _pixels(file, text, "std", (1.0, 1.0, 1.0) if caffe else (58.395, 57.12, 57.375))
     order = re.search(r"(?:to_rgb|bgr_to_rgb)[\s=:'\"]+(True|False)", text)
     channels: Literal["RGB", "BGR"] = "BGR" if (order[1] == "False" if order else caffe) else "RGB"
-    compat = PreprocessCompat(divisor=1.0, channels=channels, resampling="plain")
-    names = next(_class_names(file.meta), ())
     return Settings(
         lattice=AnchorLattice(offset=0.0),
         coder=BoxCoder(clamp_below=True),
-        preprocess=Preprocess(mean=mean, std=std, compat=compat),
+        preprocess=Preprocess(
+            mean=mean, std=std, compat=PreprocessCompat(divisor=1.0, channels=channels, resampling="plain")
+        ),
         postprocess=Postprocess(),
         architecture={"relu_before_p7": False, "stride_in_1x1": caffe},
-        class_names=names,
+        class_names=next(_class_names(file.meta), ()),
         loss={"box": "l1", "forced": "reassign"},
         remarks=(
             f"a backbone in {'Caffe' if caffe else 'PyTorch'}'s style: {why}",
@@ -66,17 +67,12 @@ def _style(config: str, tensors: Tensors) -> tuple[bool, str]:
     return False, "its batch norms hold statistics"
 
 
-def _pixels(
-    file: WeightsFile, config: str, name: str, default: tuple[float, float, float]
-) -> tuple[tuple[float, float, float], str]:
+def _pixels(file: WeightsFile, config: str, name: str, default: Three) -> tuple[Three, str]:
     """The mean or std of the pixels, and where it stands: a tensor of the file, its configuration, or neither."""
-    tensor = file.tensors.get(f"data_preprocessor.{name}")
+    if (tensor := file.tensors.get(f"data_preprocessor.{name}")) is not None:
+        return three_numbers(tensor), "from the file's tensors"
     number = r"\s*(-?[\d.]+)\s*"
-    said = re.search(rf"\b{name}\W+[\[(]{number},{number},{number}[\])]", config)
-    if tensor is not None:
-        first, second, third = (round(value, 4) for value in tensor.flatten().tolist())
-        return (first, second, third), "from the file's tensors"
-    if said:
+    if said := re.search(rf"\b{name}\W+[\[(]{number},{number},{number}[\])]", config):
         return (float(said[1]), float(said[2]), float(said[3])), "from the configuration in the file"
     return default, "the default of mmdetection's configurations in this style"
 

@@ -18,24 +18,14 @@ RATIOS = (1.0, 2.0, 0.5)
 SCALES = tuple(4 * 2 ** (i / 3) for i in range(3))  # of the stride
 NAMES = {
     "features": "backbone.body",
-    "lateral3": "fpn.lateral.p3",
-    "lateral4": "fpn.lateral.p4",
-    "lateral5": "fpn.lateral.p5",
-    "smooth3": "fpn.output.p3",
-    "smooth4": "fpn.output.p4",
-    "smooth5": "fpn.output.p5",
-    "pyramid6": "fpn.output.p6",
-    "pyramid7": "fpn.output.p7",
+    **{f"lateral{level}": f"fpn.lateral.p{level}" for level in (3, 4, 5)},
+    **{f"smooth{level}": f"fpn.output.p{level}" for level in (3, 4, 5)},
+    **{f"pyramid{level}": f"fpn.output.p{level}" for level in (6, 7)},
     **{f"cls_head.{2 * i}": f"heads.cls.conv.{i}" for i in range(4)},  # ReLUs lie between
     "cls_head.8": "heads.cls.output",
     **{f"box_head.{2 * i}": f"heads.box.conv.{i}" for i in range(4)},
     "box_head.8": "heads.box.output",
 }
-
-
-def rename(key: str) -> str | None:
-    """A key of odtk -> ours: the backbone and the pyramid lie under the name of the backbone."""
-    return by_prefix(re.sub(r"^backbones\.\w+\.", "", key), NAMES)
 
 
 def settings(file: WeightsFile, tensors: Tensors, class_names: tuple[str, ...]) -> Settings:
@@ -47,14 +37,13 @@ def settings(file: WeightsFile, tensors: Tensors, class_names: tuple[str, ...]) 
     ratios = _numbers(file.meta.get("ratios"), RATIOS)
     scales = _numbers(file.meta.get("scales"), SCALES)
     base = scales[0]
-    lattice = AnchorLattice(
-        sizes=tuple(base * stride for stride in (8, 16, 32, 64, 128)),
-        ratios=tuple(sorted(ratios)),
-        scales=tuple(scale / base for scale in scales),
-        compat=LatticeCompat(inclusive=True),
-    )
     return Settings(
-        lattice=lattice,
+        lattice=AnchorLattice(
+            sizes=tuple(base * stride for stride in (8, 16, 32, 64, 128)),
+            ratios=tuple(sorted(ratios)),
+            scales=tuple(scale / base for scale in scales),
+            compat=LatticeCompat(inclusive=True),
+        ),
         coder=BoxCoder(clamp=80.0),  # none there; exp(80) is about what float32 holds
         preprocess=Preprocess(multiple=128, compat=PreprocessCompat(rounding="floor")),
         postprocess=Postprocess(compat=PostprocessCompat(clip="half")),
@@ -79,7 +68,8 @@ def _numbers(value: Any, default: tuple[float, ...]) -> tuple[float, ...]:
 SOURCE = Source(
     name="odtk",
     marks=("cls_head.8.weight", "box_head.8.weight"),
-    rename=rename,
+    # the backbone and the pyramid lie under the name of the backbone
+    rename=lambda key: by_prefix(re.sub(r"^backbones\.\w+\.", "", key), NAMES),
     left_out={r"backbones\.\w+\.features\.fc\..*": "the classifier of the backbone, which detection has no use for"},
     settings=settings,
 )

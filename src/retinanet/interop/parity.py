@@ -18,11 +18,10 @@ from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from retinanet.interop.comparison import largest_difference, make_batch, pair_detections, pair_differences
-from retinanet.interop.files import WeightsFile
 from retinanet.model.postprocess import Postprocess
 from retinanet.model.retinanet import RetinaNet
 from retinanet.spec import ModelSpec
-from retinanet.types import Detections, RawOutput
+from retinanet.types import Detections
 
 SIDES = ((180, 250), (231, 160))  # of the images; resized to SHORT and LONG, which keeps a conversion quick
 SHORT, LONG = 192, 320
@@ -72,19 +71,19 @@ class Parity:
 
 
 @torch.no_grad()
-def compare(spec: ModelSpec, net: RetinaNet, file: WeightsFile, slots: Sequence[int] | None) -> Parity:
+def compare(spec: ModelSpec, net: RetinaNet, state: dict[str, Tensor], slots: Sequence[int] | None) -> Parity:
     """Run both on the same two images.
 
     Args:
         spec: of the model made of the file.
         net: its network, on the CPU.
-        file: under torchvision's names.
+        state: its state dict under torchvision's names.
         slots: which of torchvision's class slots are the detector's classes; None for all.
 
     Returns:
         The differences. Slots that are no classes are silenced in torchvision before detections are compared.
     """
-    peer = build_peer(spec, net, file.tensors)
+    peer = build_peer(spec, net, state)
     preprocess = replace(spec.preprocess, short=SHORT, long=LONG)
     images = [_draw_image(sides, seed) for seed, sides in enumerate(SIDES)]
     batch = make_batch(preprocess, images)
@@ -97,19 +96,16 @@ def compare(spec: ModelSpec, net: RetinaNet, file: WeightsFile, slots: Sequence[
     raw = net(theirs.tensors)
     features = list(peer.backbone(theirs.tensors).values())
     heads = peer.head(features)
-    classifier = peer.head.classification_head
-    keep = list(range(classifier.num_classes) if slots is None else slots)
-    anchors = peer.anchor_generator(theirs, features)[0]
+    keep = list(range(peer.head.classification_head.num_classes) if slots is None else slots)
     everywhere = torch.arange(raw.lattice.count(raw.grids))
 
     # From images to detections, at a threshold that lets enough pass to be compared.
-    postprocess = replace(spec.postprocess, score=_lower_threshold(raw, spec.postprocess.score))
-    pixels = preprocess.normalise(batch.images, batch.sizes)
-    found = postprocess(net(pixels), batch.sizes, spec.class_names)
-    ours = [
-        replace(one, boxes=preprocess.boxes_back(one.boxes, (height, width), sample.size))
-        for one, (height, width), sample in zip(found, batch.sizes.tolist(), batch.samples, strict=True)
-    ]
+    every_logit = torch.cat([level.flatten(1) for level in raw.logits], dim=1)  # (N, anchors * K)
+    passing = float(every_logit.topk(SHOWN * 5).values.min().sigmoid())
+    postprocess = replace(spec.postprocess, score=min(spec.postprocess.score, passing))
+    spec = replace(spec, preprocess=preprocess, postprocess=postprocess)
+    pixels = spec.prepare(batch)
+    ours = spec.detections(net(pixels), batch)
     others = _detect(peer, floats, postprocess, keep, spec.class_names)
     paired = [pair_detections(*both, score_weight=1e4) for both in zip(ours, others, strict=True)]
     differences = [pair_differences(*each) for each in zip(ours, others, paired, strict=True)]
@@ -121,7 +117,9 @@ def compare(spec: ModelSpec, net: RetinaNet, file: WeightsFile, slots: Sequence[
         features=largest_difference(net.fpn(net.backbone(theirs.tensors)), features),
         logits=largest_difference([_rows(raw.logits, raw.num_classes)], [heads["cls_logits"][..., keep]]),
         deltas=largest_difference([_rows(raw.deltas, 4)], [heads["bbox_regression"]]),
-        anchors=largest_difference([raw.lattice.boxes(everywhere, raw.grids)], [anchors]),
+        anchors=largest_difference(
+            [raw.lattice.boxes(everywhere, raw.grids)], [peer.anchor_generator(theirs, features)[0]]
+        ),
         found=(sum(map(len, ours)), sum(map(len, others))),
         matched=same,
         boxes=boxes,
@@ -156,13 +154,12 @@ def build_peer(spec: ModelSpec, net: RetinaNet, state: dict[str, Tensor]) -> Tor
     architecture, rule = spec.architecture, spec.preprocess
     lattice, channels = architecture.anchors, architecture.channels
     sizes = tuple(tuple(int(size * scale) for scale in lattice.scales) for size in lattice.sizes)
-    c5 = net.backbone.channels[-1]
     backbone = resnet_fpn_backbone(
         backbone_name=architecture.backbone,
         weights=None,
         norm_layer=nn.BatchNorm2d,
         returned_layers=[2, 3, 4],
-        extra_blocks=LastLevelP6P7(c5 if architecture.p6_from == "C5" else channels, channels),
+        extra_blocks=LastLevelP6P7(net.backbone.channels[-1] if architecture.p6_from == "C5" else channels, channels),
     )
     slots = state["head.classification_head.cls_logits.bias"].shape[0] // lattice.num_anchors
     norm = partial(nn.GroupNorm, 32) if architecture.head_norm == "group" else None
@@ -190,13 +187,6 @@ def _draw_image(sides: tuple[int, int], seed: int) -> Tensor:
     coarse = torch.rand(1, 3, 7, 7, generator=noise)
     soft = functional.interpolate(coarse, size=sides, mode="bicubic")[0]
     return ((soft + 0.1 * torch.randn(3, *sides, generator=noise)).clamp(0, 1) * 255).round().to(torch.uint8)
-
-
-def _lower_threshold(raw: RawOutput, score: float) -> float:
-    """The model's own score threshold, or a lower one that lets enough pass to be compared."""
-    images = zip(*(level.flatten(1) for level in raw.logits), strict=True)
-    passing = min(float(torch.cat(levels).topk(SHOWN * 5).values[-1].sigmoid()) for levels in images)
-    return min(score, passing)
 
 
 def _rows(levels: Sequence[Tensor], per_anchor: int) -> Tensor:

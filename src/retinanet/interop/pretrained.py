@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import logging
 import os
 import re
 import shutil
@@ -13,27 +12,14 @@ from pathlib import Path
 from retinanet import __version__
 from retinanet.digest import file_sha256
 from retinanet.errors import UserError
-from retinanet.interop.conversion import save_conversion
 from retinanet.interop.convert import convert_weights
 from retinanet.interop.files import read_weights
 from retinanet.interop.torchvision import download_torchvision
+from retinanet.model.backbone import silence_hub
 from retinanet.model.presets import PRESETS
 from retinanet.spec import CONFIG, TENSORS
 
-FILE_SUFFIXES = (
-    ".bin",
-    ".ckpt",
-    ".h5",
-    ".json",
-    ".onnx",
-    ".pkl",
-    ".pt",
-    ".pt2",
-    ".pth",
-    ".safetensors",
-    ".xml",
-    ".yaml",
-)
+FILE_NAME = re.compile(r".*\.(bin|ckpt|h5|json|onnx|pkl|pt|pt2|pth|safetensors|xml|yaml)", re.IGNORECASE)
 
 
 def model_folder(name: str | Path) -> Path | None:
@@ -62,7 +48,7 @@ def model_folder(name: str | Path) -> Path | None:
         return _convert_once(file)
     if len(path.parts) > 1 and (near := _nearest_path(path)):
         raise UserError(f"no model in {text}; did you mean {near}?")
-    is_local = path.suffix.lower() in FILE_SUFFIXES or path.parts[:1] == ("runs",) or path.name == "last"
+    is_local = FILE_NAME.fullmatch(path.name) or path.parts[:1] == ("runs",) or path.name == "last"
     is_repository = not is_local and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", text)
     return _download_repository(text) if is_repository and not os.path.exists(path.parent) else None
 
@@ -97,7 +83,7 @@ def _convert_once(file: Path) -> Path:
                 f"that can be written, or convert once: retinanet convert {file} FOLDER"
             ) from None
         try:
-            save_conversion(convert_weights(read_weights(file)), scratch)
+            convert_weights(read_weights(file)).save(scratch)
             shutil.rmtree(folder, ignore_errors=True)  # whatever is there is no whole model
             os.replace(scratch, folder)
         finally:
@@ -113,11 +99,9 @@ def _download_repository(name: str) -> Path:
     """
     from huggingface_hub import snapshot_download
 
-    quiet = logging.getLogger("huggingface_hub")
-    level = quiet.level
-    quiet.setLevel(logging.CRITICAL)  # it tells every retry; one message, ours, says all
     try:
-        folder = Path(snapshot_download(name, allow_patterns=[CONFIG, TENSORS]))
+        with silence_hub():
+            folder = Path(snapshot_download(name, allow_patterns=[CONFIG, TENSORS]))
     except Exception as error:  # the hub's library, its transport and the file system have dozens between them
         reason = " ".join(str(error).split())
         raise UserError(
@@ -125,8 +109,6 @@ def _download_repository(name: str) -> Path:
             f"({type(error).__name__}: {reason}). Check the name; without a network, copy its {CONFIG} and {TENSORS} "
             "into a folder and name that"
         ) from None
-    finally:
-        quiet.setLevel(level)
     if not os.path.isfile(folder / CONFIG):
         raise UserError(f"the hub repository {name} holds no {CONFIG}: it is no model of this package")
     return folder

@@ -22,7 +22,9 @@ from retinanet.interop.files import WeightsFile
 from retinanet.model.postprocess import Postprocess
 
 Tensors = Mapping[str, Tensor]
+Three = tuple[float, float, float]
 CLS, BOX = "heads.cls.output", "heads.box.output"
+RESNET = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")  # what timm and torchvision call its parts
 
 # blocks of the four stages, shape (out, in of a group) of the first 3x3 convolution of a bottleneck -> timm's name
 BACKBONES = {
@@ -38,8 +40,6 @@ BACKBONES = {
     ((3, 4, 6, 3), (128, 128)): "wide_resnet50_2",
     ((3, 4, 23, 3), (128, 128)): "wide_resnet101_2",
 }
-
-
 GIVE_ANCHORS = (
     "Give those that the model was trained with, in its order: --architecture.anchors.ratios '[0.5, 1.0, 2.0]' "
     "--architecture.anchors.scales '[1.0, 1.5]' --architecture.anchors.sizes '[32, 64, 128, 256, 512]'"
@@ -117,14 +117,11 @@ def backbone(tensors: Tensors) -> str:
     Raises:
         UserError: it is no ResNet that timm has.
     """
-    stages: list[set[str]] = [set() for _ in range(4)]
-    for key in tensors:
-        if found := re.match(r"backbone\.body\.layer([1-4])\.(\d+)\.", key):
-            stages[int(found[1]) - 1].add(found[2])
+    found = {match.groups() for key in tensors if (match := re.match(r"backbone\.body\.layer(\d)\.(\d+)\.", key))}
+    blocks = tuple(sum(stage == number for stage, _ in found) for number in "1234")
     bottleneck = "backbone.body.layer1.0.conv3.weight" in tensors
     middle = tensors.get("backbone.body.layer1.0.conv2.weight")
-    width = (int(middle.shape[0]), int(middle.shape[1])) if bottleneck and middle is not None else None
-    blocks = tuple(len(stage) for stage in stages)
+    width = tuple(middle.shape[:2]) if bottleneck and middle is not None else None
     name = BACKBONES.get((blocks, width))  # type: ignore[arg-type]
     if name is None:
         raise UserError(
@@ -140,18 +137,17 @@ def read_architecture(tensors: Tensors) -> dict[str, Any]:
     Raises:
         UserError: the backbone or the heads are of no kind that this network has.
     """
-    lateral, p6 = tensors.get("fpn.lateral.p5.weight"), tensors.get("fpn.output.p6.weight")
-    if lateral is None or p6 is None or f"{CLS}.weight" not in tensors or f"{BOX}.weight" not in tensors:
-        wanted = ("fpn.lateral.p5.weight", "fpn.output.p6.weight", f"{CLS}.weight", f"{BOX}.weight")
-        absent = ", ".join(key for key in wanted if key not in tensors)
+    outputs = [f"{layer}.{kind}" for layer in (CLS, BOX) for kind in ("weight", "bias")]
+    wanted = ("fpn.lateral.p5.weight", "fpn.output.p6.weight", *outputs)
+    if absent := ", ".join(key for key in wanted if key not in tensors):
         raise UserError(f"this is not a complete RetinaNet: it lacks the tensors that are called {absent} here")
-    channels, c5 = lateral.shape[:2]
+    channels, c5 = tensors["fpn.lateral.p5.weight"].shape[:2]
     return {
         "backbone": backbone(tensors),
         "channels": int(channels),
         "depth": len([key for key in tensors if re.fullmatch(r"heads\.cls\.conv\.\d+\.weight", key)]),
         "head_norm": "group" if any(key.startswith("heads.cls.norm.") for key in tensors) else "none",
-        "p6_from": "C5" if p6.shape[1] == c5 else "P5",
+        "p6_from": "C5" if tensors["fpn.output.p6.weight"].shape[1] == c5 else "P5",
     }
 
 
@@ -159,9 +155,13 @@ def count_slots(tensors: Tensors) -> int:
     """How many classes the class layer has outputs for.
 
     Raises:
-        UserError: the two output layers are over different numbers of anchors.
+        UserError: the two output layers are over different numbers of anchors, or their biases do not fit them.
     """
-    outputs, boxes = tensors[f"{CLS}.weight"].shape[0], tensors[f"{BOX}.weight"].shape[0]
+    for layer in (CLS, BOX):
+        has, need = tensors[f"{layer}.bias"].shape, tensors[f"{layer}.weight"].shape[:1]
+        if has != need:
+            raise UserError(f"the tensor called {layer}.bias here has the shape {tuple(has)}, expected {tuple(need)}")
+    outputs, boxes = (tensors[f"{layer}.weight"].shape[0] for layer in (CLS, BOX))
     if boxes % 4 or outputs % (boxes // 4):
         raise UserError(
             f"the box layer has {boxes} outputs, 4 for each anchor of a cell, and the class layer {outputs}, no "
@@ -206,28 +206,27 @@ def order_anchors(lattice: AnchorLattice, *, scale_major: bool, ratio_order: tup
     )
 
 
-def reorder_outputs(
-    tensors: Tensors, order: tuple[int, ...], slots: int, keep: tuple[int, ...] | None
-) -> dict[str, Tensor]:
+def reorder_outputs(tensors: Tensors, order: tuple[int, ...], keep: tuple[int, ...]) -> dict[str, Tensor]:
     """The tensors with the outputs of both heads in our order of anchors, and only the class slots to keep.
 
     Args:
         tensors: under our names; class outputs (A*slots, ...), box outputs (A*4, ...).
         order: for each of our templates the source's.
-        slots: of the class layer.
-        keep: ascending slots, or None for all.
+        keep: slots of the class layer, ascending.
     """
-    assert keep is None or list(keep) == sorted(keep), "slots are kept in their order"
+    assert list(keep) == sorted(keep), "slots are kept in their order"
     changed = dict(tensors)
-    for layer, per_anchor, rows in ((CLS, slots, keep), (BOX, 4, None)):
+    for layer, rows in ((CLS, keep), (BOX, range(4))):
         for kind in ("weight", "bias"):
-            value = tensors[f"{layer}.{kind}"]
-            value = value.reshape(-1, per_anchor, *value.shape[1:])  # (A*k, ...) -> (A, k, ...)
-            value = value[list(order)]
-            if rows is not None:
-                value = value[:, list(rows)]
-            changed[f"{layer}.{kind}"] = value.flatten(0, 1).contiguous()
+            value = tensors[f"{layer}.{kind}"].unflatten(0, (len(order), -1))  # (A*k, ...) -> (A, k, ...)
+            changed[f"{layer}.{kind}"] = value[list(order)][:, list(rows)].flatten(0, 1).contiguous()
     return changed
+
+
+def three_numbers(value: Tensor) -> Three:
+    """A tensor of 3 values, the mean or std of pixels -> its numbers, as they were written."""
+    first, second, third = (round(number, 4) for number in value.flatten().tolist())
+    return first, second, third
 
 
 def has_folded_statistics(tensors: Tensors) -> bool:

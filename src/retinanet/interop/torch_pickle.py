@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from retinanet.errors import UserError
-from retinanet.interop.plain_pickle import (
+from retinanet.interop.pickles import (
     BUILT_IN,
     Function,
     Inert,
@@ -29,19 +29,15 @@ from retinanet.interop.plain_pickle import (
     PlainDict,
     SafeUnpickler,
     StandIn,
+    are_sizes,
     check_instructions,
-    make_dict,
+    require,
 )
 
 # Classes that training checkpoints hold beside the weights; nothing is built of them, see Inert.
-INERT_ROOTS = frozenset(
-    {
-        *("addict", "detectron2", "fvcore", "lightning", "lightning_fabric", "mmcls", "mmcv", "mmdet", "mmengine"),
-        *("mmpretrain", "omegaconf", "pytorch_lightning", "yacs"),
-    }
-)
 INERT_NAME = re.compile(
-    r"argparse\.Namespace|typing\.Any|pathlib(\._local)?\.(Pure)?(Posix|Windows)?Path|collections\.defaultdict"
+    r"(addict|detectron2|fvcore|lightning(_fabric)?|mm(cls|cv|det|engine|pretrain)|omegaconf|pytorch_lightning|yacs)\..+"
+    r"|argparse\.Namespace|typing\.Any|pathlib(\._local)?\.(Pure)?(Posix|Windows)?Path|collections\.defaultdict"
     r"|builtins\.(getattr|bool|dict|float|int|list|object|str|tuple)"  # types as values; getattr names a method
     r"|numpy\.(dtype|ndarray|bool_?|u?int\d+|float\d+|dtypes\.\w+DType)"
     r"|numpy\._?core\.(multiarray\.(_reconstruct|scalar)|numeric\._frombuffer)"
@@ -128,17 +124,16 @@ class _Storage(StandIn):
 
     def tensor(self, dtype: Any, offset: Any, shape: Any, stride: Any) -> PickledTensor:
         """A view of the storage; its elements are read when it is asked for."""
-        numbers = (offset, *shape, *stride)
-        if not all(type(number) is int and number >= 0 for number in numbers) or len(shape) != len(stride):
-            raise UnpicklingError("it holds a tensor whose shape is not made of whole numbers")
+        plain = are_sizes((offset, *shape, *stride)) and len(shape) == len(stride)
+        require(plain, "it holds a tensor whose shape is not made of whole numbers")
         shape, size = tuple(shape), dtype.itemsize
         span = 1 + sum((n - 1) * step for n, step in zip(shape, stride, strict=True)) if prod(shape) else 0
-        if (offset + span) * size > self.nbytes:
-            raise UnpicklingError(f"it holds a tensor of shape {shape} that is larger than its storage")
+        fits = (offset + span) * size <= self.nbytes
+        require(fits, f"it holds a tensor of shape {shape} that is larger than its storage")
 
         def read() -> Tensor:
-            if prod(shape) > self.count * self.dtype.itemsize // size:
-                raise UnpicklingError(f"a tensor expanded over its memory, shape {shape}. Save its .clone()")
+            once = prod(shape) * size <= self.nbytes
+            require(once, f"a tensor expanded over its memory, shape {shape}. Save its .clone()")
             content = np.fromfile(self.path, np.uint8, span * size, offset=self.start + offset * size)
             return torch.from_numpy(content).view(dtype).as_strided(shape, stride)
 
@@ -181,11 +176,11 @@ class _TorchReader:
             file.seek(member.header_offset + 26)
             lengths = np.frombuffer(file.read(4), "<u2")  # of the name and of the extra field, behind 30 bytes
             start = member.header_offset + 30 + int(lengths.sum())
-            if member.compress_type != zipfile.ZIP_STORED or start + member.file_size > self.path.stat().st_size:
-                raise UnpicklingError(f"its member {member.filename} is compressed or cut short")
+            whole = member.compress_type == zipfile.ZIP_STORED and start + member.file_size <= self.path.stat().st_size
+            require(whole, f"its member {member.filename} is compressed or cut short")
             self._records[member.filename.removeprefix(folder)] = start, member.file_size
-        if "byteorder" in self._records and self._record(file, "byteorder") != b"little":
-            raise UnpicklingError("it was saved on a machine with another order of bytes")
+        little = "byteorder" not in self._records or self._record(file, "byteorder") == b"little"
+        require(little, "it was saved on a machine with another order of bytes")
         return self._unpickle(BytesIO(self._record(file, "data.pkl")))
 
     def read_legacy(self, file: BinaryIO) -> Any:
@@ -193,16 +188,13 @@ class _TorchReader:
         for _ in range(LEGACY_PREAMBLE):
             check_instructions(file)
         tree = self._unpickle(file)
-        keys = self._unpickle(file)
-        for key in keys:
+        for key in self._unpickle(file):
             storage = self._storages[key]
             count = int.from_bytes(file.read(8), "little")
             storage.start = file.tell()
-            end = file.seek(storage.nbytes, 1)
-            if count != storage.count or end > self.path.stat().st_size:
-                raise UnpicklingError(f"the storage {key} has another size than expected")
-        if any(storage.start < 0 for storage in self._storages.values()):
-            raise UnpicklingError("a storage is missing")
+            whole = count == storage.count and file.seek(storage.nbytes, 1) <= self.path.stat().st_size
+            require(whole, f"the storage {key} has another size than expected")
+        require(all(storage.start >= 0 for storage in self._storages.values()), "a storage is missing")
         return tree
 
     def _record(self, file: BinaryIO, name: str) -> bytes:
@@ -215,32 +207,33 @@ class _TorchReader:
         self.names |= check_instructions(file)
         end = file.tell()
         file.seek(start)
-        tree = SafeUnpickler(file, self._stand_in, self._storage).load()
+        unpickler = SafeUnpickler(file, self._stand_in)
+        unpickler.persistent_load = self._storage  # type: ignore[method-assign]
+        tree = unpickler.load()
         file.seek(end)
         return tree
 
     def _storage(self, pid: Any) -> _Storage:
         """The storage that a tensor of the pickle lies in; no memory is taken."""
         kind, dtype, key, _, count, *view = pid
-        if kind != "storage" or type(dtype) is not torch.dtype or type(count) is not int or count < 0 or any(view):
-            raise UnpicklingError("it holds a storage of another kind than torch.save writes")
+        usual = kind == "storage" and type(dtype) is torch.dtype and type(key) is str and not any(view)
+        require(usual and are_sizes([count]), "it holds a storage of another kind than torch.save writes")
         storage = _Storage(self.path, dtype, count)
         if not self._records:
             return self._storages.setdefault(key, storage)
         storage.start, size = self._records[f"data/{key}"]
-        if storage.nbytes > size:
-            raise UnpicklingError(f"the storage {key} is said to have {storage.nbytes} bytes and has {size}")
+        require(storage.nbytes <= size, f"the storage {key} is said to have {storage.nbytes} bytes and has {size}")
         return storage
 
     def _stand_in(self, dotted: str) -> Any:
-        """See :class:`retinanet.interop.plain_pickle.SafeUnpickler`."""
+        """See :class:`retinanet.interop.pickles.SafeUnpickler`."""
         if dotted in TORCH:
             return TORCH[dotted]
         if storage := re.fullmatch(r"torch\.(?:cuda\.|storage\.)?(\w+)Storage", dotted):
             return STORAGES.get(storage[1], torch.uint8)
         if isinstance(dtype := vars(torch).get(dotted.removeprefix("torch.")), torch.dtype):
             return dtype
-        if dotted.split(".")[0] in INERT_ROOTS or INERT_NAME.fullmatch(dotted):
+        if INERT_NAME.fullmatch(dotted):
             self.inert.add(dotted)
             return PlainDict if dotted.split(".")[-1] in INERT_DICTS else Inert
         return Inert if UNUSED.fullmatch(dotted) else None
@@ -248,8 +241,7 @@ class _TorchReader:
 
 def _view(storage: Any, offset: Any, shape: Any, stride: Any, *rest: Any) -> PickledTensor:
     """A tensor of torch.save; the third version names a dtype, which its storage of bytes does not have."""
-    if type(storage) is not _Storage:
-        raise UnpicklingError("it holds a tensor without a storage")
+    require(type(storage) is _Storage, "it holds a tensor without a storage")
     dtype = next((entry for entry in rest if type(entry) is torch.dtype), storage.dtype)
     return storage.tensor(dtype, offset, shape, stride)
 
@@ -265,27 +257,34 @@ def _refuse_tensor(kind: str) -> Function:
 
 def _rebuild_typed(rebuild: Any, _kind: Any, arguments: Any, _state: Any) -> Any:
     """A tensor that something was hung on, without it."""
-    if type(rebuild) is not Function:
-        raise UnpicklingError("it calls something that is not a function")
+    require(type(rebuild) is Function, "it calls something that is not a function")
     return rebuild(*arguments)
 
 
 TORCH: Mapping[str, Any] = {
     **BUILT_IN,
-    "collections.Counter": Function(make_dict),
-    "torch._utils._rebuild_tensor": Function(_view),
-    "torch._utils._rebuild_tensor_v2": Function(_view),
-    "torch._utils._rebuild_tensor_v3": Function(_view),
-    "torch._utils._rebuild_parameter": Function(lambda tensor, *_: tensor),
-    "torch._utils._rebuild_parameter_with_state": Function(lambda tensor, *_: tensor),
-    "torch.nn.parameter.Parameter": Function(lambda tensor, *_: tensor),
+    "collections.Counter": BUILT_IN["collections.OrderedDict"],
     "torch._tensor._rebuild_from_type_v2": Function(_rebuild_typed),
-    "torch._utils._rebuild_device_tensor_from_cpu_tensor": Function(lambda tensor, *_: tensor),
-    "torch._utils._rebuild_device_tensor_from_numpy": _refuse_tensor("foreign device's"),
-    "torch._utils._rebuild_meta_tensor_no_storage": _refuse_tensor("meta"),
-    "torch._utils._rebuild_nested_tensor": _refuse_tensor("nested"),
-    "torch._utils._rebuild_qtensor": _refuse_tensor("quantised"),
-    "torch._utils._rebuild_sparse_tensor": _refuse_tensor("sparse (such as torch.sparse_coo)"),
-    "torch._utils._rebuild_wrapper_subclass": _refuse_tensor("wrapped"),
     "torch.serialization._get_layout": Function(lambda *_: None),
+    **{f"torch._utils._rebuild_tensor{version}": Function(_view) for version in ("", "_v2", "_v3")},
+    **{
+        name: Function(lambda tensor, *_: tensor)
+        for name in (
+            "torch.nn.parameter.Parameter",
+            "torch._utils._rebuild_parameter",
+            "torch._utils._rebuild_parameter_with_state",
+            "torch._utils._rebuild_device_tensor_from_cpu_tensor",
+        )
+    },
+    **{
+        f"torch._utils._rebuild_{name}": _refuse_tensor(kind)
+        for name, kind in (
+            ("device_tensor_from_numpy", "foreign device's"),
+            ("meta_tensor_no_storage", "meta"),
+            ("nested_tensor", "nested"),
+            ("qtensor", "quantised"),
+            ("sparse_tensor", "sparse (such as torch.sparse_coo)"),
+            ("wrapper_subclass", "wrapped"),
+        )
+    },
 }

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 import torch
@@ -20,9 +20,10 @@ from torch import Tensor
 from retinanet.anchors.coding import BoxCoder
 from retinanet.anchors.lattice import AnchorLattice, LatticeCompat
 from retinanet.errors import UserError
-from retinanet.images.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess, PreprocessCompat
+from retinanet.images.preprocess import Preprocess, PreprocessCompat
 from retinanet.interop.files import WeightsFile
 from retinanet.interop.source import (
+    CLS,
     Settings,
     Source,
     Tensors,
@@ -31,7 +32,9 @@ from retinanet.interop.source import (
     read_architecture,
 )
 from retinanet.model.postprocess import Postprocess, PostprocessCompat
+from retinanet.model.presets import Architecture
 from retinanet.model.retinanet import RetinaNet
+from retinanet.plain import to_plain
 from retinanet.spec import ModelSpec
 
 LATTICE = AnchorLattice(offset=0.0, compat=LatticeCompat(rounding="corners", floor_strides=True))
@@ -50,22 +53,18 @@ NAMES = {
     "head.classification_head.cls_logits": "heads.cls.output",
     "head.regression_head.bbox_reg": "heads.box.output",
 }
+# Its argument -> ours, a field of the preprocessing or the post-processing.
+ARGUMENTS = {
+    **{"min_size": "short", "max_size": "long", "image_mean": "mean", "image_std": "std"},
+    **{"score_thresh": "score", "nms_thresh": "nms", "topk_candidates": "topk", "detections_per_img": "max_detections"},
+}
 SLOTS = 91
 # First digits of the sha256 of the file that torchvision published as retinanet_resnet50_fpn: it was trained without an
 # epsilon in the batch norms, which no tensor tells.
 RELEASED_WITHOUT_EPSILON = "eeacb38b"
 RESIZE = PreprocessCompat(rounding="floor", resampling="normalised")
-INPUT = Preprocess(short=1, long=1, mean=(0, 0, 0), std=(1, 1, 1), compat=RESIZE)
-DEFAULTS = {
-    "min_size": 800,
-    "max_size": 1333,
-    "image_mean": list(IMAGENET_MEAN),
-    "image_std": list(IMAGENET_STD),
-    "score_thresh": 0.05,
-    "nms_thresh": 0.5,
-    "topk_candidates": 1000,
-    "detections_per_img": 300,
-}
+PREPROCESS = Preprocess(compat=RESIZE)
+POSTPROCESS = Postprocess(max_detections=300, compat=PostprocessCompat(keep_empty=True))
 
 
 @cache
@@ -143,8 +142,8 @@ def settings(file: WeightsFile, tensors: Tensors, class_names: tuple[str, ...]) 
     return Settings(
         lattice=LATTICE,
         coder=BoxCoder(),
-        preprocess=Preprocess(compat=RESIZE),
-        postprocess=Postprocess(max_detections=300, compat=PostprocessCompat(keep_empty=True)),
+        preprocess=PREPROCESS,
+        postprocess=POSTPROCESS,
         architecture={"norm_eps": 0.0} if released else {},
         class_names=names,
         slots=slots,
@@ -196,17 +195,16 @@ def to_torchvision(spec: ModelSpec, net: RetinaNet) -> dict[str, Tensor]:
         UserError: torchvision has no such network.
     """
     _check_buildable(spec)
-    state = {key: value.detach().cpu() for key, value in net.state_dict().items()}
     theirs = {ours: name for name, ours in NAMES.items()}
     slots = find_slots(spec.class_names)
-    total = SLOTS if len(slots) == len(coco_slots()) and slots[-1] == SLOTS - 1 else len(slots) + 1
-    prior = spec.architecture.prior
-    fill = {"weight": 0.0, "bias": float(torch.logit(torch.tensor(prior)))}
+    unused = {"weight": 0.0, "bias": float(torch.logit(torch.tensor(spec.architecture.prior)))}
     converted = {}
-    for key, value in state.items():
-        if key.startswith("heads.cls.output."):
+    for key, value in net.state_dict().items():
+        value = value.detach().cpu()
+        if key.startswith(f"{CLS}."):
             per_anchor = value.unflatten(0, (-1, len(slots)))  # (A*K, ...) -> (A, K, ...)
-            spread = per_anchor.new_full((len(per_anchor), total, *per_anchor.shape[2:]), fill[key.rpartition(".")[2]])
+            shape = (len(per_anchor), slots[-1] + 1, *per_anchor.shape[2:])
+            spread = per_anchor.new_full(shape, unused[key.rpartition(".")[2]])
             spread[:, list(slots)] = per_anchor
             value = spread.flatten(0, 1)
         name = by_prefix(key, theirs)
@@ -224,12 +222,9 @@ def find_slots(class_names: tuple[str, ...]) -> tuple[int, ...]:
 def write_instructions(spec: ModelSpec, file: str) -> str:
     """The lines of Python that build the same detector in torchvision, from the file of converted weights."""
     name = "retinanet_resnet50_fpn_v2" if spec.architecture.head_norm == "group" else "retinanet_resnet50_fpn"
-    arguments: dict[str, object] = {
-        "weights": None,
-        "weights_backbone": None,
-        "num_classes": find_slots(spec.class_names)[-1] + 1,
-    }
-    arguments |= {key: value for key, value in detector_arguments(spec).items() if value != DEFAULTS[key]}
+    arguments = {"weights": None, "weights_backbone": None, "num_classes": find_slots(spec.class_names)[-1] + 1}
+    defaults = detector_arguments(replace(spec, preprocess=PREPROCESS, postprocess=POSTPROCESS))
+    arguments |= {key: value for key, value in detector_arguments(spec).items() if value != defaults[key]}
     given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
     lines = [
         "import torch",
@@ -245,39 +240,25 @@ def write_instructions(spec: ModelSpec, file: str) -> str:
     return "\n".join(lines)
 
 
-def detector_arguments(spec: ModelSpec) -> dict[str, object]:
+def detector_arguments(spec: ModelSpec) -> dict[str, Any]:
     """What torchvision's RetinaNet takes beside the network."""
-    before, after = spec.preprocess, spec.postprocess
-    return {
-        "min_size": before.short,
-        "max_size": before.long,
-        "image_mean": list(before.mean),
-        "image_std": list(before.std),
-        "score_thresh": after.score,
-        "nms_thresh": after.nms,
-        "topk_candidates": after.topk,
-        "detections_per_img": after.max_detections,
-    }
+    fields = vars(spec.preprocess) | vars(spec.postprocess)
+    return {name: to_plain(fields[ours]) for name, ours in ARGUMENTS.items()}
 
 
 def _check_buildable(spec: ModelSpec) -> None:
     """A detector that torchvision's two functions do not build."""
-    architecture, before, after = spec.architecture, spec.preprocess, spec.postprocess
-    wanted: Mapping[str, tuple[object, object]] = {
-        "backbone": (architecture.backbone, "resnet50"),
-        "norm": (architecture.norm == "group", False),
-        "stride_in_1x1": (architecture.stride_in_1x1, False),
-        "channels": (architecture.channels, 256),
-        "depth": (architecture.depth, 4),
-        "relu_before_p7": (architecture.relu_before_p7, True),
-        "p6_from": (architecture.p6_from, "P5" if architecture.head_norm == "none" else "C5"),
-        "anchors": (architecture.anchors, LATTICE),
-        "coder": (architecture.coder, BoxCoder()),
-        "input": (replace(before, short=1, long=1, mean=(0, 0, 0), std=(1, 1, 1)), INPUT),
-        "clipping": (after.compat, PostprocessCompat(keep_empty=True)),
-        "class_agnostic": (after.class_agnostic, False),
-    }
-    other = [f"{name} {has!r}, not {need!r}" for name, (has, need) in wanted.items() if has != need]
+    network = spec.architecture
+    any_value = ("frozen_stages", "norm_eps", "prior", "head_norm", *ARGUMENTS.values())
+    any_value += ("norm",) if network.norm != "group" else ()
+    theirs = Architecture(anchors=LATTICE, p6_from="P5" if network.head_norm == "none" else "C5")
+    pairs = ((network, theirs), (spec.preprocess, PREPROCESS), (spec.postprocess, POSTPROCESS))
+    other = [
+        f"{name} {has!r}, not {getattr(need, name)!r}"
+        for part, need in pairs
+        for name, has in vars(part).items()
+        if name not in any_value and has != getattr(need, name)
+    ]
     if other:
         raise UserError(
             f"torchvision has no such RetinaNet: {'; '.join(other)}. Only models that came from torchvision, trained "

@@ -6,19 +6,14 @@ from retinanet.anchors.coding import BoxCoder
 from retinanet.anchors.lattice import AnchorLattice
 from retinanet.images.preprocess import Preprocess, PreprocessCompat
 from retinanet.interop.files import WeightsFile
-from retinanet.interop.source import Settings, Source, Tensors, by_prefix
+from retinanet.interop.source import RESNET, Settings, Source, Tensors, by_prefix
 from retinanet.model.postprocess import Postprocess, PostprocessCompat
 
 NAMES = {
-    **{name: f"backbone.body.{name}" for name in ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")},
-    "fpn.P3_1": "fpn.lateral.p3",
-    "fpn.P4_1": "fpn.lateral.p4",
-    "fpn.P5_1": "fpn.lateral.p5",
-    "fpn.P3_2": "fpn.output.p3",
-    "fpn.P4_2": "fpn.output.p4",
-    "fpn.P5_2": "fpn.output.p5",
+    **{name: f"backbone.body.{name}" for name in RESNET},
+    **{f"fpn.P{level}_1": f"fpn.lateral.p{level}" for level in (3, 4, 5)},
+    **{f"fpn.P{level}_2": f"fpn.output.p{level}" for level in (3, 4, 5, 7)},
     "fpn.P6": "fpn.output.p6",
-    "fpn.P7_2": "fpn.output.p7",
     **{f"classificationModel.conv{i + 1}": f"heads.cls.conv.{i}" for i in range(4)},
     "classificationModel.output": "heads.cls.output",
     **{f"regressionModel.conv{i + 1}": f"heads.box.conv.{i}" for i in range(4)},

@@ -82,10 +82,10 @@ class DetectionLoss:
         Returns:
             The assignment, on the CPU.
         """
-        none = Target.empty()  # a batch may have no targets at all
-        boxes = torch.cat([none.boxes, *(target.boxes.cpu() for target in targets)])
-        labels = torch.cat([none.labels, *(target.labels.cpu() for target in targets)])
-        ignore = torch.cat([none.ignore, *(target.ignore.cpu() for target in targets)])
+        some = (Target.empty(), *targets)  # a batch may have no targets at all
+        boxes, labels, ignore = (
+            torch.cat([getattr(target, column).cpu() for target in some]) for column in ("boxes", "labels", "ignore")
+        )
         per_image = torch.tensor([len(target) for target in targets], dtype=torch.int64)
         image = torch.arange(len(targets)).repeat_interleave(per_image)
         match = self.matcher(lattice, grids, boxes, ignore, image)

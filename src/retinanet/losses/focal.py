@@ -48,7 +48,7 @@ def sigmoid_focal_loss(logits: Tensor, targets: Tensor, *, alpha: float | None =
         The shape of ``logits``, float32 (float64 for float64 logits).
     """
     positive = targets > 0
-    logits = logits.to(_wide(logits.dtype))
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     towards_target = torch.where(positive, logits, -logits)  # x_t, with p_t = sigmoid(x_t)
     log_p = F.logsigmoid(towards_target)
     log_q = F.logsigmoid(-towards_target)
@@ -177,7 +177,7 @@ class _Work:
         self.gamma, self.unit = loss.gamma, unit
         self.positive = unit * (1 if loss.alpha is None else loss.alpha)
         self.negative = unit * (1 if loss.alpha is None else 1 - loss.alpha)
-        self.device, self.dtype = like.device, _wide(like.dtype)
+        self.device, self.dtype = like.device, torch.promote_types(like.dtype, torch.float32)
         self.chunk = CPU_CHUNK if self.device.type == "cpu" else max(DEVICE_CHUNK, entries // 32)
         self.sums: list[Tensor] = []
 
@@ -259,11 +259,6 @@ class _Work:
             return torch.lerp(loss, power, p, out=out)
         q = torch.neg(x, out=scratch[3]).sigmoid_()  # 1 - p by subtraction is off by 1e-7, and gamma multiplies that
         return torch.addcmul(loss.mul_(q), power, p, out=out)
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    """The type to compute in."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _is_dense(level: Tensor) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import logging
 import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -115,20 +117,35 @@ def load_backbone_weights(body: nn.Module, path: Path) -> None:
         raise UserError(f"backbone weights: {path} is not a readable safetensors file ({error})") from None
     wanted = {key: value for key, value in body.state_dict().items() if not key.endswith("num_batches_tracked")}
     # Backbones that timm flattens call stages.0 stages_0.
-    flat = {key.replace(".", "_"): value for key, value in tensors.items()}
-    found = {key: flat.get(key.replace(".", "_")) for key in wanted}
-    wrong = [
-        f"{key}: {'missing' if value is None else f'shape {tuple(value.shape)}, expected {tuple(wanted[key].shape)}'}"
-        for key, value in found.items()
-        if value is None or value.shape != wanted[key].shape
-    ]
-    if wrong:
+    names = {key.replace(".", "_"): key for key in wanted}
+    found = {names[flat]: value for key, value in tensors.items() if (flat := key.replace(".", "_")) in names}
+    if wrong := list_misfits(found, wanted):
         raise UserError(
             f"backbone weights: {path} does not fit this backbone, {len(wrong)} of {len(wanted)} tensors are wrong: "
             + "; ".join(wrong[:5])
         )
     body.load_state_dict(found, strict=False)
     log.info("backbone weights: %d tensors from %s, %d in the file unused", len(found), path, len(tensors) - len(found))
+
+
+def list_misfits(
+    tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], called: Mapping[str, str] | None = None
+) -> list[str]:
+    """What keeps tensors from being loaded, a line for each that is missing, extra or of another shape.
+
+    Args:
+        tensors: by name.
+        wanted: those of the network.
+        called: name -> what the tensor is called in the file that it came from, where that is something else.
+    """
+    names = called or {}
+    wrong = [f"{key}: missing" for key in wanted if key not in tensors]
+    wrong += [f"{names.get(key, key)}: no place in the network" for key in tensors if key not in wanted]
+    return wrong + [
+        f"{names.get(key, key)}: shape {tuple(tensors[key].shape)}, expected {tuple(value.shape)}"
+        for key, value in wanted.items()
+        if key in tensors and tensors[key].shape != value.shape
+    ]
 
 
 def _create(name: str, *, pretrained: bool) -> nn.Module:
@@ -145,11 +162,9 @@ def _create(name: str, *, pretrained: bool) -> nn.Module:
         raise UserError(f"backbone {name} does not yield features at strides 8, 16 and 32 ({error})") from None
     if getattr(draft, "output_fmt", "NCHW") != "NCHW":
         raise UserError(f"backbone {name} yields {draft.output_fmt.value} features; choose one whose features are NCHW")
-    hub = logging.getLogger("huggingface_hub")
-    level = hub.level
-    hub.setLevel(logging.CRITICAL)  # it tells every retry; one message, ours, says all
     try:
-        return timm.create_model(name, features_only=True, out_indices=indices, pretrained=pretrained)
+        with silence_hub():
+            return timm.create_model(name, features_only=True, out_indices=indices, pretrained=pretrained)
     except Exception as error:
         if not pretrained:
             raise
@@ -157,6 +172,16 @@ def _create(name: str, *, pretrained: bool) -> nn.Module:
             f"the ImageNet weights of {name} could not be downloaded ({type(error).__name__}: {error}). Without "
             "a network, pass --weights FILE.safetensors (timm's parameter names), or --weights none for random weights"
         ) from None
+
+
+@contextmanager
+def silence_hub() -> Iterator[None]:
+    """Without the messages of huggingface_hub, which tells every retry: one of ours says all."""
+    hub = logging.getLogger("huggingface_hub")
+    level = hub.level
+    hub.setLevel(logging.CRITICAL)
+    try:
+        yield
     finally:
         hub.setLevel(level)
 

@@ -65,15 +65,14 @@ def use_fast_convolutions(net: RetinaNet) -> RetinaNet:
     if not (torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX")):
         return net
     image = probe_image(net).contiguous(memory_format=torch.channels_last)
-    before = [*net.backbone.body(image), *_raw_outputs(net, image)]
+    before = _outputs(net, image)
     try:
         fast = _replace_convolutions(copy.deepcopy(net), image)
-        after = [*fast.backbone.body(image), *_raw_outputs(fast, image)]
+        after = _outputs(fast, image)
     except (AttributeError, RuntimeError, TypeError) as error:  # no such operator, or one of other arguments
         _log.warning("the fast convolutions cannot be used with torch %s: %s", torch.__version__, error)
         return net
-    exact = image.dtype == torch.float32
-    if not outputs_agree(before, after, tolerance=1e-2 if exact else 1e-1):
+    if not outputs_agree(before, after, tolerance=1e-2 if image.dtype == torch.float32 else 1e-1):
         _log.warning("the fast convolutions compute something else than the plain ones, which are used instead")
         return net
     return fast
@@ -107,7 +106,7 @@ class PackedConv(nn.Module):
 
 
 class WinogradConv(nn.Module):
-    """A 3x3 convolution of stride 1 by Winograd's method; it has no parameters and cannot be saved.
+    """A 3x3 convolution of stride 1 by Winograd's method, or on small maps by oneDNN; it cannot be moved or saved.
 
     Args:
         conv: one that :func:`suits_winograd`; its weights are copied.
@@ -116,6 +115,7 @@ class WinogradConv(nn.Module):
 
     def __init__(self, conv: nn.Conv2d, activation: type[nn.Module] | None = None) -> None:
         super().__init__()
+        self.direct = PackedConv(conv, activation)
         self.activation = nn.Identity() if activation is None else activation(inplace=True)
         self.bias = None if conv.bias is None else conv.bias.detach().clone()
         transform = torch.tensor(_FILTER, dtype=torch.float64)
@@ -128,6 +128,9 @@ class WinogradConv(nn.Module):
         """(N, C, H, W), channels last -> (N, C', H, W), channels last."""
         n, channels, height, width = images.shape
         down, across, outputs = -(-height // 4), -(-width // 4), self.weight.shape[2]  # tiles
+        if n * down * across < TILES:
+            direct: Tensor = self.direct(images)
+            return direct
         right, bottom = 4 * across + 1 - width, 4 * down + 1 - height
         pixels = functional.pad(images.permute(0, 2, 3, 1), (0, 0, 1, right, 1, bottom))  # (N, 4 down + 2, ..., C)
         tiled = pixels.new_empty(n, 4 * down, 4 * across, outputs)
@@ -150,29 +153,6 @@ class WinogradConv(nn.Module):
             result = result.add_(self.bias[:, None, None])
         output: Tensor = self.activation(result)
         return output
-
-
-class FastConv(nn.Module):
-    """A convolution of the pyramid or the towers, by whichever way is faster for the size of the map.
-
-    Args:
-        conv: one that :func:`suits_winograd`.
-        activation: its kind.
-    """
-
-    def __init__(self, conv: nn.Conv2d, activation: type[nn.Module] | None = None) -> None:
-        super().__init__()
-        self.few, self.many = PackedConv(conv, activation), WinogradConv(conv, activation)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """As :class:`PackedConv`."""
-        output: Tensor = self.many(images) if count_tiles(images) >= TILES else self.few(images)
-        return output
-
-
-def count_tiles(images: Tensor) -> int:
-    """How many tiles of 4x4 outputs there are of (N, C, H, W)."""
-    return images.shape[0] * -(-images.shape[2] // 4) * -(-images.shape[3] // 4)
 
 
 def suits_winograd(conv: nn.Conv2d) -> bool:
@@ -207,13 +187,14 @@ def _replace_convolutions(net: RetinaNet, image: Tensor) -> RetinaNet:
 
 
 def _fast_convolution(conv: nn.Conv2d, activation: type[nn.Module] | None = None) -> nn.Module:
-    return FastConv(conv, activation) if suits_winograd(conv) else PackedConv(conv, activation)
+    return WinogradConv(conv, activation) if suits_winograd(conv) else PackedConv(conv, activation)
 
 
 def _can_pack(module: Any) -> bool:
     return type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str)
 
 
-def _raw_outputs(net: RetinaNet, image: Tensor) -> list[Tensor]:
+def _outputs(net: RetinaNet, image: Tensor) -> list[Tensor]:
+    """What the backbone and the heads make of an image."""
     raw = net(image)
-    return [*raw.logits, *raw.deltas]
+    return [*net.backbone.body(image), *raw.logits, *raw.deltas]

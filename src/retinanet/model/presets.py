@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, field
 from typing import Literal
 
 from retinanet.anchors.coding import BoxCoder
 from retinanet.anchors.lattice import AnchorLattice
-from retinanet.errors import UserError
+from retinanet.errors import UserError, suggest
 from retinanet.model.backbone import Backbone, Norm
 from retinanet.model.heads import HeadNorm, Heads
 from retinanet.model.pyramid import FeaturePyramid
@@ -117,7 +116,6 @@ def preset(name: str) -> Architecture:
         UserError: there is none; the message lists them and the nearest.
     """
     if name not in PRESETS:
-        nearest = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.4)
-        hint = f", did you mean {nearest[0]!r}?" if nearest else "."
-        raise UserError(f"unknown model {name!r}{hint} Expected a preset ({', '.join(PRESETS)}) or a model folder")
+        known = ", ".join(PRESETS)
+        raise UserError(f"unknown model {name!r}{suggest(name, PRESETS)} Expected a preset ({known}) or a model folder")
     return PRESETS[name]
