@@ -113,8 +113,10 @@ def test_two_runs_cannot_share_a_folder(data, tiny, tmp_path):
         os.kill(other, signal.SIGKILL)
         os.waitpid(other, 0)
     assert (folder / LOCK).read_text().startswith(f"process {other} ")
+    (folder / f".state.pt.{other}.part").touch()
     with lock(folder):
         assert (folder / LOCK).read_text().startswith(f"process {os.getpid()} ")
+        assert os.listdir(folder) == [LOCK]  # the draft of the killed one is gone
     assert not (folder / LOCK).exists()
 
 

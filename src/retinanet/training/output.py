@@ -104,6 +104,8 @@ def lock(folder: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {here}\n")
         file.flush()
+        for draft in folder.rglob(".*.part"):  # of a run that was killed while it wrote
+            draft.unlink(missing_ok=True)
         try:
             yield
         finally:
