@@ -28,7 +28,7 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 from retinanet.data.dataset import DetectionDataset
 from retinanet.data.loader import StepSampler
 from retinanet.data.transforms import Augment
-from retinanet.deploy.stopwatch import describe_machine, time_in_turns
+from retinanet.deploy.measure import describe_machine, time_in_turns
 from retinanet.detector import Detector
 from retinanet.images.preprocess import Preprocess
 from retinanet.model.postprocess import Postprocess
@@ -135,7 +135,7 @@ def main() -> None:
             "torchvision bf16": torchvision_step(images, options.size, bf16=True),
             "ours bf16": our_step(images, options.size, "bf16", Path(folder)),
         }
-        medians = time_in_turns(steps, options.repeats)
+        medians = {name: one.median for name, one in time_in_turns(steps, options.repeats).items()}
     print(
         f"ResNet-50, {options.batch} x {options.size}x{options.size}, {CLASSES} classes, {options.boxes} boxes each; "
         f"{'; '.join(describe_machine().values())}, {options.threads} threads; medians of {options.repeats}"

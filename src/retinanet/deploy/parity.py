@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from retinanet.anchors.geometry import iou
@@ -16,11 +14,11 @@ from retinanet.data.scenes import paint, plan_scene
 from retinanet.detector import Detector
 from retinanet.images.io import picture_pixels
 from retinanet.images.preprocess import Preprocess
+from retinanet.inference.exported import Graph
 from retinanet.interop.comparison import largest_difference, make_batch, pair_detections, pair_differences
 from retinanet.model.postprocess import Postprocess
 from retinanet.types import Batch, Detections
 
-Graph = Callable[[NDArray[Any], NDArray[np.int64]], Sequence[NDArray[Any]]]
 PIXELS, SCORE = 0.1, 1e-3  # fp32: how far a box and a score may be off
 RAW = 0.01  # likewise for what the heads say
 NEAR = 2.0  # pixels within which two boxes of a class are taken for the same
