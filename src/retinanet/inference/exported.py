@@ -26,7 +26,9 @@ from retinanet.types import Detections
 
 Graph = Callable[[NDArray[Any], NDArray[np.int64]], Sequence[NDArray[Any]]]
 INPUTS, OUTPUTS = ("images", "sizes"), ("boxes", "scores", "labels", "count")
+RUNTIMES = {".onnx": "ONNX Runtime", ".xml": "OpenVINO", ".pt2": "torch.export"}  # by the suffix of the file
 EXPORT_AGAIN = "Export it again: retinanet export MODEL"
+COPY_AGAIN = "Copy it again, or export it again: retinanet export MODEL"
 _log = logging.getLogger(__name__)
 
 
@@ -147,7 +149,7 @@ def open_exported(
     files = exported_files(file)
     if missing := [path for path in files[1:] if not path.is_file()]:
         raise UserError(f"{missing[0]} is missing: the weights of {file.name}. Copy it as well")
-    check_seal(*files, remedy=f"Copy it again, or e{EXPORT_AGAIN[1:]}")
+    check_seal(*files, remedy=COPY_AGAIN)
     streams = count_cores() if mode == "throughput" else 1
     read = partial(_read_card, file, raw)
     try:
@@ -165,8 +167,8 @@ def open_exported(
         lines = [line.strip() for line in str(error).splitlines()]
         reason = [line for line in lines if line and not line.startswith(("Exception from", "Check '"))]
         raise UserError(
-            f"{file} is damaged, or not a model that its runtime can run ({(reason or [type(error).__name__])[0]}). "
-            f"Copy it again, or e{EXPORT_AGAIN[1:]}"
+            f"{file} is damaged, or not a model that {RUNTIMES[file.suffix]} can run "
+            f"({(reason or [type(error).__name__])[0]}). {COPY_AGAIN}"
         ) from None
     _warn_if_stale(file, model.card)
     return model
