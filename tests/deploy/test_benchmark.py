@@ -115,7 +115,8 @@ def test_competitors_take_turns_and_are_paused_before_each_call(monkeypatch):
     order = []
     monkeypatch.setattr(measure.time, "sleep", lambda seconds: order.append(seconds))
     calls = {name: lambda number, name=name: order.append((name, number)) or {"all": number} for name in "abc"}
-    taken = take_turns(calls, 2, pause=0.5)
+    monkeypatch.setattr(measure, "PAUSE", 0.5)
+    taken = take_turns(calls, 2)
     turns = [(name, number) for number in range(2) for name in "abc"]
     assert order == [entry for turn in turns for entry in (0.5, turn)]
     assert taken == {name: [{"all": 0}, {"all": 1}] for name in "abc"}

@@ -18,8 +18,8 @@ import torch
 from retinanet.data.dataset import DetectionDataset, load_dataset
 from retinanet.deploy.benchmark_table import RESULTS, BenchmarkResult, Row
 from retinanet.deploy.competitors import DEFAULT, NAMES, Competitor, prepare_competitor, use_file
-from retinanet.deploy.export import spread_evenly
 from retinanet.deploy.measure import Spread, describe_machine, peak_memory, take_turns, time_in_turns
+from retinanet.deploy.parity import spread_evenly
 from retinanet.errors import UserError
 from retinanet.evaluation.coco import CocoMetrics, coco_metrics
 from retinanet.files import check_output_folder
@@ -236,7 +236,7 @@ def _check(repeats: int, images: int, batch_size: int, backends: Sequence[str] |
 def _repeat_command(arguments: Mapping[str, Any]) -> str:
     """The command that does the same, without what concerns only the files it writes."""
     words = ["retinanet", "benchmark", arguments["model"], arguments["data"]]
-    usual = {name: one.default for name, one in inspect.signature(benchmark).parameters.items()}
+    usual = {name: parameter.default for name, parameter in inspect.signature(benchmark).parameters.items()}
     for name, value in arguments.items():
         if name not in ("model", "data", "output", "overwrite") and value != usual[name]:
             text = f"[{','.join(value)}]" if isinstance(value, list) else str(value)

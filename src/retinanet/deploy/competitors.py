@@ -6,13 +6,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from retinanet.deploy.export import Format, Precision, export
+from retinanet.deploy.export import export
 from retinanet.detector import Detector
 from retinanet.errors import UserError
 from retinanet.images.preprocess import Preprocess
@@ -78,7 +78,6 @@ def prepare_competitor(name: str, home: Path, calibrate: str, scratch: Path, *, 
         return _use_torchvision(home)
     if runtime == "torch":
         return _use_torch(name, home, kind)
-    assert runtime in get_args(Format) and kind in get_args(Precision)
     options: dict[str, Any] = {"format": runtime, "precision": kind}
     if kind == "int8":
         options["calibrate"] = calibrate

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
-import numpy as np
-
-from retinanet.data.dataset import load_dataset
-from retinanet.deploy.export_report import ExportReport
-from retinanet.deploy.parity import compare, compare_raw, proof_batches
+from retinanet import __version__
+from retinanet.deploy.parity import Comparison, RawComparison, compare, compare_raw, proof_batches, spread_images
 from retinanet.detector import Detector
 from retinanet.digest import file_sha256
 from retinanet.errors import UserError
@@ -22,13 +20,11 @@ from retinanet.evaluation.evaluate import evaluate
 from retinanet.files import check_writable, write_folder
 from retinanet.images.io import read_image
 from retinanet.inference.exported import Card, open_exported
-from retinanet.inference.paths import find_images
 from retinanet.inference.pt2 import COMPILED
 from retinanet.interop.pretrained import model_folder
 from retinanet.options import explain_unknown_options
 from retinanet.spec import SUFFIXES, TENSORS
 
-T = TypeVar("T")
 Format = Literal["onnx", "openvino", "pt2"]
 Precision = Literal["fp32", "bf16", "int8"]
 PRECISIONS = {"onnx": ("fp32", "int8"), "openvino": ("fp32", "bf16", "int8"), "pt2": ("fp32", "bf16")}
@@ -37,6 +33,71 @@ OURS = {*(f"model{suffix}" for suffix in (*SUFFIXES.values(), ".bin", COMPILED))
 SHOWN = 4  # images of the user's that the proof looks at
 LOST = 0.01  # AP; where int8 costs more, the output of the class subnet goes back to fp32
 BROKEN = 0.5  # a model in lower precision that finds less than this share of the certain detections is not saved
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """An exported model; ``print`` shows it.
+
+    Attributes:
+        model: where it came from.
+        folder: where it is.
+        file: its name in there.
+        format: onnx, openvino or pt2.
+        precision: fp32, bf16 or int8.
+        raw: whether it ends at the heads.
+        calibration: images that set the scales of int8.
+        proof: the exported model beside the network.
+        kept_class_output: whether int8 left the last convolution of the class subnet in fp32.
+        split: the data of the following two.
+        ap: of the network in fp32, if it was measured.
+        exported_ap: of the exported file itself, likewise.
+        size: of the files, in bytes.
+        weights_sha256: of the ``model.safetensors`` that it was made from.
+    """
+
+    model: str
+    folder: str
+    file: str
+    format: str
+    precision: str
+    raw: bool
+    calibration: int
+    proof: Comparison | RawComparison | None = None
+    kept_class_output: bool = False
+    split: str = ""
+    ap: float | None = None
+    exported_ap: float | None = None
+    size: int = 0
+    weights_sha256: str = ""
+
+    @property
+    def lost(self) -> float:
+        """AP that the exported file lost; NaN where it was not measured."""
+        return float("nan") if self.ap is None or self.exported_ap is None else self.ap - self.exported_ap
+
+    def __str__(self) -> str:
+        lines = {"exported": f"{self.model} -> {Path(self.folder) / self.file}, {self.precision}"}
+        if self.calibration:
+            kept = "; the output of the class subnet stays in fp32" if self.kept_class_output else ""
+            lines["calibration"] = f"{self.calibration} images{kept}"
+        rough = isinstance(self.proof, Comparison) and self.precision != "fp32"
+        lines["proof"] = self.proof.roughly() if rough else str(self.proof)  # type: ignore[union-attr]
+        if self.ap is not None and self.exported_ap is not None:
+            change = f"{self.exported_ap:.4f}, the network has {self.ap:.4f} ({-self.lost:+.4f})"
+            lines["AP"] = f"{change} on {self.split}, both on the CPU"
+        lines["size"] = f"{self.size / 1e6:.1f} MB"
+        if not self.raw:
+            pt2 = self.format == "pt2"  # loading it can run code, so it has to be named and trusted
+            model = Path(self.folder) / self.file if pt2 else self.folder
+            lines["use it"] = f"retinanet predict {model} IMAGES" + " --trust" * pt2
+        return "\n".join(f"{name:<14} {text}" for name, text in lines.items())
+
+    def save(self, folder: Path) -> None:
+        """Write export.txt and export.json."""
+        values = {"library_version": __version__, **asdict(self)}
+        (folder / "export.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+        (folder / "export.txt").write_text(f"{self}\n", encoding="utf-8")
 
 
 @explain_unknown_options
@@ -136,39 +197,6 @@ def _choose_output(model: str, output: str | None, name: str, *, overwrite: bool
         raise UserError(f"{folder} holds an export already. Choose another --output or pass --overwrite")
     check_writable(folder)
     return folder
-
-
-def spread_images(data: str, most: int, split: str = "train") -> list[Path]:
-    """Images of the kind that a model is for, spread evenly over a data set.
-
-    Args:
-        data: annotated images, or a folder of images.
-        most: how many at most.
-        split: the part of annotated images to take.
-
-    Raises:
-        UserError: there is no image.
-    """
-    if most < 1:
-        raise UserError(f"--samples is at least 1, got {most}")
-    if not Path(data).exists():
-        raise UserError(f"there is no {data}: expected annotated images, or a folder of images")
-    reason = ""
-    try:
-        paths = [sample.path for sample in load_dataset(data, split).samples]
-    except UserError as error:
-        try:
-            paths = find_images([data])
-        except UserError:
-            paths, reason = [], f" ({error})"
-    if not paths:
-        raise UserError(f"there are no images in {data}: expected annotated images, or a folder of images{reason}")
-    return spread_evenly(paths, most)
-
-
-def spread_evenly(items: Sequence[T], most: int) -> list[T]:
-    """At most so many of some items, from the first to the last, in their order."""
-    return [items[i] for i in np.linspace(0, len(items) - 1, min(most, len(items))).round().astype(int)]
 
 
 def _write_and_prove(

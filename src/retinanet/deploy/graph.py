@@ -122,8 +122,8 @@ class DetectionModule(RawModule):
         if self.post.compat.clip != "before":
             boxes = torch.minimum(boxes.clamp(min=0), limit)
             scores, labels, boxes = _best(torch.where(self._visible(boxes), scores, 0.0), labels, boxes, most)
-        found = scores > 0
-        return torch.where(found[..., None], boxes, 0.0), scores, torch.where(found, labels, 0), found.sum(dim=1)
+        filled = scores > 0
+        return torch.where(filled[..., None], boxes, 0.0), scores, torch.where(filled, labels, 0), filled.sum(dim=1)
 
     def _visible(self, boxes: Tensor) -> Tensor:
         """Which of the clipped boxes (N, n, 4) are shown, (N, n) bool."""

@@ -50,20 +50,17 @@ class Spread:
         return cls(median, low, high)
 
 
-def take_turns(
-    calls: Mapping[str, Callable[[int], T]], rounds: int, *, pause: float | None = None
-) -> dict[str, list[T]]:
+def take_turns(calls: Mapping[str, Callable[[int], T]], rounds: int) -> dict[str, list[T]]:
     """Every competitor once in a round, round after round: what slows the machine for a while slows all of them.
 
     Args:
         calls: by name of the competitor; given the number of the round, they say what they took. They are warm.
-        rounds: how many.
-        pause: seconds before each call; by default ``PAUSE``.
+        rounds: how many; before each call there is a pause.
     """
     results: dict[str, list[T]] = {name: [] for name in calls}
     for number in range(rounds):
         for name, call in calls.items():
-            time.sleep(PAUSE if pause is None else pause)
+            time.sleep(PAUSE)
             results[name].append(call(number))
     return results
 
