@@ -47,12 +47,12 @@ def draw(model: Path, data: str, folder: Path) -> None:
     ranked = []
     for index in range(len(dataset)):
         sample = dataset[index]
-        found = predictor(sample.image).above(0.3)
-        judged = match_image(found, sample.target)
-        ranked.append((len(judged[1]) + len(judged[2]), index, sample, found, judged))
+        detections = predictor(sample.image).above(0.3)
+        judged = match_image(detections, sample.target)
+        ranked.append((len(judged[1]) + len(judged[2]), index, sample, detections, judged))
     ranked.sort(key=lambda row: row[:2])
     for name, rows in (("good", ranked[:6]), ("bad", ranked[-6:])):
-        pictures = [draw_comparison(s.image, found, s.target, *judged) for _, _, s, found, judged in rows]
+        pictures = [draw_comparison(s.image, detections, s.target, *judged) for _, _, s, detections, judged in rows]
         contact_sheet(pictures, columns=3, width=1600).save(folder / f"bccd-{name}.jpg", quality=85)
         print(f"{name}: " + ", ".join(f"{sample.path.stem} ({mistakes})" for mistakes, _, sample, *_ in rows))
 

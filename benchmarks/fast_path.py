@@ -24,7 +24,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from retinanet.deploy.stopwatch import Seconds, Spread, describe_machine, take_turns
+from retinanet.deploy.measure import Spread, describe_machine, take_turns
 from retinanet.inference.backend import count_cores
 from retinanet.model.fast import use_fast_convolutions
 from retinanet.model.fold import fold_batch_norms
@@ -68,8 +68,8 @@ def measure(name: str, repeats: int, without: list[str]) -> tuple[list[tuple[obj
     images = {way: image.contiguous(memory_format=torch.channels_last) for way in ways} | {"eager": image}
     expected = next(iter(ways.values()))(image).logits[0]  # type: ignore[union-attr,operator,attr-defined]
 
-    def timed(way: str) -> Callable[[int], Seconds]:
-        def call(_: int) -> Seconds:
+    def timed(way: str) -> Callable[[int], dict[str, float]]:
+        def call(_: int) -> dict[str, float]:
             began, used = time.perf_counter(), time.process_time()
             ways[way](images[way])  # type: ignore[operator]
             return {"all": time.perf_counter() - began, "processor": time.process_time() - used}

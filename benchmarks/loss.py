@@ -27,7 +27,7 @@ from torchvision.models.detection.retinanet import RetinaNetClassificationHead
 from retinanet.anchors.coding import BoxCoder
 from retinanet.anchors.lattice import AnchorLattice
 from retinanet.anchors.matching import Matcher
-from retinanet.deploy.stopwatch import describe_machine, time_in_turns
+from retinanet.deploy.measure import describe_machine, time_in_turns
 from retinanet.losses.detection import DetectionLoss
 from retinanet.losses.focal import FocalLoss
 from retinanet.types import RawOutput, Target
@@ -106,7 +106,7 @@ def main() -> None:
             assert abs(values[0] / values[1] - 1) < (1e-4 if dtype == torch.float32 else 0.1), values
             memory = [extra_memory(loss, raw) for loss in sides.values()]
             functions = {name: partial(step, loss, raw) for name, loss in sides.items()}
-            mine, theirs = time_in_turns(functions, options.repeats).values()
+            mine, theirs = (spread.median for spread in time_in_turns(functions, options.repeats).values())
             name = f"{str(dtype)[6:]} {str(layout)[6:]}"
             print(f"{name:<27}{mine * 1e3:>7.0f} ms{theirs * 1e3:>10.0f} ms{mine / theirs:>12.3f}", end="")
             print(f"{memory[0]:>13.2f}x{memory[1]:>14.2f}x", flush=True)

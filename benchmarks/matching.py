@@ -25,7 +25,7 @@ from torchvision.ops import box_iou
 
 from retinanet.anchors.lattice import AnchorLattice
 from retinanet.anchors.matching import Match, Matcher
-from retinanet.deploy.stopwatch import describe_machine, time_in_turns
+from retinanet.deploy.measure import describe_machine, time_in_turns
 from retinanet.plotting.html import Table
 from retinanet.types import Target
 
@@ -81,7 +81,7 @@ def main() -> None:
     for count, rounds in ROUNDS.items():
         target = random_target(count)
         results: dict[str, list] = {"ours": [], "theirs": []}
-        seconds = time_in_turns(
+        spreads = time_in_turns(
             {
                 "ours": lambda target=target, kept=results["ours"]: kept.append(ours(target)),
                 "theirs": lambda target=target, kept=results["theirs"]: kept.append(find_theirs(target)),
@@ -91,7 +91,8 @@ def main() -> None:
         agree = all(same(match, dense) for match, dense in zip(results["ours"], results["theirs"], strict=True))
         agreed &= agree
         our_memory, their_memory = (peak_bytes(function, target) / 1e6 for function in (ours, find_theirs))
-        times = (seconds["ours"] * 1e3, seconds["theirs"] * 1e3, seconds["theirs"] / seconds["ours"])
+        mine, theirs = spreads["ours"].median, spreads["theirs"].median
+        times = (mine * 1e3, theirs * 1e3, theirs / mine)
         memory = (our_memory, their_memory, f"{our_memory / their_memory:.2%}")
         rows.append((count, *times, *memory, "yes" if agree else "NO"))
     headings = ("boxes", "ours, ms", "torchvision, ms", "ratio", "ours, MB", "torchvision, MB", "share", "same")

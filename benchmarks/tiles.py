@@ -56,9 +56,9 @@ def mosaic(dataset: DetectionDataset, path: Path, columns: int, gap: int, fill: 
     return cells
 
 
-def cut_back(found: Detections, cells: Cells) -> list[Detections]:
+def cut_back(detections: Detections, cells: Cells) -> list[Detections]:
     """The detections of each image in its own pixels, by the centre of their boxes."""
-    boxes = torch.as_tensor(found.boxes)
+    boxes = torch.as_tensor(detections.boxes)
     centre = (boxes[:, :2] + boxes[:, 2:]) / 2
     parts = []
     for y, x, height, width in cells:
@@ -66,7 +66,7 @@ def cut_back(found: Detections, cells: Cells) -> list[Detections]:
         rows = inside.all(dim=1).nonzero()[:, 0]
         limit = torch.tensor([width, height, width, height])
         own = (boxes[rows] - torch.tensor([x, y, x, y])).clamp(min=0).minimum(limit)
-        parts.append(replace(found, boxes=own, scores=found.scores[rows], labels=found.labels[rows]))
+        parts.append(replace(detections, boxes=own, scores=detections.scores[rows], labels=detections.labels[rows]))
     return parts
 
 
@@ -103,9 +103,9 @@ def main() -> None:
                 width, height, overlap = map(int, window.replace("/", "x").split("x"))
                 for merge in ("nms", "nmm"):
                     before, begin = peak(), time.perf_counter()
-                    found = predictor.tiled(path, tile=(height, width), overlap=overlap, merge=merge, scale=scale)
+                    detections = predictor.tiled(path, tile=(height, width), overlap=overlap, merge=merge, scale=scale)
                     seconds = time.perf_counter() - begin
-                    own = coco_metrics(dataset.samples, cut_back(found, cells), names)
+                    own = coco_metrics(dataset.samples, cut_back(detections, cells), names)
                     name = f"gap {gap}, {window}, scale {scale:.3g}, {merge}"
                     numbers = f"{own.ap:>8.4f}{alone.ap - own.ap:>8.4f}{own.ap50:>8.4f}{own.detections:>8}"
                     print(f"{name:<44}{numbers}{seconds:>8.1f}{peak() - before:>8.0f}", flush=True)

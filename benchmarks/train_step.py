@@ -28,7 +28,7 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 from retinanet.data.dataset import DetectionDataset
 from retinanet.data.loader import StepSampler
 from retinanet.data.transforms import Augment
-from retinanet.deploy.stopwatch import describe_machine, time_in_turns
+from retinanet.deploy.measure import describe_machine, time_in_turns
 from retinanet.detector import Detector
 from retinanet.images.preprocess import Preprocess
 from retinanet.model.postprocess import Postprocess
@@ -47,15 +47,15 @@ Step = Callable[[], None]
 def samples(count: int, size: int, boxes: int) -> list[Sample]:
     """Random images with random boxes of 16 to 200 pixels."""
     generator = torch.Generator().manual_seed(0)
-    found = []
+    made = []
     for index in range(count):
         image = torch.randint(0, 256, (3, size, size), dtype=torch.uint8, generator=generator)
         corner = torch.rand(boxes, 2, generator=generator) * (size - 200)
         sides = 16 + torch.rand(boxes, 2, generator=generator) * 184
         labels = torch.randint(0, CLASSES, (boxes,), generator=generator)
         target = Target(torch.cat([corner, corner + sides], dim=1), labels, torch.zeros(boxes, dtype=torch.bool))
-        found.append(Sample(Path(f"{index}.png"), index, (size, size), target, sides.prod(dim=1), image))
-    return found
+        made.append(Sample(Path(f"{index}.png"), index, (size, size), target, sides.prod(dim=1), image))
+    return made
 
 
 def our_step(images: list[Sample], size: int, precision: str, folder: Path) -> Step:
@@ -135,7 +135,7 @@ def main() -> None:
             "torchvision bf16": torchvision_step(images, options.size, bf16=True),
             "ours bf16": our_step(images, options.size, "bf16", Path(folder)),
         }
-        medians = time_in_turns(steps, options.repeats)
+        medians = {name: spread.median for name, spread in time_in_turns(steps, options.repeats).items()}
     print(
         f"ResNet-50, {options.batch} x {options.size}x{options.size}, {CLASSES} classes, {options.boxes} boxes each; "
         f"{'; '.join(describe_machine().values())}, {options.threads} threads; medians of {options.repeats}"

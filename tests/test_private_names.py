@@ -8,8 +8,8 @@ SOURCE = ROOT / "src" / "retinanet"
 PUBLIC = {"_exit", "_replace", "_asdict", "_fields"}  # documented, whatever their first letter
 ALLOWED = {
     ("data/workers.py", "_inheriting"),
-    ("deploy/pt2.py", "_inductor"),
-    ("inference/pt2_backend.py", "_inductor"),
+    ("deploy/graph.py", "_inductor"),
+    ("inference/pt2.py", "_inductor"),
     ("losses/focal.py", "_get_current_graph_task_keep_graph"),
     ("losses/focal.py", "_C"),
     ("losses/focal.py", "_autograd"),

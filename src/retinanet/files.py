@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import stat
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -116,6 +117,34 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(opened)
     finally:
         os.close(opened)
+
+
+@contextmanager
+def write_folder(folder: Path, *, replace: bool) -> Iterator[Path]:
+    """An empty folder whose content comes into ``folder`` when all of it is there; after an error nothing does.
+
+    Args:
+        folder: where to; missing parents are made.
+        replace: what the folder holds goes; otherwise files of other names stay.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    absolute = folder.absolute()
+    home = next(place for place in (absolute, *absolute.parents)[replace:] if os.path.exists(place))
+    try:
+        with tempfile.TemporaryDirectory(prefix=".draft-", dir=home) as name:
+            new = Path(name) / "new"
+            new.mkdir()
+            yield new
+            if replace and folder.exists():
+                os.replace(folder, Path(name) / "old")
+            for path in [new] if replace else [path for path in new.rglob("*") if path.is_file()]:
+                target = folder / path.relative_to(new)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(path, target)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error}); nothing was kept. Choose another --output") from None
 
 
 def write_tensors(path: Path, content: Mapping[str, Any]) -> None:

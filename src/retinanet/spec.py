@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 FORMAT = 3
 CONFIG, TENSORS = "config.json", "model.safetensors"  # the files of a model folder
-EXPORTED = ("model.xml", "model.onnx")  # OpenVINO, ONNX: they hold no code. A pt2 file can, so it has to be named
+SUFFIXES = {"openvino": ".xml", "onnx": ".onnx", "pt2": ".pt2"}  # of exported models, by format; best on a CPU first
 
 
 @dataclass(frozen=True)
@@ -142,18 +142,23 @@ def exported_file(path: str | Path) -> Path | None:
     """
     path = Path(path)
     if os.path.isfile(path):
-        return path if path.suffix in (".xml", ".onnx", ".pt2") else None
+        return path if path.suffix in SUFFIXES.values() else None
     if os.path.isfile(path / CONFIG):
         return None
-    for name in EXPORTED:
-        if os.path.isfile(path / name):
-            return path / name
+    for file in (path / f"model{SUFFIXES[form]}" for form in ("openvino", "onnx")):
+        if os.path.isfile(file):
+            return file
     if archives := sorted(path.glob("*.pt2")) if os.path.isdir(path) else []:
         raise UserError(
             f"{path} holds {archives[0].name}, and loading a pt2 file can run code, so the file itself must be named. "
             f"If you trust whoever made it, give {archives[0]} as the model, with --trust (trust=True in Python)"
         )
     return None
+
+
+def exported_files(file: Path) -> list[Path]:
+    """The files of an exported model: ``file``, as :func:`exported_file` finds it, and OpenVINO's weights beside it."""
+    return [file, file.with_suffix(".bin")] if file.suffix == ".xml" else [file]
 
 
 def check_version(values: Any, source: object) -> Mapping[str, Any]:

@@ -13,32 +13,29 @@ from onnx import TensorProto, helper
 
 from retinanet.cli.main import main
 from retinanet.deploy import benchmark as bench
-from retinanet.deploy import competitors, footprint, stopwatch
+from retinanet.deploy import competitors, measure
 from retinanet.deploy.benchmark import benchmark
 from retinanet.deploy.benchmark_table import COLUMNS, BenchmarkResult, Row
-from retinanet.deploy.competitors import Competitor, TimedPostprocess, prepare_competitor
-from retinanet.deploy.peer import TorchvisionBackend
-from retinanet.deploy.stopwatch import Spread, take_turns
+from retinanet.deploy.competitors import Competitor, TorchvisionBackend, prepare_competitor
+from retinanet.deploy.measure import Spread, take_turns, time_in_turns
 from retinanet.detector import Detector
 from retinanet.errors import UserError
 from retinanet.evaluation.evaluate import evaluate
 from retinanet.images.io import read_pixels
 from retinanet.images.preprocess import Preprocess, PreprocessCompat
 from retinanet.inference.backend import Prepared
-from retinanet.inference.card import Card
-from retinanet.inference.exported import open_exported
+from retinanet.inference.exported import Card, open_exported
 from retinanet.inference.torch_backend import TorchBackend
 from retinanet.interop import torchvision as source
 from retinanet.model.postprocess import Postprocess, PostprocessCompat
 from retinanet.model.presets import Architecture
 from retinanet.spec import ModelSpec
-from retinanet.types import Detections
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """No pauses, and no processes of their own."""
-    monkeypatch.setattr(stopwatch, "PAUSE", 0)
+    monkeypatch.setattr(measure, "PAUSE", 0)
     monkeypatch.setattr(bench, "ROUNDS", 1)
     monkeypatch.setattr(bench, "peak_memory", lambda model, options, images: 123.0)
 
@@ -116,12 +113,25 @@ def row(name, latency, **changes):
 
 def test_competitors_take_turns_and_are_paused_before_each_call(monkeypatch):
     order = []
-    monkeypatch.setattr(stopwatch.time, "sleep", lambda seconds: order.append(seconds))
+    monkeypatch.setattr(measure.time, "sleep", lambda seconds: order.append(seconds))
     calls = {name: lambda number, name=name: order.append((name, number)) or {"all": number} for name in "abc"}
-    taken = take_turns(calls, 2, pause=0.5)
+    monkeypatch.setattr(measure, "PAUSE", 0.5)
+    taken = take_turns(calls, 2)
     turns = [(name, number) for number in range(2) for name in "abc"]
     assert order == [entry for turn in turns for entry in (0.5, turn)]
     assert taken == {name: [{"all": 0}, {"all": 1}] for name in "abc"}
+
+
+def test_the_first_round_warms_up(monkeypatch):
+    """The clock goes on by 100 s in the first call of a function and by 1 s, 2 s, 3 s in the others."""
+    clock, calls = [0.0], []
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: clock[0])
+
+    def work():
+        calls.append(100.0 if not calls else len(calls))
+        clock[0] += calls[-1]
+
+    assert time_in_turns({"a": work}, 3) == {"a": Spread(2.0, 1.5, 2.5)} and len(calls) == 4
 
 
 def test_spread_is_that_of_numpy():
@@ -133,6 +143,7 @@ def test_spread_is_that_of_numpy():
 
 def test_the_stages_of_an_image(fake_clock, monkeypatch, data):
     """Each stage is what the clock says; what a backend does inside of ``run`` goes to its own stage."""
+    ends = {}
 
     class Slow:
         spec = ModelSpec(("a",), Preprocess(short=64, long=96))
@@ -142,16 +153,21 @@ def test_the_stages_of_an_image(fake_clock, monkeypatch, data):
             return Prepared(np.zeros((64, 80, 3), np.uint8), image.shape[:2], (64, 96))
 
         def run(self, images):
-            fake_clock(10.0)
+            for stage, seconds in told:
+                fake_clock(seconds)
+                ends[stage] = bench.time.perf_counter()
+            fake_clock(10.0 - sum(seconds for _, seconds in told))
             return []
 
     monkeypatch.setattr(bench, "read_pixels", lambda path: fake_clock(1.0) or read_pixels(path))
+    told = ()
     one = Competitor("x", lambda mode: Slow(), Path(), {}, 0)
     path = data / "test" / "test_0.png"
     assert bench.time_one_image(one, Slow(), path) == {"read": 1.0, "resize": 2.0, "network": 10.0}
-    inner = {"resize": 0.5, "postprocess": 3.0}
-    told = bench.time_one_image(replace(one, inner=inner), Slow(), path)
-    assert told == {"read": 1.0, "resize": 2.5, "network": 6.5, "postprocess": 3.0}
+    told = (("resize", 0.5), ("network", 6.5))
+    stages = bench.time_one_image(replace(one, ends=ends), Slow(), path)
+    assert stages == {"read": 1.0, "resize": 2.5, "network": 6.5, "postprocess": 3.0}
+    told = ()
     headed = bench.time_one_image(replace(one, heads=lambda images, sizes: fake_clock(8.0)), Slow(), path)
     assert headed == {"read": 1.0, "resize": 2.0, "network": 8.0, "postprocess": 2.0}
 
@@ -239,8 +255,7 @@ def test_nothing_half_written_stays_behind(tmp_path, monkeypatch):
 
 def test_torchvision_finds_what_torch_finds(peer_detector, data):
     """Its row is the same model: the same detections from the same file, in our labels."""
-    inner = {}
-    peer, ours = TorchvisionBackend(peer_detector, inner), TorchBackend(peer_detector, device="cpu")
+    peer, ours = TorchvisionBackend(peer_detector), TorchBackend(peer_detector, device="cpu")
     for name in ("test_0.png", "test_2.png"):
         pixels = read_pixels(data / "test" / name)
         theirs = peer.run([peer.prepare(pixels)])[0]
@@ -250,7 +265,6 @@ def test_torchvision_finds_what_torch_finds(peer_detector, data):
         for box, label in zip(theirs.boxes, theirs.labels, strict=True):
             gaps = (found.boxes[found.labels == label] - box).abs().amax(dim=1)
             assert gaps.min() < 0.1
-    assert inner["resize"] > 0 and inner["postprocess"] > 0
 
 
 def test_torchvision_takes_part_where_it_has_the_network(peer_detector, tmp_path):
@@ -270,27 +284,27 @@ def test_what_is_not_installed_is_left_out_by_name(home, data, monkeypatch):
         benchmark(str(home), str(data), backends=["onnx-fp32"], repeats=1, images=1)
 
 
-def test_timed_postprocess_finds_the_same(trained, data):
-    detector = Detector.load(trained)
-    inner = {}
-    timed = detector.with_spec(postprocess=TimedPostprocess(**vars(detector.spec.postprocess), inner=inner))
-    pixels = read_pixels(data / "test" / "test_0.png")
-    one, other = (
-        backend.run([backend.prepare(pixels)])[0]
-        for backend in (TorchBackend(m, device="cpu") for m in (detector, timed))
-    )
-    assert isinstance(one, Detections) and torch.equal(one.boxes, other.boxes) and torch.equal(one.scores, other.scores)
-    assert 0 < inner["postprocess"] < 60
+@pytest.mark.parametrize("name", ["torch-fp32", "torchvision"])
+def test_the_ends_of_stages_inside_a_call(peer_detector, data, tmp_path, name):
+    """They lie in their order between the begin and the end of the call."""
+    peer_detector.save(tmp_path / "model")
+    one = prepare_competitor(name, tmp_path / "model", "", tmp_path, heads=False)
+    backend = one.load("latency")
+    prepared = backend.prepare(read_pixels(data / "test" / "test_0.png"))
+    began = bench.time.perf_counter()
+    backend.run([prepared])
+    ends = [one.ends[stage] for stage in (("resize", "network") if name == "torchvision" else ("network",))]
+    assert sorted([began, *ends, bench.time.perf_counter()])[1:-1] == ends
 
 
 def test_memory_is_that_of_a_process_without_torch(home, data, caplog):
     images = [data / "test" / "test_0.png"]
-    exported = footprint.peak_memory(str(home / "onnx-fp32"), {}, images)
+    exported = measure.peak_memory(str(home / "onnx-fp32"), {}, images)
     import resource
 
     mine = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
     assert 10 < exported < min(mine, 250)  # torch alone takes more
-    assert footprint.peak_memory(str(home / "nothing"), {}, images) is None
+    assert measure.peak_memory(str(home / "nothing"), {}, images) is None
     assert "could not be measured" in caplog.text
 
 

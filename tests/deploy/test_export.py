@@ -13,14 +13,16 @@ import pytest
 import torch
 
 from retinanet.deploy import export as export_run
-from retinanet.deploy.export import FILES, export
+from retinanet.deploy.export import export
 from retinanet.digest import file_sha256
 from retinanet.errors import UserError
 from retinanet.evaluation.evaluate import evaluate
 from retinanet.images.preprocess import Preprocess
 from retinanet.inference.exported import open_exported
 from retinanet.inference.predictor import Predictor
+from retinanet.spec import SUFFIXES
 
+FILES = {form: f"model{suffix}" for form, suffix in SUFFIXES.items()}
 FP32 = [("onnx", "fp32"), ("openvino", "fp32"), ("pt2", "fp32")]
 LOWER = [("onnx", "int8"), ("openvino", "int8"), ("openvino", "bf16"), ("pt2", "bf16")]
 KINDS = FP32 + LOWER

@@ -8,13 +8,14 @@ import torch
 
 from retinanet.cli.main import main
 from retinanet.deploy import export as export_run
-from retinanet.deploy import pt2
-from retinanet.deploy.export import FILES, export
+from retinanet.deploy import graph
+from retinanet.deploy.export import export
 from retinanet.deploy.graph import DetectionModule
 from retinanet.detector import Detector
 from retinanet.errors import UserError
 from retinanet.images.preprocess import Preprocess
 from retinanet.inference.predictor import Predictor
+from retinanet.spec import SUFFIXES
 
 
 class Shifted(DetectionModule):
@@ -26,7 +27,7 @@ class Shifted(DetectionModule):
 
 
 def test_a_wrong_graph_is_refused_and_nothing_is_left(model, labelled, tmp_path, monkeypatch):
-    monkeypatch.setattr(pt2, "DetectionModule", Shifted)
+    monkeypatch.setattr(graph, "DetectionModule", Shifted)
     with pytest.raises(UserError, match=r"differs from the network, so it was not saved: .*largest difference 1 px"):
         export(str(model), format="pt2", output=str(tmp_path / "deep" / "out"))
     assert list(tmp_path.iterdir()) == []
@@ -50,7 +51,7 @@ def test_a_full_disk_leaves_nothing(full_disk, model, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("form", FILES)
+@pytest.mark.parametrize("form", SUFFIXES)
 def test_files_that_cannot_grow(model, converted_once, tmp_path, form):
     """The real writers, which tell of it each in its way."""
     resource = pytest.importorskip("resource")
@@ -135,7 +136,7 @@ def test_options_that_cannot_be(model, tmp_path, monkeypatch, options, words):
 )
 def test_packages_that_are_missing(model, labelled, converted_once, tmp_path, monkeypatch, package, options):
     for name in [name for name in sys.modules if name.startswith("retinanet.deploy.")]:
-        if name.rpartition(".")[2] in ("onnx", "openvino", "quantise"):
+        if name.rpartition(".")[2] in ("onnx", "quantise"):
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
     calibrate = str(labelled / "train") if "precision" in options else None

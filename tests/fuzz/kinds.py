@@ -29,8 +29,7 @@ from retinanet.errors import UserError
 from retinanet.images.io import image_size, read_pixels
 from retinanet.images.preprocess import Preprocess
 from retinanet.images.windows import ImageWindows
-from retinanet.inference.card import Card
-from retinanet.inference.exported import open_exported
+from retinanet.inference.exported import Card, open_exported
 from retinanet.interop.convert import convert_weights
 from retinanet.interop.files import read_weights
 from retinanet.model.presets import Architecture

@@ -6,7 +6,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from retinanet.images.preprocess import Preprocess
-from retinanet.inference.card import Card
+from retinanet.inference.exported import Card
 from retinanet.spec import ModelSpec
 
 RULE = Preprocess(short=32, long=64, multiple=32)

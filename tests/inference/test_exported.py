@@ -14,8 +14,7 @@ from PIL import Image
 from retinanet.detector import Detector
 from retinanet.errors import UserError
 from retinanet.images.preprocess import Preprocess, PreprocessCompat
-from retinanet.inference.card import Card
-from retinanet.inference.exported import open_exported
+from retinanet.inference.exported import Card, open_exported
 from retinanet.inference.predict import predict
 from retinanet.inference.predictor import Predictor
 from retinanet.model.postprocess import Postprocess

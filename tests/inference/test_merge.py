@@ -8,26 +8,24 @@ from hypothesis import strategies as st
 from retinanet.inference import merge
 from retinanet.inference.merge import (
     CONTINUES,
+    DETECTION,
     FRAGMENT,
     INSIDE,
-    WindowDetections,
     find_intersections,
-    join_parts,
     merge_detections,
 )
 
 
 def found(rows):
     """Rows (box, score, label, cut); cut names sides, such as ``"lt"``."""
-    boxes = np.array([row[0] for row in rows], np.float64).reshape(-1, 4)
-    cut = np.array([[side in row[3] for side in "ltrb"] for row in rows], bool).reshape(-1, 4)
-    return WindowDetections(boxes, np.float32([row[1] for row in rows]), np.int64([row[2] for row in rows]), cut)
+    made = [(box, score, label, [side in cut for side in "ltrb"]) for box, score, label, cut in rows]
+    return np.array(made, DETECTION)
 
 
 def rows_of(result):
     return [
         (tuple(box), round(float(score), 4), int(label))
-        for box, score, label in zip(result.boxes.tolist(), result.scores, result.labels, strict=True)
+        for box, score, label in zip(result["box"].tolist(), result["score"], result["label"], strict=True)
     ]
 
 
@@ -144,7 +142,7 @@ def test_the_order_of_the_input_does_not_matter(rows, how, random):
 @settings(max_examples=200, deadline=None)
 @given(rows=detections())
 def test_pairs_with_a_common_area(rows):
-    boxes = found(rows).boxes
+    boxes = found(rows)["box"]
     pairs = [tuple(sorted(pair)) for one, two in find_intersections(boxes) for pair in zip(one, two, strict=True)]
     every = [(i, j) for j in range(len(boxes)) for i in range(j) if common(boxes[i], boxes[j]) > 0]
     assert sorted(pairs) == sorted(every)  # each once
@@ -157,37 +155,38 @@ def scattered(count, side):
     cut = np.zeros((count, 4), bool)
     cut[::10, dice.integers(0, 4)] = True
     scores = dice.random(count, np.float32)
-    return WindowDetections(np.hstack([corner, corner + side]), scores, dice.integers(0, 2, count), cut)
+    detections = np.empty(count, DETECTION)
+    detections["box"], detections["score"] = np.hstack([corner, corner + side]), scores
+    detections["label"], detections["cut"] = dice.integers(0, 2, count), cut
+    return detections
 
 
 @pytest.mark.parametrize("pieces", [2_000_000, 50])
 def test_random_boxes_as_the_reference(monkeypatch, pieces):
     monkeypatch.setattr(merge, "PAIRS", pieces)  # as when there are far more boxes
     small = scattered(300, 700)
-    sides = ["".join(np.array(list("ltrb"))[row]) for row in small.cut]
+    sides = ["".join(np.array(list("ltrb"))[row]) for row in small["cut"]]
     rows = [
         (tuple(box), score, label, cut)
         for box, score, label, cut in zip(
-            small.boxes.tolist(), small.scores.tolist(), small.labels.tolist(), sides, strict=True
+            small["box"].tolist(), small["score"].tolist(), small["label"].tolist(), sides, strict=True
         )
     ]
     for how in ("nms", "nmm"):
         result = merge_detections(small, how=how)
         wanted = reference(rows, how, 0.5)
         assert len(result) == len(wanted) < 300
-        assert sorted(map(tuple, result.boxes.tolist())) == sorted(row[0] for row in wanted)  # scores may be equal
+        assert sorted(map(tuple, result["box"].tolist())) == sorted(row[0] for row in wanted)  # scores may be equal
 
 
 def test_fifty_thousand_boxes_and_one_as_large_as_the_image():
     many = scattered(50_000, 20_000)
-    huge = WindowDetections(
-        np.array([[0.0, 0, 20_000, 20_000]]), np.float32([0.5]), np.int64([0]), np.zeros((1, 4), bool)
-    )
+    huge = found([((0, 0, 20_000, 20_000), 0.5, 0, "")])
     for how in ("nms", "nmm"):
-        result = merge_detections(join_parts([many, huge]), how=how)
+        result = merge_detections(np.concatenate([many, huge]), how=how)
         for label in (0, 1):  # what is kept does not overlap: looked at pair by pair, in a part of the image
-            near = (result.boxes[:, :2] < 2000).all(axis=1) & (result.labels == label)
-            kept = result.boxes[near].tolist()
+            near = (result["box"][:, :2] < 2000).all(axis=1) & (result["label"] == label)
+            kept = result["box"][near].tolist()
             assert len(kept) > 50
             for one in range(len(kept)):
                 for two in range(one):

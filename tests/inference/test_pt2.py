@@ -17,7 +17,7 @@ from retinanet.cli.main import main
 from retinanet.errors import UserError
 from retinanet.evaluation.evaluate import evaluate
 from retinanet.images.preprocess import Preprocess
-from retinanet.inference.card import Card
+from retinanet.inference.exported import Card
 from retinanet.inference.predictor import Predictor
 from retinanet.spec import ModelSpec
 

@@ -3,7 +3,6 @@
 import logging
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
@@ -76,10 +75,3 @@ def test_a_rule_of_its_own_per_image(detector, data):
     (found,) = backend.run([prepared])
     wanted = Predictor(TorchBackend(detector.with_spec(preprocess=rule), device="cpu"))(pixels)
     assert torch.equal(found.boxes, wanted.boxes) and torch.equal(found.scores, wanted.scores)
-
-
-def test_arrays_become_tensors(detector):
-    backend = TorchBackend(detector, device="cpu")
-    packed = backend.pack(np.array([[1.0, 2, 3, 4]]), np.array([0.5]), np.array([1]))
-    assert packed.boxes.tolist() == [[1, 2, 3, 4]] and packed.boxes.dtype == packed.scores.dtype == torch.float32
-    assert packed.labels.dtype == torch.int64 and packed.names == ["square"]

@@ -7,26 +7,25 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
 import torch
 
 from retinanet.data.dataset import DetectionDataset, load_dataset
 from retinanet.deploy.benchmark_table import RESULTS, BenchmarkResult, Row
 from retinanet.deploy.competitors import DEFAULT, NAMES, Competitor, prepare_competitor, use_file
-from retinanet.deploy.footprint import peak_memory
-from retinanet.deploy.stopwatch import Seconds, Spread, describe_machine, take_turns
+from retinanet.deploy.measure import Spread, describe_machine, peak_memory, take_turns, time_in_turns
+from retinanet.deploy.parity import spread_evenly
 from retinanet.errors import UserError
 from retinanet.evaluation.coco import CocoMetrics, coco_metrics
 from retinanet.files import check_output_folder
 from retinanet.images.arrays import pad_arrays
-from retinanet.images.io import read_pixels
-from retinanet.inference.backend import Backend, Prepared, count_cores
+from retinanet.images.io import image_size, read_pixels
+from retinanet.inference.backend import Backend, count_cores
 from retinanet.inference.exported import open_exported
 from retinanet.inference.predictor import Predictor
 from retinanet.interop.pretrained import model_folder
@@ -34,8 +33,8 @@ from retinanet.model_folder import read_spec
 from retinanet.options import explain_unknown_options
 from retinanet.plotting.html import format_number
 from retinanet.spec import check_model_first, exported_file
-from retinanet.types import Sample
 
+Seconds = dict[str, float]  # of the stages of one call
 ROUNDS = 3  # passes over the files for images/s
 MEMORY_IMAGES = 4
 
@@ -91,14 +90,20 @@ def benchmark(
     home = Path(model) if file else model_folder(model) or Path(model)
     spec = open_exported(file, trust=trust, trust_code=trust_code).spec if file else read_spec(home)
     dataset = load_dataset(data, split, class_names=spec.class_names)
-    with tempfile.TemporaryDirectory(prefix="retinanet-benchmark-") as scratch, _use_threads(count_cores()):
-        left_out: dict[str, str] = {}
-        here = [use_file(Path(model).name, file, trust=trust, trust_code=trust_code)] if file else []
-        if not file:
-            here, left_out = _prepare_competitors(
-                home, backends or DEFAULT, calibrate or data, Path(scratch), heads=heads
-            )
-        rows = _measure(here, dataset, repeats=repeats, images=images, batch_size=batch_size)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(count_cores())
+    try:
+        with tempfile.TemporaryDirectory(prefix="retinanet-benchmark-") as scratch:
+            left_out: dict[str, str] = {}
+            if file:
+                competitors = [use_file(Path(model).name, file, trust=trust, trust_code=trust_code)]
+            else:
+                competitors, left_out = _prepare(
+                    home, backends or DEFAULT, calibrate or data, Path(scratch), heads=heads
+                )
+            rows = _measure(competitors, dataset, repeats=repeats, images=images, batch_size=batch_size)
+    finally:
+        torch.set_num_threads(threads)
     about = {
         "command": command,
         "images": f"{len(dataset)} of {data}, {split}; {min(images, len(dataset))} of them timed, {repeats} repeats",
@@ -110,7 +115,7 @@ def benchmark(
     return result
 
 
-def _prepare_competitors(
+def _prepare(
     home: Path, names: Sequence[str], calibrate: str, scratch: Path, *, heads: bool
 ) -> tuple[list[Competitor], dict[str, str]]:
     """Who can take part, and why others cannot.
@@ -118,100 +123,88 @@ def _prepare_competitors(
     Raises:
         UserError: nobody can.
     """
-    here: list[Competitor] = []
+    competitors: list[Competitor] = []
     left_out: dict[str, str] = {}
     for name in names:
         _say(f"{name}: getting ready")
         try:
-            here.append(prepare_competitor(name, home, calibrate, scratch, heads=heads))
+            competitors.append(prepare_competitor(name, home, calibrate, scratch, heads=heads))
         except UserError as error:
             left_out[name] = str(error)
             _say(f"{name}: left out, {error}")
-    if not here:
+    if not competitors:
         raise UserError("nothing to measure:\n  " + "\n  ".join(f"{name}: {why}" for name, why in left_out.items()))
-    return here, left_out
+    return competitors, left_out
 
 
 def _measure(
-    here: Sequence[Competitor], dataset: DetectionDataset, *, repeats: int, images: int, batch_size: int
+    competitors: Sequence[Competitor], dataset: DetectionDataset, *, repeats: int, images: int, batch_size: int
 ) -> list[Row]:
     """A row for each competitor."""
-    places = np.linspace(0, len(dataset) - 1, min(images, len(dataset))).round().astype(int)
-    chosen = [dataset.samples[place] for place in places]
-    metrics, per_second = _measure_throughput(here, dataset, chosen, batch_size)
-    stages = _measure_latencies(here, chosen, repeats)
+    chosen = [sample.path for sample in spread_evenly(dataset.samples, images)]
+    metrics, per_second = _measure_throughput(competitors, dataset, chosen, batch_size)
+    latencies = _measure_latencies(competitors, chosen, repeats)
     rows = []
-    for one in here:
-        _say(f"{one.name}: memory")
-        times = stages[one.name]
-        parts = {stage: median(call[stage] for call in times) for stage in times[0]}
+    for competitor in competitors:
+        name, times = competitor.name, latencies[competitor.name]
+        stages: dict[str, Any] = {stage: median(call[stage] for call in times) for stage in times[0]}
+        _say(f"{name}: memory")
         rows.append(
             Row(
-                name=one.name,
-                ap=metrics[one.name].ap,
-                ap50=metrics[one.name].ap50,
-                read=parts["read"],
-                resize=parts["resize"],
-                network=parts["network"],
-                postprocess=parts.get("postprocess"),
+                name=name,
+                ap=metrics[name].ap,
+                ap50=metrics[name].ap50,
+                **{"postprocess": None, **stages},
                 latency=Spread.of([sum(call.values()) for call in times]),
-                images_per_second=per_second[one.name],
-                memory=peak_memory(str(one.model), one.options, [sample.path for sample in chosen[:MEMORY_IMAGES]]),
-                size=one.size,
+                images_per_second=per_second[name],
+                memory=peak_memory(str(competitor.model), competitor.options, chosen[:MEMORY_IMAGES]),
+                size=competitor.size,
             )
         )
     return rows
 
 
 def _measure_throughput(
-    here: Sequence[Competitor], dataset: DetectionDataset, chosen: Sequence[Sample], batch_size: int
+    competitors: Sequence[Competitor], dataset: DetectionDataset, chosen: Sequence[Path], batch_size: int
 ) -> tuple[dict[str, CocoMetrics], dict[str, float]]:
     """AP on all images, which warms up too; then images per second, end to end."""
-    predictors = {}
-    for one in here:
-        size = 1 if one.options.get("compile") else batch_size  # each size of a batch would be compiled
-        predictors[one.name] = Predictor(one.load("throughput"), batch_size=size)
-    metrics = {}
-    for name, predictor in predictors.items():
-        _say(f"{name}: AP on {len(dataset)} images")
+    metrics, streams = {}, {}
+    for competitor in competitors:
+        size = 1 if competitor.options.get("compile") else batch_size  # each size of a batch would be compiled
+        predictor = Predictor(competitor.load("throughput"), batch_size=size)
+        _say(f"{competitor.name}: AP on {len(dataset)} images")
         detections = list(predictor.stream([sample.path for sample in dataset.samples]))
-        metrics[name] = coco_metrics(
+        metrics[competitor.name] = coco_metrics(
             dataset.samples, detections, dataset.class_names, category_ids=dataset.category_ids
         )
-        _say(f"{name}: AP {format_number(metrics[name].ap, 4)}")
+        _say(f"{competitor.name}: AP {format_number(metrics[competitor.name].ap, 4)}")
+        streams[competitor.name] = lambda predictor=predictor: deque(predictor.stream(chosen), maxlen=0)
     _say(f"all in turn: images per second, {ROUNDS} rounds of {len(chosen)} images")
-
-    def timed(predictor: Predictor) -> Callable[[int], Seconds]:
-        def call(_: int) -> Seconds:
-            began = time.perf_counter()
-            for _detections in predictor.stream([sample.path for sample in chosen]):
-                pass
-            return {"all": time.perf_counter() - began}
-
-        return call
-
-    taken = take_turns({name: timed(predictor) for name, predictor in predictors.items()}, ROUNDS)
-    return metrics, {name: len(chosen) / median(call["all"] for call in calls) for name, calls in taken.items()}
+    spreads = time_in_turns(streams, ROUNDS, warm_up=0)
+    return metrics, {name: len(chosen) / seconds.median for name, seconds in spreads.items()}
 
 
-def _measure_latencies(here: Sequence[Competitor], chosen: Sequence[Sample], repeats: int) -> dict[str, list[Seconds]]:
+def _measure_latencies(
+    competitors: Sequence[Competitor], chosen: Sequence[Path], repeats: int
+) -> dict[str, list[Seconds]]:
     """The stages of one image at a time; the images take turns too."""
-    backends = {one.name: one.load("latency") for one in here}
-    for one in here:
-        _say(f"{one.name}: warm-up")
-        backend = backends[one.name]
-        for sample in {backend.spec.preprocess.size(*sample.size): sample for sample in chosen}.values():
+
+    def measure_in_round(competitor: Competitor, backend: Backend) -> Callable[[int], Seconds]:
+        return lambda number: time_one_image(competitor, backend, chosen[number % len(chosen)])
+
+    calls: dict[str, Callable[[int], Seconds]] = {}
+    for competitor in competitors:
+        _say(f"{competitor.name}: warm-up")
+        backend = competitor.load("latency")
+        for path in {backend.spec.preprocess.size(*image_size(path)): path for path in chosen}.values():
             for _ in range(2):  # one image of each size: some runtimes settle on a size when they first see it
-                time_one_image(one, backend, sample.path)
+                time_one_image(competitor, backend, path)
+        calls[competitor.name] = measure_in_round(competitor, backend)
     _say(f"all in turn: latency of one image, {repeats} rounds")
-
-    def timed(one: Competitor) -> Callable[[int], Seconds]:
-        return lambda number: time_one_image(one, backends[one.name], chosen[number % len(chosen)].path)
-
-    return take_turns({one.name: timed(one) for one in here}, repeats)
+    return take_turns(calls, repeats)
 
 
-def time_one_image(one: Competitor, backend: Backend, path: Path) -> Seconds:
+def time_one_image(competitor: Competitor, backend: Backend, path: Path) -> Seconds:
     """Seconds of the stages from a file to its detections: read, resize, network and, where known, postprocess."""
     began = time.perf_counter()
     pixels = read_pixels(path)
@@ -220,23 +213,15 @@ def time_one_image(one: Competitor, backend: Backend, path: Path) -> Seconds:
     resized = time.perf_counter()
     backend.run([prepared])
     ended = time.perf_counter()
-    inner = dict(one.inner)
-    if one.heads is not None:
-        inner["postprocess"] = max(0.0, ended - resized - _time_heads(one, backend, prepared))
-    stages = {"read": read - began, "resize": resized - read + inner.get("resize", 0.0)}
-    return {**stages, "network": ended - resized - sum(inner.values()), **_only(inner, "postprocess")}
-
-
-def _time_heads(one: Competitor, backend: Backend, prepared: Prepared) -> float:
-    """Seconds of the graph without post-processing, from the same input."""
-    assert one.heads is not None
-    began = time.perf_counter()
-    one.heads(*pad_arrays(backend.spec.preprocess, [prepared.pixels]))
-    return time.perf_counter() - began
-
-
-def _only(values: Mapping[str, float], key: str) -> dict[str, float]:
-    return {key: values[key]} if key in values else {}
+    start, network_end = competitor.ends.get("resize", resized), competitor.ends.get("network")
+    stages = {"read": read - began, "resize": start - read, "network": ended - start}
+    if competitor.heads is not None:  # the graph without post-processing, from the same input
+        began_heads = time.perf_counter()
+        competitor.heads(*pad_arrays(backend.spec.preprocess, [prepared.pixels]))
+        network_end = min(ended, start + time.perf_counter() - began_heads)
+    if network_end is not None:
+        stages |= {"network": network_end - start, "postprocess": ended - network_end}
+    return stages
 
 
 def _check(repeats: int, images: int, batch_size: int, backends: Sequence[str] | None) -> None:
@@ -251,7 +236,7 @@ def _check(repeats: int, images: int, batch_size: int, backends: Sequence[str] |
 def _repeat_command(arguments: Mapping[str, Any]) -> str:
     """The command that does the same, without what concerns only the files it writes."""
     words = ["retinanet", "benchmark", arguments["model"], arguments["data"]]
-    usual = {name: one.default for name, one in inspect.signature(benchmark).parameters.items()}
+    usual = {name: parameter.default for name, parameter in inspect.signature(benchmark).parameters.items()}
     for name, value in arguments.items():
         if name not in ("model", "data", "output", "overwrite") and value != usual[name]:
             text = f"[{','.join(value)}]" if isinstance(value, list) else str(value)
@@ -261,13 +246,3 @@ def _repeat_command(arguments: Mapping[str, Any]) -> str:
 
 def _say(text: str) -> None:
     print(f"benchmark: {text}", file=sys.stderr, flush=True)
-
-
-@contextmanager
-def _use_threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

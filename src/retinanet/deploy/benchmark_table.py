@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from retinanet.deploy.stopwatch import Spread
+from retinanet.deploy.measure import Spread
 from retinanet.files import make_json_safe, write_atomically
 from retinanet.plotting.html import Table, render_text
 
@@ -86,15 +86,13 @@ class BenchmarkResult:
     def to_table(self) -> RenderableType:
         """For ``rich.print``."""
         about = "\n".join(f"{key}: {value}" for key, value in self.about.items())
-        parts: list[RenderableType] = [Text(about), self._table(), Text(self._legend())]
-        if self.left_out:
-            parts.append(Text("\nleft out\n" + "\n".join(f"  {name}: {why}" for name, why in self.left_out.items())))
-        return Group(*parts)
+        left_out = "\n".join(["\nleft out", *(f"  {name}: {why}" for name, why in self.left_out.items())])
+        return Group(Text(about), self._table(), *([Text(left_out)] if self.left_out else []))
 
     def to_markdown(self) -> str:
         """A section for a page of results: the command, the machine, the table and what was left out."""
         about = "; ".join(f"{key}: {value}" for key, value in self.about.items() if key != "command")
-        parts = [f"`{self.about['command']}`", f"{about}.", self._table().to_markdown(), self._legend()]
+        parts = [f"`{self.about['command']}`", f"{about}.", self._table().to_markdown()]
         if self.left_out:
             parts += ["Left out:", "\n".join(f"* {name}: {why}" for name, why in self.left_out.items())]
         return "\n\n".join(parts) + "\n"
@@ -117,14 +115,11 @@ class BenchmarkResult:
             milliseconds = [None if value is None else value * 1e3 for value in seconds]
             speed = (self.speed(row), row.images_per_second, self.throughput(row))
             rows.append((row.name, row.ap, *milliseconds, *speed, row.memory, row.size / 1e6))
-        headings, digits = zip(*COLUMNS, strict=True)
-        return Table(headings, rows, digits=digits)
-
-    def _legend(self) -> str:
-        text = (
+        note = (
             "Parts and sum of one image, from its file to detections, are medians of one at a time; images/s are of "
             f"many files. How many times as fast: against {self.reference.name}."
         )
         if any(row.postprocess is None for row in self.rows):
-            text += " Where no time of post-processing is given, that of the network contains it."
-        return text
+            note += " Where no time of post-processing is given, that of the network contains it."
+        headings, digits = zip(*COLUMNS, strict=True)
+        return Table(headings, rows, note, digits)

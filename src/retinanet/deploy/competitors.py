@@ -1,24 +1,30 @@
-"""Who takes part in a benchmark: every way to run a model that this machine has."""
+"""Who takes part in a benchmark: every way to run a model that this machine has, and torchvision's own RetinaNet."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
-from retinanet.deploy.export import Format, Precision, export
-from retinanet.deploy.peer import TorchvisionBackend
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from retinanet.deploy.export import export
 from retinanet.detector import Detector
 from retinanet.errors import UserError
-from retinanet.inference.backend import Backend, Graph, Mode, explain_missing_runtime
-from retinanet.inference.exported import open_exported
+from retinanet.images.preprocess import Preprocess
+from retinanet.inference.backend import Backend, Mode, Prepared
+from retinanet.inference.exported import Graph, open_exported
+from retinanet.inference.runtimes import openvino_computes_bf16
 from retinanet.inference.torch_backend import TorchBackend
+from retinanet.interop.parity import build_peer
+from retinanet.interop.torchvision import detector_arguments, find_slots, to_torchvision
 from retinanet.model.device import cpu_computes_bf16
-from retinanet.model.postprocess import Postprocess
-from retinanet.spec import CONFIG, TENSORS, exported_file
-from retinanet.types import Detections, RawOutput
+from retinanet.spec import CONFIG, TENSORS, exported_file, exported_files
+from retinanet.types import Detections
 
 DEFAULT = (
     *("torchvision", "torch-fp32", "torch-bf16", "onnx-fp32", "onnx-int8"),
@@ -37,7 +43,8 @@ class Competitor:
         model: what a fresh process loads to measure its memory, and
         options: how.
         size: of its files, in bytes.
-        inner: told by each call of the backend's ``run``: the seconds of it that were ``resize`` or ``postprocess``.
+        ends: when, inside of the last call of the backend's ``run``, ``resize`` and ``network`` were done, by the clock
+            of ``time.perf_counter``; only of a backend that tells.
         heads: its graph without post-processing, if that was asked for.
     """
 
@@ -46,26 +53,8 @@ class Competitor:
     model: Path
     options: dict[str, Any]
     size: int
-    inner: dict[str, float] = field(default_factory=dict)
+    ends: dict[str, float] = field(default_factory=dict)
     heads: Graph | None = None
-
-
-@dataclass(frozen=True)
-class TimedPostprocess(Postprocess):
-    """Post-processing that says what it took.
-
-    Args:
-        inner: is told the seconds.
-    """
-
-    inner: dict[str, float] = field(default_factory=dict)
-
-    def __call__(self, raw: RawOutput, sizes: Any, class_names: Sequence[str]) -> list[Detections]:
-        """See :class:`Postprocess`."""
-        began = time.perf_counter()
-        found = super().__call__(raw, sizes, class_names)
-        self.inner["postprocess"] = time.perf_counter() - began
-        return found
 
 
 def prepare_competitor(name: str, home: Path, calibrate: str, scratch: Path, *, heads: bool) -> Competitor:
@@ -81,14 +70,14 @@ def prepare_competitor(name: str, home: Path, calibrate: str, scratch: Path, *, 
     Raises:
         UserError: it cannot be measured: a package is missing, or it does not support the CPU or the model.
     """
-    if name == "torchvision":
-        return _torchvision(home)
     runtime, _, kind = name.partition("-")
+    computes_bf16 = openvino_computes_bf16 if runtime == "openvino" else cpu_computes_bf16
+    if kind == "bf16" and not computes_bf16():
+        raise UserError("this CPU does not compute in bf16")
+    if runtime == "torchvision":
+        return _use_torchvision(home)
     if runtime == "torch":
-        return _torch(name, home, "bf16" if kind == "bf16" else "fp32", compile=kind == "compiled")
-    if name == "openvino-bf16":
-        _check_openvino_bf16()
-    assert runtime in get_args(Format) and kind in get_args(Precision)
+        return _use_torch(name, home, kind)
     options: dict[str, Any] = {"format": runtime, "precision": kind}
     if kind == "int8":
         options["calibrate"] = calibrate
@@ -99,55 +88,93 @@ def prepare_competitor(name: str, home: Path, calibrate: str, scratch: Path, *, 
     open_exported(file, trust=True)  # what its runtime cannot open is told now
     graph = None
     if heads:
-        report = export(str(home), output=str(scratch / f"{name}-raw"), raw=True, **options)
-        graph = open_exported(Path(report.folder) / report.file, raw=True, trust=True).graph
+        made = export(str(home), output=str(scratch / f"{name}-raw"), raw=True, **options)
+        graph = open_exported(Path(made.folder) / made.file, raw=True, trust=True).graph
     return replace(use_file(name, file, trust=True), heads=graph)
 
 
-def use_file(name: str, file: Path, *, trust: bool = False, trust_code: bool = False) -> Competitor:
-    """An exported model; for ``trust`` and ``trust_code`` see :func:`retinanet.inference.pt2_backend.open_pt2`."""
-    trusted = {"trust": trust, "trust_code": trust_code}
-    files = [file, file.with_suffix(".bin")] if file.suffix == ".xml" else [file]
-    size = sum(path.stat().st_size for path in files)
+def use_file(name: str, file: Path, **trusted: bool) -> Competitor:
+    """An exported model; for ``trust`` and ``trust_code`` see :func:`retinanet.inference.pt2.load_pt2`."""
+    size = sum(path.stat().st_size for path in exported_files(file))
     return Competitor(name, lambda mode: open_exported(file, mode, **trusted), file, trusted, size)
 
 
-def _torch(name: str, home: Path, precision: Literal["fp32", "bf16"], *, compile: bool) -> Competitor:
-    if precision == "bf16" and not cpu_computes_bf16():
-        raise UserError("this CPU does not compute in bf16")
-    inner: dict[str, float] = {}
+def _use_torch(name: str, home: Path, kind: str) -> Competitor:
+    options: dict[str, Any] = {
+        "device": "cpu",
+        "precision": "bf16" if kind == "bf16" else "fp32",
+        "compile": kind == "compiled",
+    }
+    ends: dict[str, float] = {}
 
     def load(mode: Mode) -> Backend:
-        detector = Detector.load(home)
-        timed = TimedPostprocess(**vars(detector.spec.postprocess), inner=inner)
-        return TorchBackend(detector.with_spec(postprocess=timed), device="cpu", precision=precision, compile=compile)
+        backend = TorchBackend(Detector.load(home), **options)
+        note_end(backend.net, "network", ends)
+        return backend
 
-    options = {"device": "cpu", "precision": precision, "compile": compile}
-    return Competitor(name, load, home, options, _size(home), inner)
+    return Competitor(name, load, home, options, sum((home / file).stat().st_size for file in (CONFIG, TENSORS)), ends)
 
 
-def _torchvision(home: Path) -> Competitor:
-    inner: dict[str, float] = {}
+def _use_torchvision(home: Path) -> Competitor:
     try:
         size = TorchvisionBackend(Detector.load(home)).size
     except UserError as error:
         first, *others = str(error).split("; ")
         raise UserError(first + (f", and {len(others)} more differences" if others else "")) from None
+    ends: dict[str, float] = {}
 
     def load(mode: Mode) -> Backend:
-        return TorchvisionBackend(Detector.load(home), inner)
+        backend = TorchvisionBackend(Detector.load(home))
+        note_end(backend.net.transform, "resize", ends)
+        note_end(backend.net.head, "network", ends)
+        return backend
 
-    return Competitor("torchvision", load, home, {"torchvision": True}, size, inner)
+    return Competitor("torchvision", load, home, {"torchvision": True}, size, ends)
 
 
-def _size(home: Path) -> int:
-    return sum((home / name).stat().st_size for name in (CONFIG, TENSORS))
+def note_end(module: Any, stage: str, ends: dict[str, float]) -> None:
+    """Note in ``ends``, under the name of a stage, when a part of a network is done, each time that it runs."""
+    module.register_forward_hook(lambda *_: ends.update({stage: time.perf_counter()}))
 
 
-def _check_openvino_bf16() -> None:
-    try:
-        import openvino
-    except ImportError:
-        raise explain_missing_runtime("OpenVINO", "openvino") from None
-    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        raise UserError("this CPU does not compute in bf16")
+class TorchvisionBackend:
+    """torchvision's network with the weights of a detector, in eager fp32 on the CPU, called as its users call it.
+
+    Its own transform resizes: that is part of :meth:`run` here.
+
+    Args:
+        detector: the model; its weights are copied.
+
+    Raises:
+        UserError: torchvision has no such network.
+    """
+
+    def __init__(self, detector: Detector) -> None:
+        state = to_torchvision(detector.spec, detector.net)
+        self.net: Any = build_peer(detector.spec, detector.net, state)
+        arguments: dict[str, Any] = detector_arguments(detector.spec)
+        for name in ("score_thresh", "nms_thresh", "topk_candidates", "detections_per_img"):
+            setattr(self.net, name, arguments[name])
+        self.net.transform.min_size, self.net.transform.max_size = (arguments["min_size"],), arguments["max_size"]
+        self.size = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+        self.spec = detector.spec
+        self.streams = 1
+        self.name = "torchvision fp32"
+        self._labels = {slot: label for label, slot in enumerate(find_slots(detector.spec.class_names))}
+
+    def prepare(self, image: NDArray[np.uint8], rule: Preprocess | None = None) -> Prepared:
+        """An image as torchvision wants it, (3, H, W) float32 in [0, 1]; it knows one rule, its own."""
+        pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).float() / 255
+        size = (image.shape[0], image.shape[1])
+        return Prepared(pixels, size, size)  # torchvision resizes and pads by itself: images of one size stay alike
+
+    @torch.inference_mode()
+    def run(self, images: Sequence[Prepared]) -> list[Detections]:
+        """See :class:`retinanet.inference.backend.Backend`."""
+        return [self._detections(result) for result in self.net([image.pixels for image in images])]
+
+    def _detections(self, result: Mapping[str, Any]) -> Detections:
+        """Slots without a class, which only a very low threshold lets through, are left out."""
+        labels = torch.tensor([self._labels.get(slot, -1) for slot in result["labels"].tolist()], dtype=torch.int64)
+        keep = labels >= 0
+        return Detections(result["boxes"][keep], result["scores"][keep], labels[keep], self.spec.class_names)

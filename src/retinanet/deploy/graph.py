@@ -1,12 +1,15 @@
 """The detector as one traceable module: padded pixels in, detections out, in tensors of fixed size.
 
-This is the only code of the package that knows about tracing. It computes what ``Preprocess.normalise``, the network
-and ``Postprocess`` compute, without any size that depends on the pixels.
+This is the only code of the package that knows about tracing, so torch.export's own format is written here. It computes
+what ``Preprocess.normalise``, the network and ``Postprocess`` compute, without any size that depends on the pixels.
 """
 
 from __future__ import annotations
 
+import io
+import shutil
 import warnings
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +18,10 @@ from torch.nn import functional
 
 from retinanet.anchors.nms import nms_keep
 from retinanet.detector import Detector
+from retinanet.digest import seal
 from retinanet.errors import UserError
-from retinanet.inference.backend import OUTPUTS
+from retinanet.inference.exported import OUTPUTS, Card
+from retinanet.inference.pt2 import COMPILED, KEY
 from retinanet.model.fold import fold_batch_norms, pad_statically
 from retinanet.types import RawOutput
 
@@ -117,8 +122,8 @@ class DetectionModule(RawModule):
         if self.post.compat.clip != "before":
             boxes = torch.minimum(boxes.clamp(min=0), limit)
             scores, labels, boxes = _best(torch.where(self._visible(boxes), scores, 0.0), labels, boxes, most)
-        found = scores > 0
-        return torch.where(found[..., None], boxes, 0.0), scores, torch.where(found, labels, 0), found.sum(dim=1)
+        filled = scores > 0
+        return torch.where(filled[..., None], boxes, 0.0), scores, torch.where(filled, labels, 0), filled.sum(dim=1)
 
     def _visible(self, boxes: Tensor) -> Tensor:
         """Which of the clipped boxes (N, n, 4) are shown, (N, n) bool."""
@@ -152,6 +157,11 @@ class DetectionModule(RawModule):
         return torch.where(value > self.post.logit_threshold(), value.sigmoid(), 0.0), label, boxes
 
 
+def make_module(detector: Detector, *, raw: bool, dtype: torch.dtype = torch.float32) -> RawModule:
+    """The module to trace: to detections, or to the heads where ``raw``."""
+    return (RawModule if raw else DetectionModule)(detector, dtype)
+
+
 def trace(module: RawModule) -> ExportedProgram:
     """The module as a program for any number of images, of any size that :class:`Preprocess` pads to.
 
@@ -172,6 +182,32 @@ def trace(module: RawModule) -> ExportedProgram:
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch, about itself
         return torch.export.export(module.eval(), (images, sizes), dynamic_shapes=({0: count, **sides}, {0: count}))
+
+
+def write_pt2(detector: Detector, card: Card, path: Path, *, compile: bool) -> None:
+    """Write a torch.export program; with ``compile`` also machine code for this kind of CPU, beside it.
+
+    Raises:
+        UserError: there is no C++ compiler.
+    """
+    if compile and not any(map(shutil.which, ("g++", "clang++"))):
+        raise UserError(
+            "--compile needs a C++ compiler (g++ or clang++), and none was found. Install one, or leave out --compile"
+        )
+    module = make_module(detector, raw=card.raw, dtype=torch.bfloat16 if card.precision == "bf16" else torch.float32)
+    program = trace(module.to(memory_format=torch.channels_last))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch, about weights that share memory
+        buffer = io.BytesIO()  # given a path, torch's writer ends the process where the disk is full
+        inputs, program.example_inputs = program.example_inputs, None  # torch would pickle them
+        torch.export.save(program, buffer, extra_files={KEY: card.to_json()})
+        path.write_bytes(buffer.getbuffer())
+        seal(path)
+        if compile:
+            program.example_inputs = inputs
+            compiled, metadata = path.with_name(path.stem + COMPILED), {"aot_inductor.metadata": {KEY: card.to_json()}}
+            torch._inductor.aoti_compile_and_package(program, package_path=str(compiled), inductor_configs=metadata)
+            seal(compiled)
 
 
 def _top(values: Tensor, most: int) -> tuple[Tensor, Tensor]:

@@ -1,12 +1,11 @@
-"""ONNX, through torch's exporter."""
+"""ONNX, through torch's exporter, and from it OpenVINO; in int8 by way of NNCF."""
 
 from __future__ import annotations
 
 import contextlib
 import io
-import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,35 +14,63 @@ import onnx
 import torch
 from onnxscript import opset18
 
-from retinanet.deploy.graph import DetectionModule, RawModule, trace
+from retinanet.deploy.graph import make_module, trace
 from retinanet.detector import Detector
 from retinanet.digest import seal
-from retinanet.inference.backend import INPUTS
-from retinanet.inference.card import Card
-from retinanet.inference.onnx_backend import KEY
+from retinanet.inference.exported import INPUTS, Card
+from retinanet.inference.runtimes import ONNX_KEY, OPENVINO_KEYS, silence
+from retinanet.spec import exported_files
 
 OPSET = 18
 op: Any = opset18  # its types know neither attributes nor symbolic tensors
 
 
-def write_onnx(detector: Detector, card: Card, path: Path, images: Sequence[Path], *, keep_class_output: bool) -> None:
-    """Write an ONNX file; in int8, ``images`` set the scales (see :func:`retinanet.deploy.quantise.quantise_model`)."""
-    model = to_onnx(detector, card)
+def write_model(detector: Detector, card: Card, path: Path, images: Sequence[Path], *, keep_class_output: bool) -> None:
+    """Write an ONNX file, or the two files of OpenVINO.
+
+    In OpenVINO bf16 is a matter of the runtime: the file holds fp32 weights, and the card says how to compute.
+
+    Args:
+        detector: the model.
+        card: of the file.
+        path: ends in .onnx, or in .xml for OpenVINO.
+        images: set the scales of int8.
+        keep_class_output: see :func:`retinanet.deploy.quantise.quantise_model`.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    model: Any = to_onnx(detector, card)
+    if path.suffix == ".xml":
+        import openvino
+
+        model = openvino.Core().read_model(model.SerializeToString())
     if card.precision == "int8":
         from retinanet.deploy.quantise import quantise_model
 
         model = quantise_model(model, detector.spec.preprocess, images, keep_class_output=keep_class_output)
-        _add_card(model, card)
-    onnx.save(model, path)
-    seal(path)
+    if path.suffix == ".xml":
+        model.set_rt_info(card.to_json(), OPENVINO_KEYS)
+        try:
+            openvino.save_model(model, path, compress_to_fp16=False)
+        except RuntimeError as error:  # such as a full disk
+            raise OSError(f"OpenVINO: {error}") from None
+    else:
+        model.metadata_props.add(key=ONNX_KEY, value=card.to_json())
+        onnx.save(model, path)
+    seal(*exported_files(path))
 
 
 def to_onnx(detector: Detector, card: Card) -> onnx.ModelProto:
-    """An fp32 ONNX model of a detector, with the card inside."""
-    module = RawModule(detector) if card.raw else DetectionModule(detector)
-    with warnings.catch_warnings(), _silent("torch.onnx", "onnxscript", "onnx_ir"):
+    """An fp32 ONNX model of a detector, without the card."""
+    module = make_module(detector, raw=card.raw)
+    with (
+        warnings.catch_warnings(),
+        silence("torch.onnx", "onnxscript", "onnx_ir"),
+        contextlib.redirect_stdout(io.StringIO()),
+    ):
         warnings.simplefilter("ignore")  # of the exporter, about itself
-        made = torch.onnx.export(
+        program = torch.onnx.export(
             trace(module),
             dynamo=True,
             verbose=False,
@@ -52,20 +79,12 @@ def to_onnx(detector: Detector, card: Card) -> onnx.ModelProto:
             output_names=list(module.outputs),
             custom_translation_table={torch.ops.retinanet.nms_keep.default: _nms_keep},
         )
-    assert made is not None
-    model = made.model_proto
+    assert program is not None
+    model = program.model_proto
     model.producer_name, model.producer_version = "retinanet", card.library_version
     model.doc_string = "RetinaNet: images (N, 3, H, W) RGB and sizes (N, 2) of their content -> detections"
-    _add_card(model, card)
     onnx.checker.check_model(model)
     return model
-
-
-def _add_card(model: onnx.ModelProto, card: Card) -> None:
-    """Put a card into a model, in place of an earlier one."""
-    kept = [entry for entry in model.metadata_props if entry.key != KEY]
-    del model.metadata_props[:]
-    model.metadata_props.extend([*kept, onnx.StringStringEntryProto(key=KEY, value=card.to_json())])
 
 
 def _nms_keep(
@@ -90,18 +109,3 @@ def _nms_keep(
     ones = op.Expand(op.Constant(value_float=1.0), count)
     zeros = op.Expand(op.Constant(value_float=0.0), op.Shape(scores))
     return op.Cast(op.ScatterND(zeros, place, ones), to=onnx.TensorProto.BOOL)
-
-
-@contextlib.contextmanager
-def _silent(*names: str) -> Iterator[None]:
-    """Loggers of libraries say nothing below an error, and nobody prints."""
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from retinanet.anchors.geometry import iou
+from retinanet.data.dataset import load_dataset
 from retinanet.data.scenes import paint, plan_scene
 from retinanet.detector import Detector
+from retinanet.errors import UserError
 from retinanet.images.io import picture_pixels
 from retinanet.images.preprocess import Preprocess
+from retinanet.inference.exported import Graph
+from retinanet.inference.paths import find_images
 from retinanet.interop.comparison import largest_difference, make_batch, pair_detections, pair_differences
 from retinanet.model.postprocess import Postprocess
 from retinanet.types import Batch, Detections
 
-Graph = Callable[[NDArray[Any], NDArray[np.int64]], Sequence[NDArray[Any]]]
+T = TypeVar("T")
 PIXELS, SCORE = 0.1, 1e-3  # fp32: how far a box and a score may be off
 RAW = 0.01  # likewise for what the heads say
 NEAR = 2.0  # pixels within which two boxes of a class are taken for the same
@@ -165,6 +169,39 @@ def proof_batches(preprocess: Preprocess, images: Sequence[Tensor] = ()) -> list
     return [make_batch(preprocess, group) for group in groups if group]
 
 
+def spread_images(data: str, most: int, split: str = "train") -> list[Path]:
+    """Images of the kind that a model is for, spread evenly over a data set.
+
+    Args:
+        data: annotated images, or a folder of images.
+        most: how many at most.
+        split: the part of annotated images to take.
+
+    Raises:
+        UserError: there is no image.
+    """
+    if most < 1:
+        raise UserError(f"--samples is at least 1, got {most}")
+    if not Path(data).exists():
+        raise UserError(f"there is no {data}: expected annotated images, or a folder of images")
+    reason = ""
+    try:
+        paths = [sample.path for sample in load_dataset(data, split).samples]
+    except UserError as error:
+        try:
+            paths = find_images([data])
+        except UserError:
+            paths, reason = [], f" ({error})"
+    if not paths:
+        raise UserError(f"there are no images in {data}: expected annotated images, or a folder of images{reason}")
+    return spread_evenly(paths, most)
+
+
+def spread_evenly(items: Sequence[T], most: int) -> list[T]:
+    """At most so many of some items, from the first to the last, in their order."""
+    return [items[i] for i in np.linspace(0, len(items) - 1, min(most, len(items))).round().astype(int)]
+
+
 def _run(graph: Graph, batch: Batch) -> list[Tensor]:
     outputs = graph(batch.images.contiguous().numpy(), batch.sizes.numpy())
     return [torch.from_numpy(np.array(output)) for output in outputs]
@@ -174,11 +211,11 @@ def _shapes(batches: Sequence[Batch]) -> tuple[str, ...]:
     return tuple(" x ".join(map(str, batch.images.shape)) for batch in batches)
 
 
-def _unexplained(one: Detections, other: Detections, matched: set[int], rule: Postprocess) -> int:
-    """How many detections of ``one`` have no partner in ``other`` although no rounding can have decided that."""
+def _unexplained(detections: Detections, other: Detections, matched: set[int], rule: Postprocess) -> int:
+    """How many detections of ``detections`` have no partner in ``other`` although no rounding can have decided that."""
     cut = float(other.scores.min()) + SCORE if len(other) == rule.max_detections else 0.0
     # Asked so that NaN explains nothing.
-    explained = (one.scores <= cut) | ((one.scores - rule.score).abs() <= SCORE)
-    left = [i for i in range(len(one)) if i not in matched and not explained[i]]
-    overlaps = iou(one.boxes[left], torch.cat([one.boxes, other.boxes]))
+    explained = (detections.scores <= cut) | ((detections.scores - rule.score).abs() <= SCORE)
+    left = [i for i in range(len(detections)) if i not in matched and not explained[i]]
+    overlaps = iou(detections.boxes[left], torch.cat([detections.boxes, other.boxes]))
     return len(left) - int(((overlaps - rule.nms).abs() <= ROUNDING).any(dim=1).sum())

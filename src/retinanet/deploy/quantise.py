@@ -6,20 +6,20 @@ cannot hold.
 
 from __future__ import annotations
 
-import logging
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import nncf
 import onnx
 import openvino
 
-from retinanet.deploy.calibration import feed
+from retinanet.images.io import read_image
 from retinanet.images.preprocess import Preprocess
-from retinanet.inference.backend import INPUTS
+from retinanet.inference.exported import INPUTS
+from retinanet.inference.runtimes import silence
+from retinanet.interop.comparison import make_batch
 
 CLASS_OUTPUT = "heads.cls.output.weight"  # how the name of the weights of the class subnet's last convolution ends
 Model = TypeVar("Model", openvino.Model, onnx.ModelProto)
@@ -34,10 +34,10 @@ def quantise_model(model: Model, preprocess: Preprocess, images: Sequence[Path],
         images: of the kind that the model is for; their activations set the scales.
         keep_class_output: the last convolution of the class subnet stays in fp32.
     """
-    with _silence():
+    with silence("nncf"):  # it reports each step on the console
         result: Model = nncf.quantize(
             model,
-            nncf.Dataset(images, lambda path: dict(zip(INPUTS, feed(preprocess, path), strict=True))),
+            nncf.Dataset(images, lambda path: _read_inputs(preprocess, path)),
             subset_size=len(images),
             preset=nncf.QuantizationPreset.MIXED,  # activations may be asymmetric: not every backbone ends in a ReLU
             ignored_scope=nncf.IgnoredScope(names=_find_ignored(model, keep_class_output)),
@@ -45,12 +45,18 @@ def quantise_model(model: Model, preprocess: Preprocess, images: Sequence[Path],
     return result
 
 
+def _read_inputs(preprocess: Preprocess, path: Path) -> dict[str, Any]:
+    """What a graph is given for one image: (1, 3, H, W) and (1, 2)."""
+    batch = make_batch(preprocess, [read_image(path)])
+    return dict(zip(INPUTS, (batch.images.contiguous().numpy(), batch.sizes.numpy()), strict=True))
+
+
 def _find_ignored(model: openvino.Model | onnx.ModelProto, keep_class_output: bool) -> list[str]:
     """Names of the nodes that stay as they are."""
     after, convolutions = _openvino_graph(model) if isinstance(model, openvino.Model) else _onnx_graph(model)
     leads: dict[str, bool] = {}
     for name in reversed(after):  # in topological order, so what comes after a node is known already
-        leads[name] = any(node in convolutions or leads[node] for node in after[name])
+        leads[name] = any(node in convolutions or leads.get(node, False) for node in after[name])
     ignored = [name for name in after if not leads[name] and name not in convolutions]
     outputs = [name for name, weights in convolutions.items() if weights.endswith(CLASS_OUTPUT)]
     assert outputs, "the class subnet's output is not to be found by the name of its weights"
@@ -70,7 +76,7 @@ def _openvino_graph(model: openvino.Model) -> tuple[dict[str, list[str]], dict[s
         ]
         if kind in ("Convolution", "GroupConvolution"):
             convolutions[name] = node.input_value(1).get_node().get_friendly_name()
-    return _drop_unknown(after), convolutions
+    return after, convolutions
 
 
 def _onnx_graph(model: onnx.ModelProto) -> tuple[dict[str, list[str]], dict[str, str]]:
@@ -80,20 +86,4 @@ def _onnx_graph(model: onnx.ModelProto) -> tuple[dict[str, list[str]], dict[str,
         for value in node.input:
             takers[value].append(node.name)
     after = {node.name: [name for value in node.output for name in takers[value]] for node in model.graph.node}
-    return _drop_unknown(after), {node.name: node.input[1] for node in model.graph.node if node.op_type == "Conv"}
-
-
-def _drop_unknown(after: Mapping[str, list[str]]) -> dict[str, list[str]]:
-    return {name: [node for node in following if node in after] for name, following in after.items()}
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """NNCF reports each step on the console; an error is raised in any case."""
-    logger = logging.getLogger("nncf")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
+    return after, {node.name: node.input[1] for node in model.graph.node if node.op_type == "Conv"}

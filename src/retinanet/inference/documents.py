@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,8 +13,6 @@ from pathlib import Path
 from retinanet.types import Detections
 
 CSV_COLUMNS = ("image_path", "xmin", "ymin", "xmax", "ymax", "label", "score")
-
-
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet takes a cell that begins so for a formula
 
 
@@ -42,6 +41,14 @@ class Predictions(list[Prediction]):
     def __init__(self, predictions: Iterable[Prediction] = (), failed: Mapping[Path, str] | None = None) -> None:
         super().__init__(predictions)
         self.failed = dict(failed or {})
+
+
+def write_documents(folder: Path, predictions: Predictions, class_names: Sequence[str], home: Path) -> None:
+    """Write detections.json and detections.csv into a folder whose content will lie in ``home``."""
+    text = json.dumps(make_coco_document(predictions, class_names, home), indent=1) + "\n"
+    (folder / "detections.json").write_text(text, encoding="utf-8")
+    table = make_csv_document(predictions)
+    (folder / "detections.csv").write_text(table, encoding="utf-8", errors="surrogateescape")
 
 
 def make_coco_document(

@@ -14,9 +14,8 @@ certain.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterator
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,126 +24,87 @@ INSIDE = 0.5  # share of a fragment's area from which on it belongs to the box t
 FRAGMENT = 0.5  # what the score of a fragment is worth when boxes are ranked
 CONTINUES = 0.5  # IoU of the sides along a border from which on two fragments are one object
 PAIRS = 2_000_000  # looked at in one piece, which bounds the memory
+# A detection of a window: box, xyxy in pixels of the image; score; label; cut, whether the box ends at the left, top,
+# right, bottom border of its window where the image goes on behind that border.
+DETECTION = np.dtype([("box", np.float64, 4), ("score", np.float32), ("label", np.int64), ("cut", np.bool_, 4)])
 Merge = Literal["nms", "nmm"]
 Indices = NDArray[np.int64]
-Flags = NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class WindowDetections:
-    """Detections of windows, in pixels of the image.
-
-    Attributes:
-        boxes: (n, 4) float64 xyxy.
-        scores: (n,) float32.
-        labels: (n,) int64.
-        cut: (n, 4) bool, whether a box ends at the left, top, right, bottom border of its window, where the image goes
-            on behind that border.
-    """
-
-    boxes: NDArray[np.float64]
-    scores: NDArray[np.float32]
-    labels: Indices
-    cut: Flags
-
-    def __len__(self) -> int:
-        return len(self.scores)
-
-    @property
-    def fragment(self) -> Flags:
-        """(n,) bool, whether a border of its window cuts a box."""
-        return self.cut[:, 0] | self.cut[:, 1] | self.cut[:, 2] | self.cut[:, 3]
-
-    def rows(self, rows: Indices) -> WindowDetections:
-        """The rows that ``rows`` names."""
-        return WindowDetections(self.boxes[rows], self.scores[rows], self.labels[rows], self.cut[rows])
-
-
-def join_parts(parts: Sequence[WindowDetections]) -> WindowDetections:
-    """The detections of all parts, in their order."""
-    return WindowDetections(
-        np.concatenate([np.zeros((0, 4)), *(part.boxes for part in parts)]),
-        np.concatenate([np.zeros(0, np.float32), *(part.scores for part in parts)]),
-        np.concatenate([np.zeros(0, np.int64), *(part.labels for part in parts)]),
-        np.concatenate([np.zeros((0, 4), bool), *(part.cut for part in parts)]),
-    )
 
 
 def merge_detections(
-    detections: WindowDetections,
+    detections: NDArray[Any],
     *,
     how: Merge = "nms",
     iou: float = 0.5,
     class_agnostic: bool = False,
     tolerance: float = 1.0,
-) -> WindowDetections:
+) -> NDArray[Any]:
     """One detection per object, by the rules at the top of this file.
 
     Args:
-        detections: n detections of all windows.
+        detections: (n,) of type ``DETECTION``, of all windows.
         how: ``nms`` or ``nmm``.
         iou: of two boxes of a class, the threshold of suppression.
         class_agnostic: of any two boxes.
         tolerance: pixels by which fragments may miss each other, for ``nmm``.
 
     Returns:
-        (m,) detections, best score first, equal scores by position.
+        (m,) of type ``DETECTION``, best score first, equal scores by position.
     """
-    groups = np.zeros_like(detections.labels) if class_agnostic else detections.labels
-    parts = [
-        _merge_class(detections.rows(np.flatnonzero(groups == group)), how, iou, tolerance)
-        for group in np.unique(groups)
-    ]
-    together = join_parts(parts)
-    return together.rows(_rank(together, together.scores))
+    groups = np.zeros_like(detections["label"]) if class_agnostic else detections["label"]
+    merged = [detections[:0]]
+    for group in np.unique(groups):
+        part = detections[groups == group]
+        if how == "nmm":
+            part = _join_fragments(_suppress(part, iou, by_fragments=False), tolerance)
+        merged.append(_suppress(part, iou, by_fragments=True))
+    together = np.concatenate(merged)
+    return together[_rank(together, together["score"])]
 
 
-def _rank(detections: WindowDetections, worth: NDArray[np.float32]) -> Indices:
+def _is_fragment(detections: NDArray[Any]) -> NDArray[np.bool_]:
+    """(n,) whether a border of its window cuts a box."""
+    cut: NDArray[np.bool_] = np.logical_or.reduce(detections["cut"], axis=1)
+    return cut
+
+
+def _rank(detections: NDArray[Any], worth: NDArray[np.float32]) -> Indices:
     """The most worth first, then by position."""
-    x1, y1, x2, y2 = detections.boxes.T
-    return np.lexsort((detections.labels, detections.fragment, x2, y2, x1, y1, -worth))
+    x1, y1, x2, y2 = detections["box"].T
+    return np.lexsort((detections["label"], _is_fragment(detections), x2, y2, x1, y1, -worth))
 
 
-def _merge_class(detections: WindowDetections, how: Merge, iou: float, tolerance: float) -> WindowDetections:
-    if how == "nmm":
-        detections = _join_fragments(_suppress(detections, iou, by_fragments=False), tolerance)
-    return _suppress(detections, iou, by_fragments=True)
-
-
-def _suppress(detections: WindowDetections, iou: float, *, by_fragments: bool) -> WindowDetections:
+def _suppress(detections: NDArray[Any], iou: float, *, by_fragments: bool) -> NDArray[Any]:
     """What is kept, in its order; fragments suppress each other only ``by_fragments``."""
-    detections = detections.rows(
-        _rank(detections, detections.scores * np.where(detections.fragment, np.float32(FRAGMENT), np.float32(1)))
-    )
-    first, second = (np.concatenate(part) for part in zip(*_find_suppressions(detections, iou), strict=True))
-    active = by_fragments | ~detections.fragment[first]
-    first, second = first[active], second[active]
-    order = np.argsort(first, kind="stable")
-    boxes, starts = np.unique(first[order], return_index=True)
-    kept = np.ones(len(detections), bool)
-    for box, weaker in zip(boxes.tolist(), np.split(second[order], starts[1:]), strict=False):
-        if kept[box]:
-            kept[weaker] = False
-    return detections.rows(np.flatnonzero(kept))
+    weights = np.where(_is_fragment(detections), np.float32(FRAGMENT), np.float32(1))
+    detections = detections[_rank(detections, detections["score"] * weights)]
+    boxes, fragment = detections["box"].copy(), _is_fragment(detections)
+    area = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
 
-
-def _find_suppressions(detections: WindowDetections, iou: float) -> Iterator[tuple[Indices, Indices]]:
-    """Pairs of ranks (i, j), i before j, where i suppresses j unless it is suppressed itself."""
-    boxes, fragment = detections.boxes, detections.fragment
-    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    yield np.zeros(0, np.int64), np.zeros(0, np.int64)
+    # Pairs of ranks (i, j), i before j, where i suppresses j unless it is suppressed itself.
+    pairs = [np.zeros((2, 0), np.int64)]
     for left, right in find_intersections(boxes):
         i, j = np.minimum(left, right), np.maximum(left, right)
         sides = np.minimum(boxes[i, 2:], boxes[j, 2:]) - np.maximum(boxes[i, :2], boxes[j, :2])
         common = sides[:, 0] * sides[:, 1]
         weaker = (common > iou * (area[i] + area[j] - common)) | (fragment[j] & (common > INSIDE * area[j]))
-        yield i[weaker], j[weaker]
+        weaker &= by_fragments or ~fragment[i]
+        pairs.append(np.stack([i[weaker], j[weaker]]))
+    first, second = np.concatenate(pairs, axis=1)
+
+    order = np.argsort(first, kind="stable")
+    ranks, starts = np.unique(first[order], return_index=True)
+    kept = np.ones(len(detections), bool)
+    for rank, weaker in zip(ranks.tolist(), np.split(second[order], starts[1:]), strict=False):
+        if kept[rank]:
+            kept[weaker] = False
+    return detections[kept]
 
 
-def _join_fragments(detections: WindowDetections, tolerance: float) -> WindowDetections:
+def _join_fragments(detections: NDArray[Any], tolerance: float) -> NDArray[Any]:
     """Fragments that continue each other as one box, the rest as it is."""
-    fragments = np.flatnonzero(detections.fragment)
-    boxes, cut = detections.boxes[fragments], detections.cut[fragments]
+    fragments = np.flatnonzero(_is_fragment(detections))
+    boxes, cut = detections["box"][fragments], detections["cut"][fragments]
     reach = boxes + tolerance * np.array([-1, -1, 1, 1])  # those that only touch are found as well
     group = np.arange(len(detections))
     for left, right in find_intersections(reach):
@@ -154,15 +114,15 @@ def _join_fragments(detections: WindowDetections, tolerance: float) -> WindowDet
                 for a, b in zip(fragments[i[pairs]].tolist(), fragments[j[pairs]].tolist(), strict=True):
                     group[_find_root(group, a)] = _find_root(group, b)
     roots = np.array([_find_root(group, row) for row in range(len(detections))], np.int64)
-    together, scores, cut = detections.boxes.copy(), detections.scores.copy(), np.zeros_like(detections.cut)
-    np.minimum.at(together[:, :2], roots, detections.boxes[:, :2])
-    np.maximum.at(together[:, 2:], roots, detections.boxes[:, 2:])
-    np.maximum.at(scores, roots, detections.scores)
-    ends = (
-        np.abs(detections.boxes - together[roots]) <= tolerance
-    )  # a side is cut still where the outermost fragment is
-    np.logical_or.at(cut, roots, detections.cut & ends)
-    return WindowDetections(together, scores, detections.labels, cut).rows(np.unique(roots))
+
+    joined = detections.copy()
+    np.minimum.at(joined["box"][:, :2], roots, detections["box"][:, :2])
+    np.maximum.at(joined["box"][:, 2:], roots, detections["box"][:, 2:])
+    np.maximum.at(joined["score"], roots, detections["score"])
+    joined["cut"] = False  # but on the sides where an outermost fragment is cut
+    ends = np.abs(detections["box"] - joined["box"][roots]) <= tolerance
+    np.logical_or.at(joined["cut"], roots, detections["cut"] & ends)
+    return joined[np.unique(roots)]
 
 
 def _find_root(group: Indices, row: int) -> int:
@@ -173,8 +133,8 @@ def _find_root(group: Indices, row: int) -> int:
 
 
 def _find_continuations(
-    boxes: NDArray[np.float64], cut: Flags, i: Indices, j: Indices, axis: int, tolerance: float
-) -> Flags:
+    boxes: NDArray[np.float64], cut: NDArray[np.bool_], i: Indices, j: Indices, axis: int, tolerance: float
+) -> NDArray[np.bool_]:
     """Which fragments j go on, to the right (axis 0) or below (axis 1), where i are cut.
 
     Both cross the whole strip between the two borders, and their sides along the borders agree.

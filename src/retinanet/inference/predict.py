@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import tempfile
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -18,11 +16,11 @@ from rich.console import Console
 from rich.progress import Progress
 
 from retinanet.errors import UserError
-from retinanet.files import check_output_folder
+from retinanet.files import check_output_folder, write_folder
 from retinanet.images.io import image_size, read_pixels
 from retinanet.images.windows import ImageWindows, overview
 from retinanet.inference.backend import Mode, count_cores
-from retinanet.inference.documents import Prediction, Predictions, make_coco_document, make_csv_document
+from retinanet.inference.documents import Prediction, Predictions, write_documents
 from retinanet.inference.paths import find_images, name_pictures
 from retinanet.inference.predictor import Predictor, describe_limit
 from retinanet.inference.stream import in_order
@@ -34,8 +32,6 @@ from retinanet.types import Detections
 
 LEGIBLE = 600
 OVERVIEW = 4096  # most pixels of the long side of a picture of an image that was cut into tiles
-Results = Generator[Detections | UserError]  # of each image
-Report = Callable[[float], object]  # told how many images are done
 _log = logging.getLogger(__name__)
 
 
@@ -104,7 +100,8 @@ def predict(
     names = name_pictures(paths) if pictures else {}
     _check_output(folder, names, overwrite=overwrite)
     sizes, failed = _read_sizes(paths)
-    many = len(sizes) > 1 or tile is not None
+    tiling = None if tile is None else {"tile": tile, "overlap": overlap, "merge": merge, "scale": tile_scale}
+    many = len(sizes) > 1 or tiling is not None
     mode = mode or ("throughput" if many and exported_file(model) else "latency")
     how_trusted = {"trust": trust, "trust_code": trust_code}
     predictor = Predictor.load(
@@ -112,13 +109,11 @@ def predict(
     )
     spec = predictor.backend.spec
     _warn_of_score(score, spec.postprocess.score)
-    how = {"tile": tile, "overlap": overlap, "merge": merge, "scale": tile_scale}
-    run = _choose_way(predictor, list(sizes), workers, how)
     least = spec.thresholds if score is None else score
-    with _moved_when_whole(folder) as scratch:
-        draw = partial(_draw, {path: scratch / "pictures" / name for path, name in names.items()}, whole=tile is None)
-        predictions = _predict_and_draw(predictor, run, sizes, failed, least, draw, workers or count_cores())
-        _write_documents(scratch, predictions, make_coco_document(predictions, spec.class_names, folder))
+    with write_folder(folder, replace=False) as scratch:
+        targets = {path: scratch / "pictures" / name for path, name in names.items()}
+        predictions = _predict_and_draw(predictor, sizes, failed, least, tiling, targets, workers)
+        write_documents(scratch, predictions, spec.class_names, folder)
     return predictions
 
 
@@ -166,79 +161,33 @@ def _read_sizes(paths: Sequence[Path]) -> tuple[dict[Path, tuple[int, int]], dic
     return sizes, failed
 
 
-@contextmanager
-def _moved_when_whole(folder: Path) -> Iterator[Path]:
-    """An empty folder beside ``folder``; what is in it at the end is moved there, and after an error nothing is."""
-    home = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
-    try:
-        with tempfile.TemporaryDirectory(prefix=".predict-", dir=home) as name:
-            scratch = Path(name)
-            yield scratch
-            for path in [path for path in scratch.rglob("*") if path.is_file()]:  # all are whole by now
-                target = folder / path.relative_to(scratch)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(path, target)
-    except OSError as error:
-        raise UserError(f"--output {folder} cannot be written ({error}). Choose another folder") from None
-
-
-def _write_documents(scratch: Path, predictions: Predictions, document: Mapping[str, object]) -> None:
-    (scratch / "detections.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    table = make_csv_document(predictions)
-    (scratch / "detections.csv").write_text(table, encoding="utf-8", errors="surrogateescape")
-
-
-def _choose_way(
-    predictor: Predictor, paths: Sequence[Path], workers: int | None, how: Mapping[str, Any]
-) -> Callable[[Report], Results]:
-    """What predicts the images: whole, or cut into tiles by the options of :func:`predict_tiled`."""
-    if how["tile"] is None:
-        return partial(_stream, predictor, paths, workers)
-    check_tile_options(**how)
-    return partial(_cut_into_tiles, predictor, paths, how)
-
-
-def _stream(predictor: Predictor, paths: Sequence[Path], workers: int | None, report: Report) -> Results:
-    with closing(predictor.attempt(paths, workers=workers)) as results:
-        for done, result in enumerate(results, start=1):
-            report(done)
-            yield result
-
-
-def _cut_into_tiles(predictor: Predictor, paths: Sequence[Path], how: Mapping[str, Any], report: Report) -> Results:
-    for number, path in enumerate(paths):
-
-        def progress(done: int, windows: int, before: int = number) -> None:
-            report(before + done / windows)
-
-        try:
-            yield predict_tiled(predictor, path, **how, progress=progress)
-        except UserError as error:
-            yield error
-
-
 def _predict_and_draw(
     predictor: Predictor,
-    run: Callable[[Report], Results],
     sizes: Mapping[Path, tuple[int, int]],
     failed: Mapping[Path, str],
     least: float | Mapping[str, float],
-    draw: Callable[[Prediction], None],
-    workers: int,
+    tiling: Mapping[str, Any] | None,
+    targets: Mapping[Path, Path],
+    workers: int | None,
 ) -> Predictions:
     """Predict; the detections of an image are drawn while the next ones are worked on.
 
     Raises:
-        UserError: not a single image can be read.
+        UserError: not a single image can be read, or an option of tiling is out of its range.
     """
+    if tiling is not None:
+        check_tile_options(**tiling)
     predictions = Predictions(failed=failed)
     full = []
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("predict", total=len(sizes))
 
+        def report(images: int, done: int = 0, windows: int = 1) -> None:
+            bar.update(task, completed=images + done / windows)
+
         def each() -> Iterator[Prediction]:
-            with closing(run(lambda done: bar.update(task, completed=done))) as results:
+            with closing(_detect(predictor, list(sizes), workers, tiling, report)) as results:
                 for (path, size), result in zip(sizes.items(), results, strict=True):
                     if isinstance(result, UserError):
                         predictions.failed[path] = str(result)
@@ -248,8 +197,9 @@ def _predict_and_draw(
                     predictions.append(Prediction(path, size, result.above(least)))
                     yield predictions[-1]
 
-        with ThreadPoolExecutor(workers) as pool:
-            for drawn in in_order(pool, draw, each(), ahead=workers):
+        threads = workers or count_cores()
+        with ThreadPoolExecutor(threads) as pool:
+            for drawn in in_order(pool, partial(_draw, targets, whole=tiling is None), each(), ahead=threads):
                 drawn.result()
     if not predictions:
         raise UserError("\n".join(predictions.failed.values()))
@@ -257,6 +207,27 @@ def _predict_and_draw(
         others = f" (and {len(full) - 1} more)" if len(full) > 1 else ""
         _log.warning("%s%s: %s", full[0], others, describe_limit(predictor.backend.spec))
     return predictions
+
+
+def _detect(
+    predictor: Predictor,
+    paths: Sequence[Path],
+    workers: int | None,
+    tiling: Mapping[str, Any] | None,
+    report: Callable[..., object],
+) -> Generator[Detections | UserError]:
+    """Detections in each image, or what is wrong with it; ``report`` is told how many images are done."""
+    if tiling is None:
+        with closing(predictor.attempt(paths, workers=workers)) as results:
+            for done, result in enumerate(results, start=1):
+                report(done)
+                yield result
+        return
+    for number, path in enumerate(paths):
+        try:
+            yield predict_tiled(predictor, path, **tiling, progress=partial(report, number))
+        except UserError as error:
+            yield error
 
 
 def _draw(targets: Mapping[Path, Path], prediction: Prediction, *, whole: bool) -> None:

@@ -6,19 +6,22 @@ import logging
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from retinanet.errors import UserError
 from retinanet.images.preprocess import Preprocess
 from retinanet.images.windows import ImageWindows
 from retinanet.inference.backend import Prepared
-from retinanet.inference.merge import Merge, WindowDetections, join_parts, merge_detections
+from retinanet.inference.merge import DETECTION, Merge, merge_detections
 from retinanet.inference.predictor import Predictor, to_array
 from retinanet.inference.stream import stream_detections
+from retinanet.spec import ModelSpec
 from retinanet.types import Detections
 
 SMALLEST_TILE = 32
@@ -62,25 +65,22 @@ def predict_tiled(
         UserError: the image cannot be read, or an option is out of its range.
     """
     sides = check_tile_options(tile, overlap, merge, scale)
-    readable = image if isinstance(image, str | Path | Image.Image) else to_array(image)
-    with ImageWindows(readable) as windows:
+    report = progress or (lambda done, total: None)
+    with ImageWindows(image if isinstance(image, str | Path | Image.Image) else to_array(image)) as windows:
         height, width = windows.size
         window = min(sides[0], height), min(sides[1], width)
         if window == (height, width) and scale is None:
             whole = predictor(windows.read(0, 0, height, width))
-            _report(progress, 1, 1)
+            report(1, 1)
             return whole
-        rule = _choose_rule(predictor, window, scale)
+        rule = _choose_rule(predictor.backend.spec, window, scale)
         edge = max(1.0, EDGE * window[0] / rule.size(*window)[0])
-        corners = [
-            (y, x) for y in find_starts(height, window[0], overlap) for x in find_starts(width, window[1], overlap)
-        ]
+        corners = list(product(find_starts(height, window[0], overlap), find_starts(width, window[1], overlap)))
 
         def prepare(corner: Corner) -> Prepared:
             y, x = corner
             return predictor.backend.prepare(windows.read(y, x, y + window[0], x + window[1]), rule)
 
-        limits = predictor.backend.spec.postprocess
         parts, full = [], 0
         with closing(stream_detections(predictor.backend, prepare, corners, batch_size=predictor.batch_size)) as stream:
             for corner, detections in zip(corners, stream, strict=True):
@@ -88,7 +88,9 @@ def predict_tiled(
                     raise detections
                 parts.append(_place(detections, corner, window, windows.size, edge))
                 full += predictor.is_at_limit(detections)
-                _report(progress, len(parts), len(corners))
+                report(len(parts), len(corners))
+                like = detections
+    limits = predictor.backend.spec.postprocess
     if full:
         _log.warning(
             "%d of %d tiles hold %d detections, the most that the model reports of an image: choose smaller tiles, or "
@@ -96,9 +98,10 @@ def predict_tiled(
             *(full, len(parts), limits.max_detections),
         )
     merged = merge_detections(
-        join_parts(parts), how=merge, iou=limits.nms, class_agnostic=limits.class_agnostic, tolerance=edge
+        np.concatenate(parts), how=merge, iou=limits.nms, class_agnostic=limits.class_agnostic, tolerance=edge
     )
-    return predictor.backend.pack(merged.boxes, merged.scores, merged.labels)
+    boxes, scores = _convert(merged["box"], like.boxes), _convert(merged["score"], like.scores)
+    return Detections(boxes, scores, _convert(merged["label"], like.labels), like.class_names)
 
 
 def find_starts(length: int, window: int, overlap: int) -> list[int]:
@@ -125,9 +128,9 @@ def check_tile_options(tile: int | tuple[int, int], overlap: int, merge: str, sc
     return sides[0], sides[1]
 
 
-def _choose_rule(predictor: Predictor, window: tuple[int, int], scale: float | None) -> Preprocess:
+def _choose_rule(spec: ModelSpec, window: tuple[int, int], scale: float | None) -> Preprocess:
     """The resize rule for windows: of the wanted magnification, the aspect kept."""
-    rule, known = predictor.backend.spec.preprocess, scale or predictor.backend.spec.scale
+    rule, known = spec.preprocess, scale or spec.scale
     if known is None:
         height, width = rule.size(*window)
         _log.warning(
@@ -143,21 +146,21 @@ def _choose_rule(predictor: Predictor, window: tuple[int, int], scale: float | N
 
 def _place(
     detections: Detections, corner: Corner, window: tuple[int, int], size: tuple[int, int], edge: float
-) -> WindowDetections:
-    """Detections of a window in pixels of the image, and which of its borders cut them."""
+) -> NDArray[Any]:
+    """Detections of a window as (n,) ``DETECTION``, in pixels of the image and with the borders that cut them."""
     (y, x), (height, width) = corner, window
     boxes = np.asarray(detections.boxes, np.float64).reshape(-1, 4)
-    limits, outer = (
-        np.array([0, 0, width, height]),
-        np.array([x == 0, y == 0, x + width == size[1], y + height == size[0]]),
+    outer = np.array([x == 0, y == 0, x + width == size[1], y + height == size[0]])
+    placed = np.empty(len(detections), DETECTION)
+    placed["box"], placed["score"], placed["label"] = (
+        boxes + np.array([x, y, x, y]),
+        detections.scores,
+        detections.labels,
     )
-    cut = (np.abs(boxes - limits) <= edge) & ~outer
-    shifted = boxes + np.array([x, y, x, y])
-    return WindowDetections(
-        shifted, np.asarray(detections.scores, np.float32), np.asarray(detections.labels, np.int64), cut
-    )
+    placed["cut"] = (np.abs(boxes - np.array([0, 0, width, height])) <= edge) & ~outer
+    return placed
 
 
-def _report(progress: Callable[[int, int], Any] | None, done: int, total: int) -> None:
-    if progress is not None:
-        progress(done, total)
+def _convert(values: NDArray[Any], example: Any) -> Any:
+    """Values in the type of an array of numpy or of a tensor."""
+    return values.astype(example.dtype) if isinstance(example, np.ndarray) else example.new_tensor(values)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -53,7 +54,7 @@ class TorchBackend:
         net = fold_batch_norms(detector.net).to(self.device, self._dtype).to(memory_format=torch.channels_last)
         if self.device.type == "cpu" and not compile:  # what compiles lays weights out by itself
             net = use_fast_convolutions(net)
-        self._net = torch.compile(net, dynamic=False) if compile else net
+        self.net = torch.compile(net, dynamic=False) if compile else net
         self.spec = detector.spec
         self.streams = 1  # torch gives all cores to one call
         self.name = f"torch {precision} on {self.device}" + (", compiled" if compile else "")
@@ -72,30 +73,12 @@ class TorchBackend:
         """See :class:`Backend`."""
         batch, sizes = self.spec.preprocess.pad([image.pixels for image in images])
         pixels = self.spec.preprocess.normalise(batch.to(self.device, non_blocking=True), sizes)
-        raw: RawOutput = self._net(pixels.to(self._dtype))
-        found = self.spec.postprocess(raw, sizes, self.spec.class_names)
+        raw: RawOutput = self.net(pixels.to(self._dtype))
+        in_batch = self.spec.postprocess(raw, sizes, self.spec.class_names)
         return [
-            Detections(
-                self.spec.preprocess.boxes_back(one.boxes, size, image.size), one.scores, one.labels, one.class_names
-            )
-            for one, size, image in zip(found, sizes.tolist(), images, strict=True)
+            replace(detections, boxes=self.spec.preprocess.boxes_back(detections.boxes, size, image.size))
+            for detections, size, image in zip(in_batch, sizes.tolist(), images, strict=True)
         ]
-
-    def pack(self, boxes: NDArray[Any], scores: NDArray[Any], labels: NDArray[Any]) -> Detections:
-        """See :class:`Backend`."""
-        return tensor_detections(boxes, scores, labels, self.spec.class_names)
-
-
-def tensor_detections(
-    boxes: NDArray[Any], scores: NDArray[Any], labels: NDArray[Any], class_names: tuple[str, ...]
-) -> Detections:
-    """Arrays (D, 4), (D,) and (D,) as detections that hold tensors."""
-    return Detections(
-        torch.tensor(boxes, dtype=torch.float32),
-        torch.tensor(scores, dtype=torch.float32),
-        torch.tensor(labels, dtype=torch.int64),
-        class_names,
-    )
 
 
 def _computes_bf16(device: torch.device) -> bool:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import logging
 import re
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,8 @@ from numpy.typing import NDArray
 
 import retinanet.anchors.nms  # noqa: F401  (the graph calls an operator that it registers)
 from retinanet.errors import UserError
-from retinanet.inference.backend import OUTPUTS, ExportedModel, explain_damage, read_card
+from retinanet.inference.exported import OUTPUTS, ExportedModel, ReadCard
+from retinanet.inference.runtimes import silence
 
 KEY = "retinanet.json"  # of the card, among the extra files or the metadata
 COMPILED = ".compiled.pt2"  # how the name of what AOTInductor made ends
@@ -30,7 +30,7 @@ _DATA = re.compile(
 _MACHINE_CODE = re.compile(r"[^/]+/data/aotinductor/.+")
 
 
-def open_pt2(path: Path, *, raw: bool = False, trust: bool = False, trust_code: bool = False) -> ExportedModel:
+def load_pt2(path: Path, read: ReadCard, *, trust: bool = False, trust_code: bool = False) -> ExportedModel:
     """A torch.export program on the CPU.
 
     No pt2 file is safe to open unless you trust whoever made it: torch evaluates the expressions for image sizes that
@@ -38,43 +38,43 @@ def open_pt2(path: Path, *, raw: bool = False, trust: bool = False, trust_code: 
 
     Args:
         path: the file.
-        raw: see :func:`retinanet.inference.exported.open_exported`.
+        read: makes the card of its text and the names of the graph's outputs.
         trust: whoever made the file is trusted; without it no pt2 file is opened.
         trust_code: needed as well where the archive has parts that are pickled or compiled, as AOTInductor's are.
 
     Raises:
-        UserError: the file is not trusted, or is damaged, not ours, of a newer version or raw.
+        UserError: the file is not trusted.
     """
     if not trust:
         raise UserError(
             f"{path}: loading a pt2 file can run code, because torch evaluates expressions that lie in it. If you "
             "trust whoever made it, pass --trust (trust=True in Python); the formats onnx and openvino need no trust"
         )
-    try:
-        parts = _find_code(path)
-        if parts and not trust_code:
-            raise UserError(
-                f"{path} has pickled or compiled parts, which run code when they are loaded ({parts[0]}"
-                f"{f' and {len(parts) - 1} more' * (len(parts) > 1)}). If you trust them, pass --trust_code as well "
-                "(trust_code=True in Python)"
-            )
-        compiled = any(map(_MACHINE_CODE.fullmatch, parts))
-        module, text = (_load_compiled if compiled else _load_program)(path)
-    except UserError:
-        raise
-    except (
-        *(RuntimeError, ValueError, OSError, KeyError, AttributeError, AssertionError, TypeError),
-        *(zipfile.BadZipFile, EOFError),
-    ) as error:
-        raise explain_damage(path, "torch.export", error) from None
-    card, _ = read_card(text, path, raw=raw, outputs=OUTPUTS)
+    parts = _find_code(path)
+    if parts and not trust_code:
+        raise UserError(
+            f"{path} has pickled or compiled parts, which run code when they are loaded ({parts[0]}"
+            f"{f' and {len(parts) - 1} more' * (len(parts) > 1)}). If you trust them, pass --trust_code as well "
+            "(trust_code=True in Python)"
+        )
+    module: Any
+    if compiled := any(map(_MACHINE_CODE.fullmatch, parts)):
+        module = torch._inductor.aoti_load_package(str(path))
+        text = module.get_metadata().get(KEY, "")
+    else:
+        extra = {KEY: ""}
+        with silence("torch.export"):  # it would log pages about a damaged file before it raises
+            program = torch.export.load(path, extra_files=extra)
+        # torch guards what it took for granted of the memory layout of maps with more than one cell, and would refuse
+        # images below 129 pixels, where the coarsest map has one; no operator of ours depends on it.
+        module, text = program.module(check_guards=False), extra[KEY]
+    card, _ = read(text, OUTPUTS)
 
     def graph(images: NDArray[Any], sizes: NDArray[np.int64]) -> Sequence[NDArray[Any]]:
         with torch.inference_mode():
             return [output.numpy() for output in module(torch.from_numpy(images), torch.from_numpy(sizes))]
 
-    runtime = "torch.export, compiled," if compiled else "torch.export"
-    return ExportedModel(card, graph, runtime=runtime, streams=1)
+    return ExportedModel(card, graph, runtime="torch.export, compiled," if compiled else "torch.export", streams=1)
 
 
 def _find_code(path: Path) -> list[str]:
@@ -95,22 +95,3 @@ def _find_code(path: Path) -> list[str]:
                 if any(entry["use_pickle"] or not entry["path_name"].startswith(named) for entry in entries):
                     parts.append(name)
     return parts
-
-
-def _load_program(path: Path) -> tuple[Callable[..., Any], str]:
-    extra = {KEY: ""}
-    log = logging.getLogger("torch.export")
-    level = log.level
-    log.setLevel(logging.CRITICAL)  # it would log pages about a damaged file before it raises
-    try:
-        program = torch.export.load(path, extra_files=extra)
-        # torch guards what it took for granted of the memory layout of maps with more than one cell, and would refuse
-        # images below 129 pixels, where the coarsest map has one; no operator of ours depends on it.
-        return program.module(check_guards=False), extra[KEY]
-    finally:
-        log.setLevel(level)
-
-
-def _load_compiled(path: Path) -> tuple[Callable[..., Any], str]:
-    loaded: Any = torch._inductor.aoti_load_package(str(path))
-    return loaded, loaded.get_metadata().get(KEY, "")
