@@ -1,5 +1,6 @@
 """Fast convolutions: the same numbers as the plain ones, and plain ones where there are none."""
 
+import copy
 from types import SimpleNamespace
 
 import pytest
@@ -69,9 +70,10 @@ def test_a_whole_network(backbone, norm):
     assert count > 10 and count > sum(type(module) is nn.Conv2d for module in packed.modules())
     images = torch.randn(2, 3, 96, 128).contiguous(memory_format=LAST)
     with torch.no_grad():
-        one, other = plain(images), packed(images)
-    for a, b in zip((*one.logits, *one.deltas), (*other.logits, *other.deltas), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * float(a.abs().max()) + 1e-6)
+        eager, fast, exact = plain(images), packed(images), copy.deepcopy(plain).double()(images.double())
+    outputs = [(*raw.logits, *raw.deltas) for raw in (eager, fast, exact)]
+    for a, b, true in zip(*outputs, strict=True):  # a group norm over the few cells of P7 makes rounding errors large
+        assert float((b - true).abs().max()) <= 3 * float((a - true).abs().max()) + 1e-6
 
 
 @needs_onednn
