@@ -222,13 +222,13 @@ def use_options(folder):
 
 
 CARD = Card(MODEL.spec, weights_sha256="0" * 64).to_json()
-EXPORTS = {}  # by the option --runtimes: real files, which onnxruntime, OpenVINO and torch take long to load
+EXPORTS = {}  # by the option --runtimes: real files; no pt2, which is opened only for those who are trusted
 
 
 def make_exports():
     from retinanet.deploy.export import export
 
-    for form in ("onnx", "openvino", "pt2"):
+    for form in ("onnx", "openvino"):
         export("model", format=form, output=form)
         EXPORTS[form] = {
             path.name: path.read_bytes() for path in Path(form).iterdir() if path.name.startswith("model.")
@@ -246,11 +246,11 @@ def use_export(folder):
     if card.is_file():
         Card.from_json(card.read_text("utf-8", "surrogateescape"), card)
     for path in sorted(folder.iterdir()):
-        if path.name.endswith((".onnx", ".xml", ".pt2")) and path.is_file():
+        if path.name.endswith((".onnx", ".xml")) and path.is_file():
             with contextlib.suppress(UserError):
-                open_exported(path, trust=True)
+                open_exported(path)
             seal(path, *path.parent.glob("*.bin"))  # as whoever changed the file may do
-            open_exported(path, trust=True)
+            open_exported(path)
     exported_file(folder)
 
 
