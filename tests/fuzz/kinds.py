@@ -249,7 +249,8 @@ def use_export(folder):
         if path.name.endswith((".onnx", ".xml")) and path.is_file():
             with contextlib.suppress(UserError):
                 open_exported(path)
-            seal(path, *path.parent.glob("*.bin"))  # as whoever changed the file may do
+            weights = [other for other in path.parent.glob("*.bin") if other.is_file()]
+            seal(path, *weights)  # as whoever changed the files may do
             open_exported(path)
     exported_file(folder)
 

@@ -19,7 +19,7 @@ from retinanet.errors import UserError
 from retinanet.files import write_atomically
 from retinanet.spec import CONFIG
 from retinanet.training import loop, output, resume
-from retinanet.training.output import LOCK, OPTIONS, check_space, lock
+from retinanet.training.output import LOCK, OPTIONS, check_space, lock, remove_drafts
 from retinanet.training.resume import STATE
 from retinanet.training.run import train
 
@@ -113,10 +113,8 @@ def test_two_runs_cannot_share_a_folder(data, tiny, tmp_path):
         os.kill(other, signal.SIGKILL)
         os.waitpid(other, 0)
     assert (folder / LOCK).read_text().startswith(f"process {other} ")
-    (folder / f".state.pt.{other}.part").touch()
     with lock(folder):
         assert (folder / LOCK).read_text().startswith(f"process {os.getpid()} ")
-        assert os.listdir(folder) == [LOCK]  # the draft of the killed one is gone
     assert not (folder / LOCK).exists()
 
 
@@ -125,6 +123,32 @@ def test_a_lock_of_another_machine(data, tiny, tmp_path):
     with pytest.raises(UserError, match=r"process 7 on elsewhere, or that run was killed.*delete .*run\.lock"):
         train(str(data), str(tmp_path), **tiny(epochs=1))
     assert os.listdir(tmp_path) == [LOCK]
+
+
+@pytest.mark.parametrize("kind", ["text", "bytes", "folder", "pipe", "link"])
+def test_a_lock_that_is_none(kind, tmp_path):
+    path, mine = tmp_path / "run" / LOCK, tmp_path / "mine"
+    path.parent.mkdir()
+    mine.write_text("mine")
+    {
+        "text": lambda: path.write_text("my notes\n"),
+        "bytes": lambda: path.write_bytes(b"\xff\0"),
+        "folder": path.mkdir,
+        "pipe": lambda: os.mkfifo(path),
+        "link": lambda: path.symlink_to(mine),
+    }[kind]()
+    with pytest.raises(UserError, match=r"run\.lock is no lock of a run"), lock(path.parent):
+        pass
+    assert os.path.lexists(path) and mine.read_text() == "mine" and (kind != "text" or path.read_text() == "my notes\n")
+
+
+def test_drafts_of_a_killed_run_are_removed_and_no_other_files(tmp_path):
+    (tmp_path / "last").mkdir()
+    others = [".cache.part", ".state.pt.part", "state.pt.7.part"]
+    for name in (".state.pt.7.part", "last/.model.safetensors.12.part", *others):
+        (tmp_path / name).touch()
+    remove_drafts(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == sorted([*others, "last"]) and not os.listdir(tmp_path / "last")
 
 
 def test_a_lock_leaves_nothing_behind(tmp_path):

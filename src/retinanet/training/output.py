@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import socket
 import sys
@@ -87,13 +88,18 @@ def lock(folder: Path) -> Iterator[None]:
     path, here, made = folder / LOCK, socket.gethostname(), not os.path.exists(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+", encoding="utf-8")
+        if os.path.lexists(path) and (path.is_symlink() or not path.is_file()):
+            raise UserError(f"{path} is no lock of a run. Choose another --output")
+        file = path.open("a+", encoding="utf-8", errors="replace")
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror or error}). Choose another --output") from None
     with file:
         free = _try_lock(file) and path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno()))
         file.seek(0)
-        process, _, host = file.read().strip().partition(" on ")
+        text = file.read(1000)
+        process, _, host = text.strip().partition(" on ")
+        if text and not (process.startswith("process ") and host):
+            raise UserError(f"{path} is no lock of a run. Choose another --output")
         if not free:
             raise UserError(f"{folder} is in use by another run, {process} on {host}. Choose another --output")
         if host not in ("", here):
@@ -104,8 +110,6 @@ def lock(folder: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {here}\n")
         file.flush()
-        for draft in folder.rglob(".*.part"):  # of a run that was killed while it wrote
-            draft.unlink(missing_ok=True)
         try:
             yield
         finally:
@@ -113,6 +117,14 @@ def lock(folder: Path) -> Iterator[None]:
                 path.unlink()
                 if made:
                     folder.rmdir()  # which fails unless nothing was written
+
+
+def remove_drafts(folder: Path) -> None:
+    """Remove what a run left half written when it was killed."""
+    for place in (folder, folder / "last"):
+        for name in os.listdir(place) if place.is_dir() else ():
+            if re.fullmatch(r"\.[a-z]+\.[a-z]+\.\d+\.part", name):
+                (place / name).unlink(missing_ok=True)
 
 
 def check_space(training: Training) -> None:

@@ -22,7 +22,7 @@ from retinanet.training.build import Training, build_training
 from retinanet.training.config import ImageConfig, LossConfig, OptimConfig, RunConfig, TrainConfig
 from retinanet.training.log import RunLog, read_log
 from retinanet.training.loop import fit
-from retinanet.training.output import OPTIONS, check_not_in_use, check_output, check_space, lock
+from retinanet.training.output import OPTIONS, check_not_in_use, check_output, check_space, lock, remove_drafts
 from retinanet.training.precision import build_fabric
 from retinanet.training.ranks import is_first_process
 from retinanet.training.resume import Progress, load_state, save_state
@@ -161,6 +161,7 @@ def begin(training: Training, moved: Transfer | None) -> Progress:
         return progress
     check_output(config, resume=False)  # again: another run may have been here since
     describe(training, moved)
+    remove_drafts(config.folder)
     check_space(training)
     (config.folder / OPTIONS).unlink(missing_ok=True)  # of a run that saved nothing
     save_state(config.folder, progress, training.parts(), training.data)
@@ -179,6 +180,7 @@ def go_on(training: Training) -> Progress:
     if training.fabric.is_global_zero:
         differences += check_output(config, resume=True)
         describe(training, None)
+        remove_drafts(config.folder)
         check_space(training)
         if differences:
             say(
