@@ -101,7 +101,8 @@ def lock(folder: Path) -> Iterator[None]:
         if text and not (process.startswith("process ") and host):
             raise UserError(f"{path} is no lock of a run. Choose another --output")
         if not free:
-            raise UserError(f"{folder} is in use by another run, {process} on {host}. Choose another --output")
+            owner = f", {process} on {host}" if text else ""
+            raise UserError(f"{folder} is in use by another run{owner}. Choose another --output")
         if host not in ("", here):
             raise UserError(
                 f"{folder} is in use by {process} on {host}, or that run was killed. If it has ended, delete {path} "

@@ -94,6 +94,8 @@ def load_state(folder: Path, parts: dict[str, Any], data: dict[str, str] | None 
 
 def read_step(folder: Path) -> int | None:
     """The step of the saved state of a run; None where it cannot be read."""
+    if not (folder / STATE).is_file():  # opening a named pipe would wait for its writer
+        return None
     try:
         return int(torch.load(folder / STATE, map_location="cpu", weights_only=True, mmap=True)["progress"]["step"])
     except UNREADABLE:
