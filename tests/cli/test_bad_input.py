@@ -280,7 +280,7 @@ def test_finished_runs_are_not_overwritten(refused, tiny_words, trained, data, t
     has(refused("evaluate", "run", data, "--output", "run"), "run holds results already", "--overwrite")
     (run / "detections.csv").write_text("mine")
     has(refused("predict", "run", data / "test", "--output", "run"), "run holds results already", "--overwrite")
-    has(refused("demo", "--output", "run"), "run", "already holds a run")
+    has(refused("demo", "--output", "run"), "run is not empty", "choose another --output")
 
 
 def test_an_output_that_is_a_file(refused, tiny_words, trained, data, tmp_path):

@@ -1,6 +1,7 @@
 """The command line as a person and a shell see it."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -138,3 +139,14 @@ def test_help_is_quick_because_nothing_heavy_is_imported():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_demo_of_few_images(data, tmp_path, monkeypatch, capsys):
+    """The whole way, on other images than those it renders."""
+    monkeypatch.setattr("retinanet.cli.demo.render_scenes", lambda folder, seed: shutil.copytree(data, folder))
+    folder = tmp_path / "demo"
+    assert main(["demo", "--output", str(folder), "--epochs", "1"]) == 0
+    for name in ("data", "model/config.json", "model/curves.png", "test", "predictions/pictures", "comparison.png"):
+        assert (folder / name).exists(), name
+    said = capsys.readouterr().out
+    assert f"retinanet predict {folder}/model IMAGE" in said and "AP on held-out scenes" in said

@@ -33,7 +33,7 @@ def demo(output: str = "runs/demo", *, epochs: int = 6, seed: int = 0) -> float:
     """Render scenes, train a small RetinaNet from random weights, evaluate it, and predict on new scenes.
 
     Args:
-        output: folder of the run, new; the data set is written to its subfolder data, pictures to predictions.
+        output: a new folder; its subfolders are data, model (the run), test and predictions.
         epochs: passes over the training scenes.
         seed: of the scenes, the weights and the augmentation.
 
@@ -41,17 +41,18 @@ def demo(output: str = "runs/demo", *, epochs: int = 6, seed: int = 0) -> float:
         AP on the held-out test scenes.
 
     Raises:
-        UserError: the output folder holds a run already.
+        UserError: the output folder is not empty.
     """
     began = time.perf_counter()
     folder = Path(output)
-    if (folder / "config.yaml").exists():
-        raise UserError(f"{folder} already holds a run. Remove it or choose another --output")
+    model = folder / "model"
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"--output {folder} is not empty. Remove it or choose another --output")
     data = render_scenes(folder / "data", seed=seed)
     _tell(began, f"scenes rendered, a COCO data set: {data}")
     train(
         str(data),
-        output,
+        str(model),
         model="resnet18",
         weights="none",
         epochs=epochs,
@@ -63,14 +64,14 @@ def demo(output: str = "runs/demo", *, epochs: int = 6, seed: int = 0) -> float:
         optim=OptimConfig(lr=1e-3, lr_batch=4, warmup=30),
         run=RunConfig(evaluate_every=3, workers=0),
     )
-    report = evaluate(folder, data, split="test", output=folder / "test")
+    report = evaluate(model, data, split="test", output=folder / "test")
     print(report)
     _tell(began, f"AP on held-out scenes: {report.metrics.ap:.3f}")
-    predict(output, [str(data / "test")], output=str(folder / "predictions"), overwrite=True)
-    _compare(folder, data)
+    predict(str(model), [str(data / "test")], output=str(folder / "predictions"), overwrite=True)
+    _compare(model, data)
     for what, where in (
-        ("the model", folder),
-        ("the curves", folder / "curves.png"),
+        ("the model", model),
+        ("the curves", model / "curves.png"),
         ("annotated pictures", folder / "predictions" / "pictures"),
         ("hits, misses and false alarms", folder / "comparison.png"),
     ):
@@ -79,10 +80,10 @@ def demo(output: str = "runs/demo", *, epochs: int = 6, seed: int = 0) -> float:
     return report.metrics.ap
 
 
-def _compare(folder: Path, data: Path) -> None:
+def _compare(model: Path, data: Path) -> None:
     """One sheet with the six most crowded test scenes."""
     dataset = load_dataset(data, "test")
-    predictor = Predictor.load(folder)
+    predictor = Predictor.load(model)
     order = sorted(range(len(dataset)), key=lambda index: -len(dataset.samples[index].target))[:6]
     samples: list[Sample] = [dataset[index] for index in order]
     pictures = []
@@ -91,7 +92,7 @@ def _compare(folder: Path, data: Path) -> None:
         shown = predictor(sample.image).above(predictor.thresholds)
         judged = match_image(shown, sample.target)
         pictures.append(draw_comparison(sample.image, shown, sample.target, *judged, zoom=2))
-    contact_sheet(pictures, columns=3, width=2000).save(folder / "comparison.png")
+    contact_sheet(pictures, columns=3, width=2000).save(model.with_name("comparison.png"))
 
 
 def _tell(began: float, text: str) -> None:

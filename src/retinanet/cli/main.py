@@ -128,7 +128,7 @@ def describe_result(command: str, result: Any, arguments: Mapping[str, Any]) -> 
     output = arguments.get("output")
     match command:
         case "demo":
-            return f"find objects with the model: retinanet predict {output} IMAGE --output out"
+            return f"find objects with the model: retinanet predict {output}/model IMAGE --output out"
         case "train":
             ap = f"AP {result.ap:.3f}" if result.ap == result.ap else "AP not measured, no object to validate on;"
             lines = f"{result.folder}: {ap} after {result.steps} steps; curves in {result.folder}/curves.png"
