@@ -475,6 +475,20 @@ def test_images_outside_of_the_data_set_are_told_or_refused(tmp_path):
     assert "named where they are: " in account.read_text()
 
 
+def test_label_files_outside_of_the_data_set_are_not_read(tmp_path):
+    """Those of YOLO lie where the images do, and what is wrong in one would be told with its lines."""
+    root = yolo(tmp_path / "set", CENTRE)
+    secret = yolo(tmp_path / "other", "my secret line") / "val"
+    (root / "data.yaml").write_text(f"train: train/images\nval: {secret}/images\nnames: [nut]\n")
+    with pytest.raises(UserError, match="secret"):
+        load_dataset(root, "val")
+    for read in (partial(load_dataset, split="val"), training_datasets, partial(examine, preprocess=Preprocess())):
+        with pytest.raises(UserError, match="3 of 3 images lie outside") as error:
+            read(root, confine=True)
+        assert "secret" not in str(error.value)
+    assert len(load_dataset(root, "train", confine=True)) == 3
+
+
 def test_addresses_keep_both_slashes_in_the_findings(tmp_path):
     report = examine(coco(tmp_path, "https://example.org/{}.png"), preprocess=Preprocess(), pixels=False)
     missing = report.groups()["missing-image"]
