@@ -10,9 +10,11 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from retinanet.errors import UserError
+from retinanet.options import explain_unknown_fields
 from retinanet.types import Target
 
 
+@explain_unknown_fields
 @dataclass(frozen=True)
 class Augment:
     """What may happen to a training image. All chances are in [0, 1]; 0 switches a transform off.
