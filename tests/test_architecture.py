@@ -22,7 +22,6 @@ LAYERS = [  # from the bottom; a package imports from layers below its own only,
     ("evaluation",),
     ("analysis",),
     ("deploy", "training"),
-    ("serving", "cluster"),
     ("cli",),
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}

@@ -739,3 +739,22 @@ def test_images_outside_of_the_data_set_are_told_or_refused(tmp_path):
         look(confine=True)
     account = write_fixed_copy(inside, tmp_path / "copy", report) / "fixed.txt"
     assert "named where they are: " in account.read_text()
+
+
+def test_label_files_outside_of_the_data_set_are_not_read(tmp_path):
+    """Those of YOLO lie where the images do, and what is wrong in one would be told with its lines."""
+    root, other = tmp_path / "set", tmp_path / "other"
+    for folder, label in ((root / "train", "0 0.5 0.5 0.25 0.25"), (other / "val", "my secret line")):
+        for kind in ("images", "labels"):
+            (folder / kind).mkdir(parents=True)
+        for name in "abc":
+            Image.new("RGB", (40, 40), "white").save(folder / "images" / f"{name}.png")
+            (folder / "labels" / f"{name}.txt").write_text(label)
+    (root / "data.yaml").write_text(f"train: train/images\nval: {other}/val/images\nnames: [nut]\n")
+    with pytest.raises(UserError, match="secret"):
+        load_dataset(root, "val")
+    for read in (partial(load_dataset, split="val"), training_datasets, partial(examine, preprocess=Preprocess())):
+        with pytest.raises(UserError, match="3 of 3 images lie outside") as error:
+            read(root, confine=True)
+        assert "secret" not in str(error.value)
+    assert len(load_dataset(root, "train", confine=True)) == 3

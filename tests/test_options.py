@@ -56,6 +56,25 @@ def test_fields_of_groups_and_misspelt_names_in_python():
         retinanet.predict("a", ["b"], qqq=1)
 
 
+@pytest.mark.parametrize(
+    ("group", "name", "meant"),
+    [
+        (retinanet.OptimConfig, "learning_rate", "lr"),
+        (retinanet.ImageConfig, "imgsz", "short"),
+        (retinanet.RunConfig, "device", "accelerator"),
+        (retinanet.LossConfig, "gama", "gamma"),
+        (retinanet.Augment, "fliplr", "hflip"),
+        (retinanet.Postprocess, "conf", "score"),
+    ],
+)
+def test_fields_that_a_group_does_not_have(group, name, meant):
+    with pytest.raises(UserError) as error:
+        group(**{name: 0.1})
+    assert str(error.value) == f"{group.__name__}() has no parameter {name!r}, did you mean {meant!r}?"
+    default = getattr(group(), meant)
+    assert getattr(group(**{meant: default}), meant) == default and pickle.loads(pickle.dumps(group())) == group()
+
+
 def test_what_training_settles_is_told_elsewhere(capsys):
     assert main(["predict", "--imgsz", "640"]) == 2
     assert "--imgsz; it is settled in training, by --image.short. See" in capsys.readouterr().err

@@ -92,7 +92,13 @@ def explain_unknown_options(function: Callable[P, T]) -> Callable[P, T]:
         for name in options:
             if name not in parameters:
                 hint = suggest_option(name, [*parameters, *fields], spell)
-                raise UserError(f"{function.__qualname__}() has no parameter {name!r}{hint}")
+                raise UserError(f"{function.__qualname__.removesuffix('.__init__')}() has no parameter {name!r}{hint}")
         return function(*arguments, **options)
 
     return checked
+
+
+def explain_unknown_fields(group: type[T]) -> type[T]:
+    """A dataclass whose constructor says which field was meant; see :func:`explain_unknown_options`."""
+    group.__init__ = explain_unknown_options(group.__init__)  # type: ignore[method-assign]
+    return group

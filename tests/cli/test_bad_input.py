@@ -204,6 +204,17 @@ def test_faulty_boxes_in_an_evaluation(refused, trained, data_copy):
     assert main(["evaluate", str(trained), str(data_copy), "--device", "cpu"]) == 0
 
 
+@pytest.mark.parametrize("command", ["evaluate", "diagnose"])
+def test_images_outside_of_the_data(refused, trained, data_copy, tmp_path, command):
+    file = data_copy / "annotations" / "instances_test.json"
+    content = json.loads(file.read_text())
+    content["images"][0]["file_name"] = str(tmp_path / "other.png")
+    file.write_text(json.dumps(content))
+    save_scene(tmp_path, "other.png")
+    words = (command, trained, data_copy, "--split", "test", "--confine")
+    has(refused(*words), "1 of 3 images lie outside of the data set", "other.png", "leave out --confine")
+
+
 # An image that is missing, truncated, or not an image; one over the pixel limit
 
 

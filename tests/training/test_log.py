@@ -65,3 +65,14 @@ def test_what_is_said_goes_to_the_person(tmp_path, capfd):
 def test_a_file_that_is_no_log_has_no_rows(tmp_path, text):
     (tmp_path / "log.csv").write_text(text)
     assert read_log(tmp_path / "log.csv") == [] and read_log(tmp_path / "none.csv") == []
+
+
+def test_a_damaged_log_is_begun_anew(tmp_path):
+    header = ",".join(COLUMNS)
+    for content in (
+        b"\xff\xfe\x00",
+        header.encode() + b"\n" + b"1" * 200_000,
+        header.encode() + b"\n\xc2\xb2" + b"," * 12,
+    ):
+        (tmp_path / "log.csv").write_bytes(content)
+        assert read_log(tmp_path / "log.csv") == []

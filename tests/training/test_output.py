@@ -125,6 +125,13 @@ def test_a_lock_of_another_machine(data, tiny, tmp_path):
     assert os.listdir(tmp_path) == [LOCK]
 
 
+def test_a_lock_holds_within_one_process(tmp_path):
+    with lock(tmp_path):
+        with pytest.raises(UserError, match=f"in use by another run, process {os.getpid()} "), lock(tmp_path):
+            pass
+        assert (tmp_path / LOCK).exists()
+
+
 @pytest.mark.parametrize("kind", ["text", "bytes", "folder", "pipe", "link"])
 def test_a_lock_that_is_none(kind, tmp_path):
     path, mine = tmp_path / "run" / LOCK, tmp_path / "mine"

@@ -132,3 +132,13 @@ def test_bf16_gradients_of_the_pyramid_are_those_of_fp32(kernel, preset, in_chan
         assert torch.equal(gradient, wanted[name]), name  # fp32 is not touched
     for name, gradient in pyramid_gradients(net, features, bf16=True).items():
         assert (gradient - wanted[name]).norm() < 0.1 * wanted[name].norm(), name  # ReLU of P6 may turn
+
+
+def test_nodes_and_devices_that_cannot_be(monkeypatch):
+    """The one would wait for ever, the other would start a process for each."""
+    for name in ("MASTER_ADDR", "SLURM_NTASKS", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UserError, match=r"--nodes 2: the machines have to find each other.*torchrun --nnodes 2"):
+        build_fabric(RunConfig(accelerator="cpu", nodes=2))
+    with pytest.raises(UserError, match=r"--devices 9999: this machine has \d+ cores"):
+        build_fabric(RunConfig(accelerator="cpu", devices="9999"))

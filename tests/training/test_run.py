@@ -15,6 +15,7 @@ from retinanet.analysis.anchors.audit import audit
 from retinanet.anchors.lattice import AnchorLattice
 from retinanet.cli.main import main
 from retinanet.data.dataset import DetectionDataset, load_dataset
+from retinanet.data.transforms import Augment
 from retinanet.detector import Detector
 from retinanet.errors import Interrupted, UserError
 from retinanet.images.preprocess import Preprocess
@@ -122,6 +123,17 @@ def test_what_is_going_to_happen_is_told(data, tiny, tmp_path, capfd):
     fit = audit(dataset.samples, dataset.class_names, **how)
     assert f"anchors: {fit.below(0.5):.1%} of 14 boxes have none at IoU 0.5, {fit.below(0.4):.1%} none at 0.4" in told
     assert f"{fit.positives_share:.3%} of the anchors are positive" in told
+
+
+def test_boxes_that_are_too_small_to_be_trained_on_are_counted(assembled, capfd):
+    training = assembled(augment=Augment(min_side=14.0))
+    sides = [min(x2 - x1, y2 - y1) for sample in training.train_set.samples for x1, y1, x2, y2 in sample.target.boxes]
+    small = sum(side < 14 for side in sides)
+    assert 0 < small < len(sides)
+    train_run.describe(training, None)
+    assert f"{small} boxes have a side below 14 pixels (augment.min_side)" in capfd.readouterr().err
+    train_run.describe(assembled(), None)
+    assert "min_side" not in capfd.readouterr().err
 
 
 def test_anchors_that_do_not_fit_get_a_hint(assembled, monkeypatch):

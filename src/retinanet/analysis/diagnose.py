@@ -117,6 +117,7 @@ def diagnose(
     workers: int = 0,
     device: str = "auto",
     strict: bool = False,
+    confine: bool = False,
     overwrite: bool = False,
 ) -> Diagnosis:
     """Say where the loss of a model goes, what goes wrong and what fixing it would be worth.
@@ -134,6 +135,7 @@ def diagnose(
         workers: processes that read images; 0 reads in this one.
         device: auto, cpu, cuda, cuda:1, mps.
         strict: refuse the data at the first faulty box instead of leaving faulty boxes out.
+        confine: refuse data that name images outside of their folder.
         overwrite: replace the report of an earlier diagnosis in output.
 
     Raises:
@@ -146,7 +148,7 @@ def diagnose(
     check_output_folder(folder, RESULTS, overwrite=overwrite)
     local = model_folder(model)
     detector = Detector.load(local or model)
-    dataset = load_dataset(data, split, class_names=detector.spec.class_names, strict=strict)
+    dataset = load_dataset(data, split, class_names=detector.spec.class_names, strict=strict, confine=confine)
     where = choose_device(device)
     detector.net.to(where)
     loss = _loss_of_training(local, alpha, gamma)

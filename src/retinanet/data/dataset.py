@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from retinanet.data.annotations import Annotations, select_classes
+from retinanet.data.annotations import Annotations
 from retinanet.data.check import describe_wrong_size, has_objects, judge_split
 from retinanet.data.faults import Fault, Faults, Notes, name_list
-from retinanet.data.files import find_spelling, find_training_split, report_other_files, report_outside
-from retinanet.data.formats import Format, recognise
+from retinanet.data.files import find_spelling, find_training_split
+from retinanet.data.formats import read_split, recognise
 from retinanet.data.held_out import draw_held_out
 from retinanet.errors import UserError
 from retinanet.images.io import MAX_PIXELS, read_image
@@ -162,7 +162,7 @@ def load_dataset(
         )
         raise UserError(f"{path}: there is no split {split!r}. {known}.")
     notes = Notes()
-    part = judge_split(chosen or "", _read_split(form, path, chosen, class_names, notes, confine), notes)
+    part = judge_split(chosen or "", read_split(form, path, chosen, class_names, notes, confine), notes)
     skipped = part.faulty_boxes()
     if skipped and strict:
         raise UserError(
@@ -177,16 +177,6 @@ def load_dataset(
         return whole
     train, val = hold_out(whole)
     return train if find_spelling(split, ("train",)) else val
-
-
-def _read_split(
-    form: Format, path: Path, split: str | None, class_names: Sequence[str] | None, faults: Faults, confine: bool
-) -> Annotations:
-    """What the files say about a split, with the classes asked for."""
-    found = select_classes(form.read(path, split, class_names, faults), class_names, faults)
-    report_other_files(sorted({image.path.parent for image in found.images}), faults)
-    report_outside(path, [image.path for image in found.images], confine, faults)
-    return found
 
 
 def read_parts(path: str | Path, faults: Faults, *, confine: bool = False) -> dict[str, Annotations]:
@@ -217,7 +207,7 @@ def read_parts(path: str | Path, faults: Faults, *, confine: bool = False) -> di
     for name in (first, *(name for name in names if name != first)):
         class_names = next((part.class_names for part in parts.values()), None)
         try:
-            parts[name or ""] = _read_split(form, path, name, class_names, faults, confine)
+            parts[name or ""] = read_split(form, path, name, class_names, faults, confine)
         except Fault as fault:
             if fault.kind == "missing-file" and name in ("test", "testing"):  # training and validation do without
                 fault = Fault("missing-test", fault.where, fault.reason, fault.remedy)

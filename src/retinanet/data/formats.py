@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from retinanet.data import coco, csv, voc, yolo
-from retinanet.data.annotations import Annotations
+from retinanet.data.annotations import Annotations, select_classes
 from retinanet.data.faults import Faults, name_list
-from retinanet.data.files import files_in, read_start, sub_folders
+from retinanet.data.files import files_in, read_start, report_other_files, report_outside, sub_folders
 from retinanet.errors import UserError
 
 
@@ -84,6 +84,18 @@ def recognise(path: Path) -> tuple[Format, tuple[str, ...]]:
         )
     hint = _find_foreign(path) or _find_nearest(path)
     raise UserError(f"{path}: is none of the four known formats. {hint or f'Looked for: {wanted}.'}")
+
+
+def read_split(
+    form: Format, path: Path, split: str | None, class_names: Sequence[str] | None, faults: Faults, confine: bool
+) -> Annotations:
+    """What the files say about a split, with the classes asked for; ``confine`` refuses images outside of ``path``."""
+    if confine and form is yolo:  # whose label files are found by its images, so those come first
+        report_outside(path, yolo.list_images(path, split), confine, faults)
+    found = select_classes(form.read(path, split, class_names, faults), class_names, faults)
+    report_other_files(sorted({image.path.parent for image in found.images}), faults)
+    report_outside(path, [image.path for image in found.images], confine, faults)
+    return found
 
 
 def _find_foreign(path: Path) -> str | None:

@@ -10,9 +10,11 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from retinanet.errors import UserError
+from retinanet.options import explain_unknown_fields
 from retinanet.types import Target
 
 
+@explain_unknown_fields
 @dataclass(frozen=True)
 class Augment:
     """What may happen to a training image. All chances are in [0, 1]; 0 switches a transform off.
@@ -60,9 +62,12 @@ class Augment:
         if self.iou_crop and croppable and torch.rand(()) < self.iou_crop:
             view = v2.RandomIoUCrop()(view)  # the boxes whose centre it cuts off become (0, 0, 0, 0)
         boxes = view["boxes"].as_subclass(Tensor).float()
+        return view["image"].as_subclass(Tensor), replace(target, boxes=boxes).select(self.keeps(boxes))
+
+    def keeps(self, boxes: Tensor) -> Tensor:
+        """Which boxes are trained on: (M, 4) in pixels of the image, not resized -> (M,) bool."""
         sides = boxes[:, 2:] - boxes[:, :2]
-        keep = ((sides >= self.min_side) & (sides > 0)).all(dim=1)
-        return view["image"].as_subclass(Tensor), replace(target, boxes=boxes).select(keep)
+        return ((sides >= self.min_side) & (sides > 0)).all(dim=1)
 
     def draw_scale(self) -> float:
         """A factor on the size of the training image."""

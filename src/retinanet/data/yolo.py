@@ -61,8 +61,7 @@ def read(path: Path, split: str | None, class_names: Sequence[str] | None, fault
         remedy = "Write a data.yaml with 'names:', or a classes.txt with one name a line."
         raise Fault("class-names", layout.source, "no class names", remedy)
     finder = ImageFinder([layout.root], layout.root, split or "")
-    entries = [entry for name, part in layout.parts.items() if split in (None, name) for entry in part]
-    images = list(dict.fromkeys(image for entry in entries for image in _images(layout, entry, finder)))
+    images = _list_images(layout, split, finder)
     finder.report(faults)
     files = _label_files(images, layout.source, faults)
     reader = LabelReader(declared, layout.keypoints, faults)
@@ -81,6 +80,18 @@ def read(path: Path, split: str | None, class_names: Sequence[str] | None, fault
             relative=not reader.finish(),
         ),
     )
+
+
+def list_images(path: Path, split: str | None) -> list[Path]:
+    """The images of one split, or of the whole set; no label file is read."""
+    layout = _layout(path)
+    assert layout is not None
+    return _list_images(layout, split, ImageFinder([layout.root], layout.root, split or ""))
+
+
+def _list_images(layout: _Layout, split: str | None, finder: ImageFinder) -> list[Path]:
+    entries = [entry for name, part in layout.parts.items() if split in (None, name) for entry in part]
+    return list(dict.fromkeys(image for entry in entries for image in _images(layout, entry, finder)))
 
 
 def _layout(path: Path) -> _Layout | None:

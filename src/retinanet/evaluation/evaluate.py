@@ -54,6 +54,7 @@ def evaluate(
     workers: int = 0,
     device: str = "auto",
     strict: bool = False,
+    confine: bool = False,
     trust: bool = False,
     trust_code: bool = False,
     overwrite: bool = False,
@@ -71,6 +72,7 @@ def evaluate(
         workers: processes that read images; 0 reads in this one.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         strict: refuse the data at the first faulty box instead of leaving faulty boxes out.
+        confine: refuse data that name images outside of their folder.
         trust: open a pt2 file; torch evaluates expressions in it, which can run code.
         trust_code: load a pt2 file with pickled or compiled parts as well, which runs code.
         overwrite: replace the results of an earlier evaluation in output.
@@ -86,11 +88,11 @@ def evaluate(
         check_output_folder(Path(output), RESULTS, overwrite=overwrite)
     if exported_file(model):
         predictor = Predictor.load(model, device=device, batch_size=batch_size, trust=trust, trust_code=trust_code)
-        dataset = load_dataset(data, split, class_names=predictor.class_names, strict=strict)
+        dataset = load_dataset(data, split, class_names=predictor.class_names, strict=strict, confine=confine)
         result, where = Pass(list(predictor.stream([one.path for one in dataset.samples])), {}, None), "cpu"
     else:
         detector = Detector.load(model)
-        dataset = load_dataset(data, split, class_names=detector.spec.class_names, strict=strict)
+        dataset = load_dataset(data, split, class_names=detector.spec.class_names, strict=strict, confine=confine)
         where = str(choose_device(device))
         detector.net.to(where)
         result = one_pass(detector, dataset, batch_size=batch_size, workers=workers, device=torch.device(where))

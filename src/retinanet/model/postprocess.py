@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 from retinanet.errors import UserError
+from retinanet.options import explain_unknown_fields
 from retinanet.types import Detections, RawOutput
 
 if TYPE_CHECKING:  # who predicts with an exported model need not have torch
@@ -39,6 +40,7 @@ class PostprocessCompat:
             raise UserError(f"compat.clip is before, after or half, got {self.clip!r}")
 
 
+@explain_unknown_fields
 @dataclass(frozen=True)
 class Postprocess:
     """Threshold and top-k per level on the logits; only the survivors are scored, decoded and suppressed.

@@ -18,11 +18,13 @@ from retinanet.losses.detection import DetectionLoss
 from retinanet.losses.focal import FocalLoss
 from retinanet.losses.ohem import OHEM
 from retinanet.model.postprocess import Postprocess
+from retinanet.options import explain_unknown_fields
 from retinanet.plain import check_types
 
 BoxLoss = Callable[[Tensor, Tensor, Tensor, BoxCoder], Tensor]
 
 
+@explain_unknown_fields
 @dataclass(frozen=True)
 class ImageConfig:
     """Size of the images that the network sees; null is the model folder's, or for a new model the paper's 800, 1333.
@@ -38,6 +40,7 @@ class ImageConfig:
     multiple: int | None = None
 
 
+@explain_unknown_fields
 @dataclass(frozen=True)
 class LossConfig:
     """What is minimised.
@@ -90,6 +93,7 @@ class LossConfig:
         )
 
 
+@explain_unknown_fields
 @dataclass(frozen=True)
 class OptimConfig:
     """How it is minimised.
@@ -128,6 +132,7 @@ class OptimConfig:
             raise UserError(f"optim.ema: expected at least 0 and below 1, got {self.ema!r}")
 
 
+@explain_unknown_fields
 @dataclass(frozen=True)
 class RunConfig:
     """Where and how the run goes.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Mapping
 from contextlib import suppress
@@ -12,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from retinanet.files import explain_failed_write
+from retinanet.files import explain_failed_write, write_atomically
 from retinanet.plotting.html import format_number
 
 STEP_COLUMNS = ("step", "epoch", "loss", "classification", "box", "positives", "lr", "grad_norm", "images_per_s")
@@ -61,10 +62,11 @@ class RunLog:
 
             self._board = SummaryWriter(str(folder / "tensorboard"))
         rows = [row for row in read_log(self.path) if int(row["step"]) <= start]
-        with explain_failed_write(self.path), self.path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(rows)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomically(self.path, text.getvalue())
 
     def step(self, row: Mapping[str, Any]) -> None:
         """One optimiser step: a row, and the progress bar."""
@@ -114,8 +116,11 @@ def read_log(path: Path) -> list[dict[str, str]]:
     """The rows of a log, without those that a killed run left half written."""
     if not path.is_file():
         return []
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
         reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != COLUMNS:
+        try:
+            if tuple(reader.fieldnames or ()) != COLUMNS:
+                return []
+            return [row for row in reader if None not in row.values() and row["step"].isdecimal()]
+        except csv.Error:  # damaged, as by a power cut
             return []
-        return [row for row in reader if None not in row.values() and row["step"].isdigit()]

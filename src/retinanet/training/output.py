@@ -20,7 +20,7 @@ from typing import IO, Any
 from retinanet.errors import UserError
 from retinanet.files import check_writable, tensor_bytes
 from retinanet.plain import to_plain
-from retinanet.spec import CONFIG
+from retinanet.spec import CONFIG, TENSORS
 from retinanet.training.build import Training
 from retinanet.training.config import TrainConfig
 from retinanet.training.resume import STATE, read_step
@@ -28,6 +28,7 @@ from retinanet.yaml_files import read_mapping
 
 OPTIONS = "config.yaml"
 LOCK = "run.lock"
+_held: set[Path] = set()  # by this process, to which its own locks are no obstacle
 MOMENTS = {"adamw": 2, "sgd": 1}  # copies of the trained weights that an optimiser keeps
 # What may differ when a run goes on: where it is computed, not what. The second kind changes the rounding of sums.
 FREE = {"run.workers", "run.save_every", "run.accept_changed_data"}
@@ -94,7 +95,7 @@ def lock(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror or error}). Choose another --output") from None
     with file:
-        free = _try_lock(file) and path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno()))
+        free = path.resolve() not in _held and _try_lock(file) and _is_there(path, file)
         file.seek(0)
         text = file.read(1000)
         process, _, host = text.strip().partition(" on ")
@@ -111,9 +112,11 @@ def lock(folder: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {here}\n")
         file.flush()
+        _held.add(path.resolve())
         try:
             yield
         finally:
+            _held.discard(path.resolve())
             with suppress(OSError):
                 path.unlink()
                 if made:
@@ -139,13 +142,22 @@ def check_space(training: Training) -> None:
     trained = sum(p.nbytes for p in training.detector.net.parameters() if p.requires_grad)
     state = model * (2 if training.average else 1) + MOMENTS[training.config.optim.optimizer] * trained
     needed = 2 * state + 3 * model  # each file is written beside the one that it replaces: best, last and a draft
-    there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    own = [place / name for place in (folder, folder / "last") for name in (STATE, TENSORS)]
+    there = sum(path.stat().st_size for path in own if path.is_file())
     free = shutil.disk_usage(folder).free
     if needed - there > free:
         raise UserError(
             f"--output {folder}: the models and the state of this run take about {needed / 1e6:.0f} MB, and the disk "
             f"has {free / 1e6:.0f} MB free. Free some space or choose another place"
         )
+
+
+def _is_there(path: Path, file: IO[str]) -> bool:
+    """Whether a path still names an open file; the run that held it may have deleted it since."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except OSError:
+        return False
 
 
 def _try_lock(file: IO[str]) -> bool:

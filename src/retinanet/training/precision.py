@@ -32,10 +32,17 @@ def build_fabric(run: RunConfig) -> Fabric:
     local, nodes = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), run.nodes
     if "TORCHELASTIC_RUN_ID" in os.environ:
         nodes = world // local
+    if nodes > 1 and world == 1 and not {"MASTER_ADDR", "SLURM_NTASKS"} & os.environ.keys():
+        raise UserError(
+            f"--nodes {nodes}: the machines have to find each other. Start the run on each with "
+            f"torchrun --nnodes {nodes} --rdzv-backend c10d --rdzv-endpoint HOST:PORT"
+        )
     devices: int | str = int(run.devices) if str(run.devices).lstrip("-").isdigit() else run.devices
     gpu = run.accelerator not in ("auto", "cpu") or (run.accelerator == "auto" and torch.accelerator.is_available())
     if devices == "auto" and not gpu:
         devices = local
+    if isinstance(devices, int) and not gpu and devices > (os.cpu_count() or 1):
+        raise UserError(f"--devices {devices}: this machine has {os.cpu_count()} cores, each process needs one")
     bf16 = torch.cuda.is_bf16_supported() if gpu and torch.cuda.is_available() else cpu_computes_bf16() and not gpu
     auto: Literal["bf16", "32"] = "bf16" if bf16 else "32"
     wanted = auto if run.precision == "auto" else run.precision

@@ -17,10 +17,11 @@ from retinanet.data.faults import name_list
 from retinanet.digest import check_seal
 from retinanet.errors import UserError
 from retinanet.files import write_tensors
+from retinanet.plain import check_types
 from retinanet.types import Sample
 
 STATE = "state.pt"
-UNREADABLE = (OSError, RuntimeError, EOFError, LookupError, TypeError, ValueError, AttributeError,
+UNREADABLE = (OSError, RuntimeError, EOFError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError,
               pickle.UnpicklingError)  # fmt: skip
 
 
@@ -37,6 +38,11 @@ class Progress:
     step: int = 0
     best: float = -1.0
     stale: int = 0
+
+    def __post_init__(self) -> None:
+        check_types(self, "progress")
+        if self.step < 0 or self.stale < 0:
+            raise ValueError(f"step {self.step}, stale {self.stale}")
 
 
 def save_state(folder: Path, progress: Progress, parts: dict[str, Any], data: dict[str, str] | None = None) -> None:

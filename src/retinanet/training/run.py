@@ -203,6 +203,12 @@ def describe(training: Training, moved: Transfer | None) -> None:
         f"device: {fabric.world_size} x {fabric.device.type}, precision {fabric.strategy.precision.precision}",
         *describe_anchors(training),
     ]
+    augment = training.config.augment
+    small = int((~augment.keeps(torch.cat([sample.target.boxes for sample in training.train_set.samples]))).sum())
+    if small:
+        lines.insert(
+            2, f"  {small} boxes have a side below {augment.min_side:g} pixels (augment.min_side): not trained on"
+        )
     if moved is not None:
         lines += [f"weights from {training.config.model}:", *(f"  {line}" for line in moved.summary().splitlines())]
     say("\n".join(lines))
