@@ -475,6 +475,8 @@ def test_yaml_that_runs_code(train_refused, tmp_path):
         ("train", "d", "--output", "out", "--config", "{long}"),
         ("evaluate", "{long}", "d"),
         ("convert", "{long}", "out"),
+        ("predict", "d", "{long}"),
+        ("train", "d", "--output", "out", "--model", "{long}"),
     ],
 )
 def test_a_name_that_no_file_can_have(refused, words):

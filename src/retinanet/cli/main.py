@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import sys
 from collections.abc import Mapping, Sequence
@@ -85,6 +86,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever reads the output has seen enough, as head does
         sys.stdout = None  # or Python would complain when it flushes
         return 0
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return _stop(words[0], f"{error.filename}: the name is too long for a file", 2)
     except KeyboardInterrupt:
         return _stop(words[0], "interrupted", 130)
     except SystemExit as stop:  # --help, once it is printed

@@ -118,3 +118,14 @@ def test_nothing_to_learn_and_no_way_to_train(tmp_path, capsys):
         numbers = json.loads((tmp_path / f"{name}-out" / "check.json").read_text())
         assert numbers["doctor"]["findings"][0]["kind"] == slug
         assert "Nothing would stop training" not in (tmp_path / f"{name}-out" / "report.html").read_text()
+
+
+def test_the_findings_are_kept_where_no_copy_is_written(data_copy, tmp_path):
+    path = data_copy / "annotations" / "instances_train.json"
+    content = json.loads(path.read_text())
+    for entry in content["annotations"]:
+        entry["bbox"][2] = 0
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"would lose .* All findings are in .*report\.html"):
+        check(str(data_copy), output=str(tmp_path / "report"), fix=str(tmp_path / "fixed"))
+    assert (tmp_path / "report" / "report.html").exists() and not (tmp_path / "fixed").exists()

@@ -13,7 +13,7 @@ from retinanet.analysis.anchors.audit import AnchorAudit, audit
 from retinanet.analysis.anchors.propose import Proposal, propose
 from retinanet.analysis.data import doctor
 from retinanet.analysis.data.findings import DoctorReport
-from retinanet.analysis.data.fix import write_fixed_copy
+from retinanet.analysis.data.fix import refuse_output, write_fixed_copy
 from retinanet.analysis.output import write_report
 from retinanet.anchors.lattice import AnchorLattice
 from retinanet.data.dataset import training_datasets
@@ -115,6 +115,8 @@ def check(
         raise UserError(f"--workers: expected at least 1 thread, got {workers}")
     if fix is not None and not pixels:
         raise UserError("--fix needs the images: it fixes what is wrong with their sizes. Leave out --pixels false")
+    if fix is not None:
+        refuse_output(Path(data), Path(fix))
     lattice, preprocess = _planned(model, architecture or {}, {"short": short, "long": long})
     report = doctor.examine(
         data, preprocess=preprocess, min_side=min_side, pixels=pixels, workers=workers, confine=confine
@@ -133,8 +135,7 @@ def check(
             report = replace(report, findings=(Fault("no-training", data, str(error)), *report.findings))
     if write is not None:
         notes.append(_write(Path(write), proposal))
-    if fix is not None:
-        notes.append(f"a fixed copy is in {write_fixed_copy(data, fix, report)}; fixed.txt there says what was done")
+    refused = _write_fixed(data, fix, report, notes) if fix is not None else None
     result = CheckResult(report, anchors, proposal, tuple(notes), folder)
     sections = [doctor.section(report)]
     if anchors is not None:
@@ -142,7 +143,20 @@ def check(
     about = {"data": data, "model": model, "images": f"{preprocess.short} to {preprocess.long} pixels"}
     about["version"] = __version__
     write_report(folder, RESULTS, f"Check of {Path(data).name}", sections, about, result.to_dict())
+    if refused is not None:
+        raise UserError(f"{refused} All findings are in {folder / RESULTS[0]}")
     return result
+
+
+def _write_fixed(data: str, output: str, report: DoctorReport, notes: list[str]) -> UserError | None:
+    """Write the fixed copy and note what became of it; returns why there is none, to be told after the findings."""
+    try:
+        copy = write_fixed_copy(data, output, report)
+    except UserError as error:
+        notes.append(str(error))
+        return error
+    notes.append(f"a fixed copy is in {copy}; fixed.txt there says what was done")
+    return None
 
 
 def _planned(

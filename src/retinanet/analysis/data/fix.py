@@ -23,6 +23,7 @@ from retinanet.analysis.data.images import exif_orientation
 from retinanet.data.check import Split
 from retinanet.data.faults import Fault, name_list
 from retinanet.errors import UserError
+from retinanet.files import check_writable, write_atomically
 from retinanet.images.io import image_size
 
 ACCOUNT = "fixed.txt"
@@ -72,7 +73,7 @@ def write_fixed_copy(data: str | Path, output: str | Path, report: DoctorReport)
         UserError: the folder cannot be used, nothing of the set is left, or many boxes would be lost.
     """
     data, output = Path(data), Path(output)
-    _refuse_output(data, output)
+    refuse_output(data, output)
     faults: list[Fault] = []
     parts = read_splits(data, faults)
     copy = _Copy(_broken_images(report), _elsewhere(parts, report))
@@ -91,16 +92,14 @@ def write_fixed_copy(data: str | Path, output: str | Path, report: DoctorReport)
     if not documents or not any(document["categories"] for document in documents.values()):
         raise UserError(f"{data}: no part of it can be used, so there is nothing to fix. Look at the findings.")
     _refuse_loss(data, copy, [part.name for part in parts if part.name not in documents])
-    (output / "annotations").mkdir(parents=True, exist_ok=True)
     for name, document in documents.items():
-        file = output / "annotations" / f"{name or 'instances'}.json"
-        file.write_text(json.dumps(document) + "\n", encoding="utf-8")
+        write_atomically(output / "annotations" / f"{name or 'instances'}.json", json.dumps(document) + "\n")
     counts = Counter(line.partition(":")[0] for line in copy.done)
     lost = f"; {copy.lost.total()} boxes are lost" if copy.lost.total() else ""
     head = [f"A fixed copy of {data}: {copy.images} images, {copy.annotations} boxes{lost}. The images stay there."]
     head += [f"{count} x {what}" for what, count in counts.items()] or ["Nothing had to be fixed."]
     text = "\n".join([*head, "", *copy.done]) + "\n"
-    (output / ACCOUNT).write_text(text, encoding="utf-8", errors="backslashreplace")
+    write_atomically(output / ACCOUNT, text.encode(errors="backslashreplace"))
     return output
 
 
@@ -120,7 +119,13 @@ def _refuse_loss(data: Path, copy: _Copy, gone: Sequence[str]) -> None:
         )
 
 
-def _refuse_output(data: Path, output: Path) -> None:
+def refuse_output(data: Path, output: Path) -> None:
+    """Check that a fixed copy of a data set can be written.
+
+    Raises:
+        UserError: the place lies in the data set, is taken, or cannot be written to.
+    """
+    check_writable(output)
     home = (data if data.is_dir() else data.parent).resolve()
     if output.resolve() == home or (data.is_dir() and home in output.resolve().parents):
         raise UserError(f"{output}: lies in the data set that is fixed. Choose a folder outside of {home}.")
