@@ -426,3 +426,12 @@ def test_a_full_disk_leaves_nothing_behind(trained, data, tmp_path, monkeypatch)
     with pytest.raises(UserError, match=r"cannot be written \(.*No space left on device\)"):
         predict(str(trained), [str(data / "test")], output=str(tmp_path / "out"), device="cpu", score=0.0)
     assert not list(tmp_path.iterdir())
+
+
+def test_one_image_need_not_be_in_a_list(trained, data, tmp_path):
+    image = data / "test" / "test_0.png"
+    results = [
+        predict(str(trained), images, output=str(tmp_path / str(number)), pictures=False)
+        for number, images in enumerate((str(image), image, [image]))
+    ]
+    assert [len(result) for result in results] == [1, 1, 1]

@@ -94,6 +94,7 @@ def predict(
         UserError: no usable model, no such image, none that can be read, an option that this kind of model does not
             have, or results are there already.
     """
+    images = [str(name) for name in ([images] if isinstance(images, str | Path) else images)]  # one may come alone
     check_model_first(model, next(iter(images), ""))
     _check_options(score, workers, tile, tile_scale)
     folder, paths = Path(output), find_images(images)
