@@ -79,9 +79,9 @@ def arrange(case: str) -> None:
         original = loader.start_worker
         loader.start_worker = lambda worker: (original(worker), limit_files(0))
     elif case == "disk-full":
-        after_step(3, lambda: limit_files(2))  # of a run that has saved both model and state after step 2
+        after_step(3, lambda: limit_files(1))  # of a run that has saved both model and state after step 2
     elif case == "disk-full-at-state":
-        limit_files(30)  # the model takes less, the state more
+        limit_files(6)  # the model and the state of step 0 take less, that of the first epoch more
     elif case in ("SIGINT", "SIGTERM"):
         after_step(2, lambda: close_pipe_and_signal(signal.Signals[case]))  # at the end of an epoch, which is told
     elif case == "killed" or (case == "rank-killed" and os.environ.get("LOCAL_RANK", "0") == "0"):

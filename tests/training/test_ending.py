@@ -161,7 +161,7 @@ def test_a_script_without_a_main_guard(data, tiny_words, tmp_path):
     )
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
     assert done.stderr.count('under `if __name__ == "__main__":`') == 1
-    assert not (tmp_path / "run" / STATE).exists()
+    assert step_of(tmp_path / "run") == 0
 
 
 def test_the_model_has_the_permissions_that_the_umask_leaves(trained):

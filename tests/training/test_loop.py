@@ -309,7 +309,7 @@ def test_evaluate_every_and_the_last_epoch(assembled):
 
 def test_save_every_and_the_ends_of_epochs(assembled, monkeypatch):
     saved = []
-    monkeypatch.setattr(loop, "save_state", lambda folder, progress, parts: saved.append(progress.step))
+    monkeypatch.setattr(loop, "save_state", lambda folder, progress, *_: saved.append(progress.step))
     training = assembled(batch_size=1, run={"save_every": 4, "evaluate_every": 9})
     loop.fit(training, Progress(), log_of(training))
     assert saved == [4, 6, 8, 12]
