@@ -131,7 +131,8 @@ def write_folder(folder: Path, *, replace: bool) -> Iterator[Path]:
         UserError: it cannot be written.
     """
     absolute = folder.absolute()
-    home = next(place for place in (absolute, *absolute.parents)[replace:] if os.path.exists(place))
+    places = absolute.parents if replace else (absolute, *absolute.parents)
+    home = next(place for place in places if os.path.exists(place))
     try:
         with tempfile.TemporaryDirectory(prefix=".draft-", dir=home) as name:
             new = Path(name) / "new"

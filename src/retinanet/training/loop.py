@@ -26,6 +26,7 @@ from retinanet.losses.focal import FocalLoss, expected_initial_loss
 from retinanet.training.build import Training
 from retinanet.training.log import RunLog
 from retinanet.training.optim import compute_lr_factor, set_lr
+from retinanet.training.output import resume_command
 from retinanet.training.ranks import noticing_lost_ranks, on_any, sum_over_ranks
 from retinanet.training.resume import Progress, save_state
 from retinanet.training.stop import GradientWatch, stop_if_not_finite, stop_requested
@@ -182,10 +183,6 @@ def save(training: Training, progress: Progress) -> None:
     training.fabric.barrier()
 
 
-def _how_to_go_on(training: Training) -> str:
-    return f"Go on with: retinanet train --config {training.config.folder}/config.yaml --resume"
-
-
 def _stop_without(lost: WorkerLost, training: Training, progress: Progress, *, asked: bool) -> UserError:
     """Save what was learned before a worker was lost, and say it; a signal to the whole group ends workers too."""
     if not progress.step:
@@ -194,12 +191,14 @@ def _stop_without(lost: WorkerLost, training: Training, progress: Progress, *, a
         save_state(training.config.folder, progress, training.parts(), training.data)
     if asked:
         return _interruption(training, progress)
-    return UserError(f"{lost}. The state after step {progress.step} is saved. {_how_to_go_on(training)}")
+    return UserError(
+        f"{lost}. The state after step {progress.step} is saved. Go on with: {resume_command(training.config.folder)}"
+    )
 
 
 def _interruption(training: Training, progress: Progress) -> Interrupted:
     done = f"stopped after step {progress.step} of {training.sampler.stop}; the state is saved"
-    return Interrupted(f"{done}. {_how_to_go_on(training)}")
+    return Interrupted(f"{done}. Go on with: {resume_command(training.config.folder)}")
 
 
 def check_first_loss(training: Training, parts: Sequence[Batch], losses: Losses, log: RunLog) -> None:

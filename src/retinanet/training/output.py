@@ -54,7 +54,7 @@ def check_output(config: TrainConfig, *, resume: bool) -> list[str]:
         return []  # a run that saved nothing yet
     if STATE in names:
         raise UserError(
-            f"{folder} already holds a run. Choose another --output, or go on with it: {_resume_command(folder)}"
+            f"{folder} already holds a run. Choose another --output, or go on with it: {resume_command(folder)}"
         )
     if CONFIG in names:
         raise UserError(_describe_lone_model(folder))
@@ -191,7 +191,7 @@ def _check_options(config: TrainConfig) -> list[str]:
         epochs = f" --epochs {config.epochs}" if "epochs" in differing else ""
         raise UserError(
             f"{folder} was started with other options ({', '.join(others)}). Go on with the same: "
-            f"{_resume_command(folder)}. Or start another run from its model: retinanet train {config.data} --model "
+            f"{resume_command(folder)}. Or start another run from its model: retinanet train {config.data} --model "
             f"{folder} --output NEW{epochs}"
         )
     return list(differing.values())
@@ -204,7 +204,8 @@ def _describe_lone_model(folder: Path) -> str:
     )
 
 
-def _resume_command(folder: Path) -> str:
+def resume_command(folder: Path) -> str:
+    """What a person types to go on with the run in a folder."""
     return f"retinanet train --config {folder}/{OPTIONS} --resume"
 
 
