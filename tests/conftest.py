@@ -236,6 +236,7 @@ def full_spec():
     from retinanet.anchors.coding import BoxCoder
     from retinanet.anchors.lattice import AnchorLattice, LatticeCompat
     from retinanet.images.preprocess import Preprocess, PreprocessCompat
+    from retinanet.losses.config import LossConfig
     from retinanet.model.postprocess import Postprocess, PostprocessCompat
     from retinanet.model.presets import Architecture
     from retinanet.spec import ModelSpec
@@ -267,6 +268,9 @@ def full_spec():
             channels=64,
             depth=1,
             head_norm="group",
+            head_init="he",
+            depthwise=True,
+            shared=True,
             p6_from="P5",
             relu_before_p7=False,
             prior=0.3,
@@ -282,6 +286,21 @@ def full_spec():
         thresholds={"пчела": 0.3125, "cow 3": 0.7},
         scale=0.8,
         metrics={"AP": 0.58, "of": "val"},
+        loss=LossConfig(
+            classification="quality",
+            alpha=0.5,
+            gamma=1.5,
+            box="giou",
+            beta=0.2,
+            box_weight=2.0,
+            matching="atss",
+            cells=4,
+            foreground=0.6,
+            background=0.3,
+            forced="off",
+            forced_iou=0.1,
+            normaliser="image",
+        ),
     )
 
 

@@ -12,6 +12,7 @@ from retinanet import __version__
 from retinanet.anchors.lattice import AnchorLattice, LatticeCompat
 from retinanet.errors import UserError
 from retinanet.images.preprocess import Preprocess
+from retinanet.losses.config import LossConfig
 from retinanet.model.postprocess import Postprocess
 from retinanet.model.presets import PRESETS, Architecture
 from retinanet.spec import FORMAT, ModelSpec, check_version
@@ -46,7 +47,7 @@ def test_nothing_has_its_default(full_spec):
             elif here == there:
                 yield entry.name
 
-    usual = ModelSpec(("a",), architecture=Architecture())
+    usual = ModelSpec(("a",), architecture=Architecture(), loss=LossConfig())
     # the pyramid has these strides and no others; an input settles the spacing, and a model file has none
     assert sorted(defaults(full_spec, usual)) == ["spacing", "strides"]
 
@@ -65,15 +66,15 @@ def test_there_and_back(full_spec):
 def test_without_the_network(full_spec):
     """As who has no torch reads the card of an exported file."""
     spec = ModelSpec.from_dict(plain(full_spec), network=False)
-    assert spec == replace(full_spec, architecture=None)
+    assert spec == replace(full_spec, architecture=None, loss=None)
     assert ModelSpec.from_dict(changed(plain(full_spec), "architecture", ABSENT), network=False) == spec
     assert ModelSpec.from_dict(plain(spec), network=False) == spec
 
 
 def test_what_is_optional(full_spec):
-    bare = replace(full_spec, thresholds={}, scale=None)
+    bare = replace(full_spec, thresholds={}, scale=None, loss=None)
     values = plain(bare)
-    assert not {"thresholds", "scale"} & values.keys() and ModelSpec.from_dict(values) == bare
+    assert not {"thresholds", "scale", "loss"} & values.keys() and ModelSpec.from_dict(values) == bare
     assert ModelSpec.from_dict(changed(values, "metrics", ABSENT)).metrics == {}
     assert isinstance(replace(full_spec, scale=2).scale, float)
 
@@ -97,7 +98,7 @@ def test_before_compat_was_a_group(full_spec, network):
     values["architecture"]["anchors"]["spacing"] = []
     values["format"] = 2
     assert ModelSpec.from_dict(values, network=network) == (
-        full_spec if network else replace(full_spec, architecture=None)
+        full_spec if network else replace(full_spec, architecture=None, loss=None)
     )
     with pytest.raises(UserError, match=r"preprocess.compat.channels: expected RGB or BGR, got 'GBR'"):
         ModelSpec.from_dict(changed(values, "preprocess__channels", "GBR"), network=network)

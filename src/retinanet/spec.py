@@ -22,6 +22,8 @@ from retinanet.plain import from_plain, to_plain
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from retinanet.losses.config import LossConfig
+    from retinanet.losses.detection import DetectionLoss
     from retinanet.model.presets import Architecture
     from retinanet.types import Batch, Detections, RawOutput
 
@@ -44,6 +46,7 @@ class ModelSpec:
         scale: how large the training images were shown to the network, relative to their own pixels (the median);
             tiles of a larger image are shown likewise. None where it is not known.
         metrics: what it was last evaluated to, e.g. ``{"AP": 0.58}``.
+        loss: what it was trained to minimise; None where that is not known, or was read without torch.
     """
 
     class_names: tuple[str, ...]
@@ -53,6 +56,7 @@ class ModelSpec:
     thresholds: Mapping[str, float] = field(default_factory=dict)
     scale: float | None = None
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    loss: LossConfig | None = None
 
     def __post_init__(self) -> None:
         names = self.class_names
@@ -69,7 +73,7 @@ class ModelSpec:
     def to_dict(self) -> dict[str, Any]:
         """Plain values that JSON can hold; :meth:`from_dict` reads them."""
         values = {"format": FORMAT, "library_version": __version__, **to_plain(vars(self))}
-        optional = ("thresholds", "scale")
+        optional = ("thresholds", "scale", "loss")
         return {key: value for key, value in values.items() if value or key not in optional}
 
     @classmethod
@@ -88,21 +92,31 @@ class ModelSpec:
             raise UserError(f"it has no {', '.join(missing)}")
         names = values["class_names"]
         architecture: Any = None
+        loss: Any = None
         if network:
+            from retinanet.losses.config import LossConfig
             from retinanet.model.presets import Architecture
 
+            loss = from_plain(LossConfig, values["loss"], "loss") if values.get("loss") is not None else None
             architecture = from_plain(Architecture, _nest_anchors(values["architecture"]), "architecture")
         return cls(
             tuple(names) if isinstance(names, list) else names,
             from_plain(Preprocess, nest_compat(values["preprocess"], Preprocess()), "preprocess"),
             from_plain(Postprocess, nest_compat(values["postprocess"], Postprocess()), "postprocess"),
             architecture,
+            loss=loss,
             **{name: values[name] for name in ("thresholds", "scale", "metrics") if name in values},
         )
 
     def prepare(self, batch: Batch) -> Tensor:
         """The network's input: (N, 3, H, W) float32 of a batch, on its device; padding is 0."""
         return self.preprocess.normalise(batch.images, batch.sizes)
+
+    def criterion(self) -> DetectionLoss:
+        """The loss that the network was trained with; the paper's where that is not known."""
+        from retinanet.losses.config import LossConfig
+
+        return (self.loss or LossConfig()).build()
 
     def detections(self, raw: RawOutput, batch: Batch) -> list[Detections]:
         """Detections of each image from the network's output, in pixels of the original images, on the CPU."""

@@ -96,12 +96,14 @@ class Batch:
         sizes: (N, 2) int64, height and width of the unpadded content.
         targets: N targets, boxes in pixels of ``images``.
         samples: the N samples they were made from, without pixels.
+        assignment: what every anchor has to answer, where whoever made the batch has found out.
     """
 
     images: Tensor
     sizes: Tensor
     targets: tuple[Target, ...]
     samples: tuple[Sample, ...]
+    assignment: Assignment | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -151,6 +153,8 @@ class Assignment:
         ignored: (G, 4) int64, image, anchor of the cell, y and x of each ignored anchor.
         positives_per_level: L counts that sum to P.
         ignored_per_level: L counts that sum to G.
+        quality: (P,) float32 in [0, 1], the score that each positive anchor has to give to its class; None stands for 1
+            everywhere. Quality focal loss asks for the IoU of what the network found with the box.
     """
 
     index: Tensor
@@ -159,6 +163,7 @@ class Assignment:
     ignored: Tensor
     positives_per_level: tuple[int, ...]
     ignored_per_level: tuple[int, ...]
+    quality: Tensor | None = None
 
     @property
     def num_positives(self) -> int:
@@ -181,12 +186,14 @@ class Assignment:
         left_per_level = [int(part.sum()) for part in left.split(list(self.ignored_per_level))]
         index, ignored = self.index[mine].clone(), self.ignored[left].clone()
         index[:, 0], ignored[:, 0] = 0, 0
-        return Assignment(index, self.labels[mine], self.boxes[mine], ignored, tuple(per_level), tuple(left_per_level))
+        quality = None if self.quality is None else self.quality[mine]
+        levels = tuple(per_level), tuple(left_per_level)
+        return Assignment(index, self.labels[mine], self.boxes[mine], ignored, *levels, quality)
 
     def to(self, device: torch.device | str) -> Assignment:
         """The same on another device."""
-        index, labels, boxes, ignored = (t.to(device) for t in (self.index, self.labels, self.boxes, self.ignored))
-        return Assignment(index, labels, boxes, ignored, self.positives_per_level, self.ignored_per_level)
+        tensors = {name: value.to(device) for name, value in vars(self).items() if hasattr(value, "to")}
+        return replace(self, **tensors)
 
 
 @dataclass(frozen=True)

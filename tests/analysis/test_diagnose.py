@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 
 from retinanet import diagnose, evaluate
-from retinanet.analysis.diagnose import _loss_of_training
+from retinanet.analysis.diagnose import _criterion_of_training
+from retinanet.anchors.atss import ATSS
 from retinanet.cli.main import main
 from retinanet.detector import Detector
 from retinanet.errors import UserError
+from retinanet.losses.config import LossConfig
+from retinanet.spec import ModelSpec
 
 
 @pytest.fixture(scope="module")
@@ -101,15 +104,20 @@ def test_one_advice_on_the_nms_threshold(diagnosed, lost, twice, way):
 
 
 @pytest.mark.parametrize(
-    ("text", "given", "expected"),
+    ("known", "given", "expected"),
     [
-        ("loss: {alpha: null, gamma: 1}", (None, None), (None, 1)),
-        ("loss: {alpha: 0.5, gamma: 1}", (0.75, None), (0.75, 1)),
-        ("loss: {alpha: none, gamma: null}", (None, None), (0.25, 2)),
-        ("loss: 3", (None, 0.5), (0.25, 0.5)),
+        (LossConfig(alpha=None, gamma=1), (None, None), (None, 1)),
+        (LossConfig(alpha=0.5, gamma=1), (0.75, None), (0.75, 1)),
+        (LossConfig(classification="ohem"), (None, None), (0.25, 2)),
+        (None, (None, 0.5), (0.25, 0.5)),
     ],
 )
-def test_the_loss_is_that_of_the_training(text, given, expected, tmp_path):
-    (tmp_path / "config.yaml").write_text(text)
-    loss = _loss_of_training(tmp_path, *given)
+def test_the_loss_is_that_of_the_training(known, given, expected):
+    detector = Detector(ModelSpec(("a",), loss=known), None)
+    loss = _criterion_of_training(detector, *given).classification
     assert (loss.alpha, loss.gamma) == expected
+
+
+def test_the_anchors_are_those_that_training_gave_a_box():
+    detector = Detector(ModelSpec(("a",), loss=LossConfig(matching="atss", cells=4)), None)
+    assert _criterion_of_training(detector, None, None).matcher == ATSS(4)

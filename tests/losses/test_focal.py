@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,8 +10,8 @@ from torchvision.ops import sigmoid_focal_loss as torchvision_focal_loss
 from retinanet.anchors.coding import BoxCoder
 from retinanet.anchors.lattice import AnchorLattice
 from retinanet.errors import UserError
-from retinanet.losses import focal
-from retinanet.losses.focal import FocalLoss, expected_initial_loss, sigmoid_focal_loss
+from retinanet.losses import implicit
+from retinanet.losses.focal import FocalLoss, expected_initial_loss, quality_focal_loss, sigmoid_focal_loss
 from retinanet.types import Assignment, RawOutput
 
 GAMMAS = [0, 0.1, 0.5, 1, 2, 5]
@@ -192,9 +193,9 @@ def test_chunks_and_threads_are_invisible(make_raw, make_assignment, channels_la
     raw = make_raw(dtype=dtype, layout=channels_last_layout, seed=3)
     assignment = make_assignment(raw)
     results = []
-    monkeypatch.setattr(focal, "BLOCK", 2)
+    monkeypatch.setattr(implicit, "BLOCK", 2)
     for chunk, threads in [(10**6, 1), (1, 2), (7, 2), (7, 1), (240, 3)]:
-        monkeypatch.setattr(focal, "CPU_CHUNK", chunk)
+        monkeypatch.setattr(implicit, "CPU_CHUNK", chunk)
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
         loss = FocalLoss(0.25, gamma)(raw, assignment)
         results.append((loss.detach(), *torch.autograd.grad(loss, raw.logits)))
@@ -231,7 +232,7 @@ def test_ignored_anchors_count_nothing(make_raw, make_assignment):
 
 
 def test_more_ignored_entries_than_a_chunk(make_raw, make_assignment, dense, monkeypatch):
-    monkeypatch.setattr(focal, "CPU_CHUNK", 50)
+    monkeypatch.setattr(implicit, "CPU_CHUNK", 50)
     raw = make_raw(images=3)
     assignment = make_assignment(raw, positives=90, ignored=200)
     expected, gradients = reference(raw, assignment, dense, 0.25, 2)
@@ -325,7 +326,7 @@ def peak_and_saved_bytes(action):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_memory(make_raw, make_assignment, channels_last_layout, monkeypatch, dtype):
-    monkeypatch.setattr(focal, "MOST_THREADS", 1)  # the profiler sees no other thread
+    monkeypatch.setattr(implicit, "MOST_THREADS", 1)  # the profiler sees no other thread
     raw = make_raw(
         images=1,
         classes=80,
@@ -355,3 +356,78 @@ def test_alpha_outside_is_refused(alpha):
 def test_gamma_outside_is_refused(gamma):
     with pytest.raises(UserError, match="gamma must be a number of at least 0"):
         FocalLoss(gamma=gamma)
+
+
+# Quality focal loss --------------------------------------------------------------------------------------------------
+
+
+def with_quality(assignment, seed=3):
+    generator = torch.Generator().manual_seed(seed)
+    quality = torch.rand(assignment.num_positives, generator=generator, dtype=torch.float64)
+    return replace(assignment, quality=quality)
+
+
+@pytest.mark.parametrize("gamma", [0, 1, 1.5, 2, 5])
+def test_the_quality_formula_in_its_own_words(gamma):
+    """Equation 5 of Li et al., in fp64."""
+    x, y = torch.linspace(-12, 12, 241, dtype=torch.float64), torch.linspace(0, 1, 241, dtype=torch.float64).roll(97)
+    p = 1 / (1 + torch.exp(-x))
+    expected = -((y - p).abs() ** gamma) * ((1 - y) * torch.log1p(-p) + y * torch.log(p))
+    torch.testing.assert_close(quality_focal_loss(x, y, gamma=gamma), expected, rtol=1e-9, atol=0)
+    torch.testing.assert_close(quality_focal_loss(x, y, alpha=0.3, gamma=gamma), 0.3 * expected, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("alpha", [0.25, 0.75])
+def test_a_quality_of_one_is_a_positive_and_of_zero_a_negative(alpha):
+    logits = torch.linspace(-9, 9, 50, dtype=torch.float64)
+    for target, weight in ((1.0, alpha), (0.0, 1 - alpha)):
+        soft = quality_focal_loss(logits, torch.full_like(logits, target), alpha=weight)
+        hard = sigmoid_focal_loss(logits, torch.full_like(logits, target), alpha=alpha)
+        torch.testing.assert_close(soft, hard, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+@pytest.mark.parametrize("gamma", [0, 1, 1.5, 2, 5])
+def test_quality_changes_the_positives_alone(make_raw, make_assignment, dense, layout, alpha, gamma):
+    """By fp64 autograd over dense targets: negatives are those of focal loss, positives those of the formula."""
+    raw = make_raw(layout=layout)
+    assignment = with_quality(make_assignment(raw))
+    levels = [level.detach().double().requires_grad_() for level in raw.logits]
+    targets, counted = dense(raw, assignment)
+    expected = sum(
+        sigmoid_focal_loss(level, target, alpha=alpha, gamma=gamma)[count & (target == 0)].sum()
+        for level, target, count in zip(levels, targets, counted, strict=True)
+    )
+    quality = assignment.quality.split(list(assignment.positives_per_level))
+    for level, scores, (index, labels) in zip(levels, quality, assignment.positives_by_level(), strict=True):
+        image, anchor, y, x = index.unbind(1)
+        x = level[image, anchor * raw.num_classes + labels, y, x]
+        expected = expected + quality_focal_loss(x, scores, alpha=alpha, gamma=gamma).sum()
+    loss = FocalLoss(alpha, gamma, quality=True)(raw, assignment)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
+    loss.backward()
+    for level, gradient in zip(raw.logits, torch.autograd.grad(expected, levels), strict=True):
+        torch.testing.assert_close(level.grad, gradient, rtol=1e-10, atol=1e-30)
+
+
+def test_without_a_gradient_where_the_score_is_right():
+    """The smallest loss of a positive is at p = y."""
+    logits = torch.tensor([0.3], dtype=torch.float64, requires_grad=True)
+    raw, assignment = a_row(logits, positive=True)
+    FocalLoss(None, 2, quality=True)(raw, replace(assignment, quality=logits.detach().sigmoid())).backward()
+    assert logits.grad.abs() < 1e-15
+
+
+def test_expected_initial_loss_of_soft_targets():
+    targets = torch.tensor([0.2, 0.9, 0.5])
+    logits = torch.full((3,), PRIOR_LOGIT, dtype=torch.float64)
+    expected = (
+        1000 * sigmoid_focal_loss(logits[0], torch.tensor(0))
+        + quality_focal_loss(logits, targets.double(), alpha=0.25).sum()
+    )
+    assert expected_initial_loss(0.01, 1000, targets) == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_a_power_whose_slope_is_infinite_is_refused():
+    with pytest.raises(UserError, match="0 or at least 1"):
+        FocalLoss(gamma=0.5, quality=True)

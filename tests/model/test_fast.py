@@ -55,10 +55,12 @@ def test_the_weights_are_laid_out_for_one_size_only():
 @needs_onednn
 @pytest.mark.parametrize("backbone", ["resnet10t", "resnet18", "tf_efficientnet_lite0", "mobilenetv3_small_050"])
 @pytest.mark.parametrize("norm", ["none", "group"])
-def test_a_whole_network(backbone, norm):
+@pytest.mark.parametrize(("depthwise", "shared"), [(False, False), (True, False), (True, True)])
+def test_a_whole_network(backbone, norm, depthwise, shared):
     """With the sum of a residual block between a convolution and its activation, which must not be fused."""
     torch.manual_seed(0)
-    net = Architecture(backbone=backbone, channels=32, depth=2, head_norm=norm).build(3).eval()
+    towers = {"depthwise": depthwise, "shared": shared}
+    net = Architecture(backbone=backbone, channels=32, depth=2, head_norm=norm, **towers).build(3).eval()
     with torch.no_grad():
         for module in net.backbone.body.modules():
             if hasattr(module, "running_var"):

@@ -121,3 +121,38 @@ def test_group_norm_takes_the_place_of_the_bias():
 def test_mistakes(options, match):
     with pytest.raises(UserError, match=match):
         Heads(**options)
+
+
+@torch.no_grad()
+def test_shared_towers_are_one_tower_with_two_outputs():
+    shared = Heads(num_classes=K, channels=16, depth=2, shared=True)
+    apart = Heads(num_classes=K, channels=16, depth=2)
+    for tower, last in ((apart.cls, shared.cls), (apart.box, shared.box)):
+        tower.conv.load_state_dict(shared.shared.conv.state_dict())
+        tower.output.load_state_dict(last.output.state_dict())
+    levels = pyramid(16)
+    for one, other in zip(shared(levels), apart(levels), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_depthwise_towers_have_a_fraction_of_the_weights():
+    plain, depthwise = (Heads(num_classes=K, channels=128, depthwise=d).cls.conv for d in (False, True))
+    count = [sum(weight.numel() for weight in conv.parameters() if weight.ndim > 1) for conv in (plain, depthwise)]
+    assert count == [4 * 9 * 128 * 128, 4 * (25 + 128) * 128]
+
+
+@pytest.mark.parametrize("depthwise", [False, True])
+@torch.no_grad()
+def test_he_keeps_the_size_of_the_signal(depthwise):
+    """Through four convolutions N(0, 0.01) leaves less than a hundredth of it."""
+    torch.manual_seed(0)
+    level = torch.randn(2, 128, 24, 24).relu()
+    sizes = []
+    for init in ("he", "normal"):
+        heads = Heads(num_classes=K, channels=128, init=init, depthwise=depthwise)
+        feature = level
+        for conv in heads.cls.conv:
+            feature = conv(feature).relu()
+        sizes.append(float(feature[..., 6:-6, 6:-6].square().mean() / level.square().mean()) ** 0.5)
+        assert heads.cls.output.weight.std().item() == pytest.approx(0.01, rel=0.05), "the prior holds at first"
+    assert 0.5 < sizes[0] < 2 and sizes[1] < 0.01

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from retinanet.errors import UserError
 from retinanet.evaluation.evaluate import one_pass
 from retinanet.files import check_output_folder
 from retinanet.interop.pretrained import model_folder
+from retinanet.losses.config import LossConfig
 from retinanet.losses.detection import DetectionLoss
 from retinanet.losses.focal import FocalLoss
 from retinanet.model.device import choose_device
@@ -39,7 +39,6 @@ from retinanet.model_folder import write_thresholds as store_thresholds
 from retinanet.options import explain_unknown_options
 from retinanet.spec import check_model_first
 from retinanet.types import Assignment, Batch, RawOutput
-from retinanet.yaml_files import read_mapping
 
 RESULTS = ("report.html", "diagnosis.json")
 WORST = 4  # images that are traced in pictures
@@ -128,8 +127,7 @@ def diagnose(
         split: which part of the data; not the one that a final number is to be reported on.
         output: folder for report.html and diagnosis.json.
         write_thresholds: store the threshold of the best F1 of each class in the model folder, for predict.
-        alpha: of the focal loss that the model was trained with; by default as config.yaml in the model folder says,
-            else 0.25.
+        alpha: of the focal loss that the model was trained with; by default as the model folder says, else 0.25.
         gamma: likewise, else 2.
         batch_size: images per forward pass.
         workers: processes that read images; 0 reads in this one.
@@ -151,23 +149,23 @@ def diagnose(
     dataset = load_dataset(data, split, class_names=detector.spec.class_names, strict=strict, confine=confine)
     where = choose_device(device)
     detector.net.to(where)
-    loss = _loss_of_training(local, alpha, gamma)
+    criterion = _criterion_of_training(detector, alpha, gamma)
 
     # One pass: losses and gates are counted while the network sees each batch, errors from the detections.
-    watch = _Watch(detector, loss, len(dataset))
+    watch = _Watch(detector, criterion, len(dataset))
     with watch.progress:
         run = one_pass(
             detector,
             dataset,
             device=where,
-            criterion=DetectionLoss(classification=loss),
+            criterion=criterion,
             batch_size=batch_size,
             workers=workers,
             watch=watch,
         )
     errors = error_report.error_report(dataset.samples, run.detections, dataset.class_names)
-    lattice, preprocess = detector.spec.architecture.anchors, detector.spec.preprocess
-    anchors = audit(dataset.samples, dataset.class_names, lattice=lattice, preprocess=preprocess)
+    lattice, preprocess, matcher = detector.spec.architecture.anchors, detector.spec.preprocess, criterion.matcher
+    anchors = audit(dataset.samples, dataset.class_names, lattice=lattice, preprocess=preprocess, matcher=matcher)
     thresholds = best_thresholds(errors.curves) if write_thresholds else None
     if thresholds is not None:
         store_thresholds(local or model, thresholds)
@@ -181,21 +179,21 @@ def diagnose(
         anchor_report.section(result.anchors),
     ]
     about = {"model": model, "data": data, "split": split, "images": len(dataset), "version": __version__}
-    about |= {"alpha": loss.alpha, "gamma": loss.gamma}
+    about |= {"alpha": watch.focal.alpha, "gamma": watch.focal.gamma}
     write_report(folder, RESULTS, f"Diagnosis of {Path(model).name}", sections, about, result.to_dict())
     return result
 
 
-def _loss_of_training(folder: Path | None, alpha: float | None, gamma: float | None) -> FocalLoss:
-    """The focal loss of the training: as given, as the run in the model folder says, or the paper's."""
-    stored: Any = {}
-    if folder is not None and (folder / "config.yaml").is_file():
-        with suppress(OSError, UserError):
-            stored = read_mapping(folder / "config.yaml").get("loss")
-    stored = stored if isinstance(stored, dict) else {}
-    kinds = {"alpha": float | int | None, "gamma": float | int}  # alpha is null where a training had no weights
-    known = {key: stored[key] for key, kind in kinds.items() if key in stored and isinstance(stored[key], kind)}
-    return FocalLoss(**known | {key: value for key, value in (("alpha", alpha), ("gamma", gamma)) if value is not None})
+def _criterion_of_training(detector: Detector, alpha: float | None, gamma: float | None) -> DetectionLoss:
+    """The loss that the model was trained with, as the model folder says or as given; the paper's where neither does.
+
+    A model that was trained with OHEM is judged by the focal loss, which tells of all anchors.
+    """
+    known = detector.spec.loss or LossConfig()
+    if known.classification == "ohem":
+        known = replace(known, classification="focal")
+    alpha, gamma = known.alpha if alpha is None else alpha, known.gamma if gamma is None else gamma
+    return replace(known, alpha=alpha, gamma=gamma).build()
 
 
 class _Watch:
@@ -204,8 +202,9 @@ class _Watch:
     ``worst`` holds the traces of the images with the most missed boxes: (missed boxes, index of the image, trace).
     """
 
-    def __init__(self, detector: Detector, loss: FocalLoss, images: int) -> None:
-        self.spec = detector.spec
+    def __init__(self, detector: Detector, criterion: DetectionLoss, images: int) -> None:
+        self.spec, self.matcher, loss = detector.spec, criterion.matcher, criterion.classification
+        assert isinstance(loss, FocalLoss)
         names, levels = self.spec.class_names, self.spec.architecture.anchors.num_levels
         self.focal = FocalStatistics(num_classes=len(names), num_levels=levels, alpha=loss.alpha, gamma=loss.gamma)
         self.gates = Shares(names, self.spec.postprocess.score)
@@ -221,7 +220,7 @@ class _Watch:
         rows = zip(indices, batch.targets, batch.sizes.tolist(), batch.samples, strict=True)
         for image, (index, target, (height, width), sample) in enumerate(rows):
             size = (height, width)
-            result = trace(raw, image, target, size, rule, original=sample.size, class_names=names)
+            result = trace(raw, image, target, size, rule, self.matcher, original=sample.size, class_names=names)
             self.gates.update(result)
             missed = sum(not box.found for box in result.boxes)
             worst = sorted([*self.worst, (missed, index, result)], key=lambda entry: (-entry[0], entry[1]))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchvision.ops import box_area, box_iou, clip_boxes_to_image, generalized_box_iou_loss
+from torchvision.ops import box_iou, clip_boxes_to_image, generalized_box_iou_loss
 
 
 def iou(a: Tensor, b: Tensor) -> Tensor:
@@ -17,19 +17,27 @@ def iou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def paired_intersection(a: Tensor, b: Tensor) -> Tensor:
-    """Common area of a[i] and b[i]: (n, 4) and (n, 4) xyxy -> (n,) in square pixels."""
-    sides = (torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])).clamp_(min=0)
-    return sides[:, 0] * sides[:, 1]
+    """Common area of a[i] and b[i]: (..., 4) and (..., 4) xyxy that broadcast -> (...) in square pixels."""
+    left_a, top_a, right_a, bottom_a = a.unbind(-1)
+    left_b, top_b, right_b, bottom_b = b.unbind(-1)
+    width = (torch.minimum(right_a, right_b) - torch.maximum(left_a, left_b)).clamp_(min=0)
+    return width.mul_((torch.minimum(bottom_a, bottom_b) - torch.maximum(top_a, top_b)).clamp_(min=0))
 
 
 def paired_iou(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection over union of a[i] and b[i]: (n, 4) and (n, 4) xyxy -> (n,).
+    """Intersection over union of a[i] and b[i]: (..., 4) and (..., 4) xyxy that broadcast -> (...).
 
     The operations and their order are those of ``torchvision.ops.box_iou``, so that both round alike: forced matches
     compare IoUs for equality. Two boxes without area give NaN, which no threshold lets pass.
     """
     intersection = paired_intersection(a, b)
-    return intersection / (box_area(a) + box_area(b) - intersection)
+    union = _area(a) + _area(b) - intersection
+    return intersection.div_(union)
+
+
+def _area(boxes: Tensor) -> Tensor:
+    left, top, right, bottom = boxes.unbind(-1)
+    return (right - left) * (bottom - top)
 
 
 def generalised_iou(a: Tensor, b: Tensor) -> Tensor:

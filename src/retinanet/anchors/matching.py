@@ -35,6 +35,7 @@ from retinanet.anchors.lattice import AnchorLattice, Grids
 from retinanet.anchors.reach import Candidates, Reach
 from retinanet.errors import UserError
 
+FOREGROUND, BACKGROUND = 0.5, 0.4  # the paper's IoUs
 COVERED = 0.5  # share of an anchor's area inside an ignore region from which on it is ignored
 
 
@@ -69,15 +70,16 @@ class Overlaps:
         reach: the lattice over the images, with all M boxes.
         rows: (m,) of the boxes that match anchors.
         threshold: an IoU above 0.
-
-    Attributes:
-        pairs: all pairs with IoU >= threshold.
     """
 
     def __init__(self, reach: Reach, rows: Tensor, threshold: float) -> None:
-        self.reach, self.rows = reach, rows
-        near = self._compare(reach.overlapping(rows, reach.overlap_for_iou(rows, threshold)))
-        self.pairs = self._none.join(pairs.select(pairs.iou >= threshold) for pairs in near)
+        self.reach, self.rows, self.threshold = reach, rows, threshold
+
+    @cached_property
+    def pairs(self) -> Pairs:
+        """All pairs with at least the threshold's IoU."""
+        near = self._compare(self.reach.overlapping(self.rows, self.reach.overlap_for_iou(self.rows, self.threshold)))
+        return self._none.join(pairs.select(pairs.iou >= self.threshold) for pairs in near)
 
     @cached_property
     def best(self) -> Pairs:
@@ -138,13 +140,16 @@ class Match:
         positive: (P,) int64 numbers of anchors, ascending, each once.
         box: (P,) int64, the row of the box that each positive anchor answers for.
         ignored: (G,) int64 numbers of anchors, ascending, each once, none of them positive.
-        overlaps: what is known of the IoUs.
+        overlaps: the IoUs, computed when they are asked for.
+        needed: (M,) float32, the IoU with the box from which on an anchor can answer for it unless it is forced;
+            infinite where no anchor can.
     """
 
     positive: Tensor
     box: Tensor
     ignored: Tensor
     overlaps: Overlaps
+    needed: Tensor
 
     @cached_property
     def best_iou(self) -> Tensor:
@@ -172,6 +177,11 @@ class Match:
         """(M,) int64, how many anchors answer for each box."""
         return torch.bincount(self.box, minlength=len(self.overlaps.reach.boxes))
 
+    @cached_property
+    def forced(self) -> Tensor:
+        """(M,) bool, whether the box has positives, but only such as were forced: no anchor has the IoU needed."""
+        return (self.positives > 0) & (self.best_iou < self.needed)
+
 
 @dataclass(frozen=True)
 class Matcher:
@@ -188,8 +198,8 @@ class Matcher:
             anchor with its own best box, with ``"reassign"`` that with the box that forces it, as in either's code.
     """
 
-    foreground: float = 0.5
-    background: float = 0.4
+    foreground: float = FOREGROUND
+    background: float = BACKGROUND
     forced: Literal["argmax", "reassign", "off"] = "argmax"
     forced_iou: float = 0.0
 
@@ -225,8 +235,7 @@ class Matcher:
             The match, on the device of the boxes. It is that of one image after the other, bit for bit.
         """
         boxes = boxes.float()
-        upright, areas = (boxes[:, 2:] > boxes[:, :2]).all(dim=1), box_area(boxes)
-        rows = (upright & ~ignore & (areas > 0) & areas.isfinite()).nonzero().flatten()
+        rows = find_matchable(boxes, ignore)
         reach = Reach(lattice, grids, boxes, torch.zeros_like(ignore, dtype=torch.int64) if image is None else image)
         overlaps = Overlaps(reach, rows, self.background)
 
@@ -235,7 +244,7 @@ class Matcher:
             forced = forced.select(forced.iou >= self.forced_iou)
         unknown = forced.select(forced.iou < self.background)
         others = overlaps.find_rivals(unknown) if self.forced == "argmax" else unknown
-        best = _select_best_box(overlaps.pairs.join([others]))
+        best = select_best_box(overlaps.pairs.join([others]))
 
         place = torch.searchsorted(best.anchor, forced.anchor)
         is_forced = torch.zeros_like(best.anchor, dtype=torch.bool).index_fill_(0, place, True)
@@ -247,13 +256,24 @@ class Matcher:
         positive = is_forced | (best.iou >= self.foreground)
         ignored = best.anchor[~positive & (best.iou >= self.background)]
         best = best.select(positive)
-        covered = _find_covered(reach, (upright & ignore).nonzero().flatten())
+        covered = find_covered(reach, ignore)
         if len(covered):
             ignored = torch.cat([ignored, covered[~torch.isin(covered, best.anchor)]]).unique()
-        return Match(best.anchor, best.box, ignored, overlaps)
+        needed = torch.full_like(boxes[:, 0], torch.inf).index_fill_(0, rows, self.foreground)
+        return Match(best.anchor, best.box, ignored, overlaps, needed)
 
 
-def _select_best_box(pairs: Pairs) -> Pairs:
+def find_matchable(boxes: Tensor, ignore: Tensor) -> Tensor:
+    """The rows (m,) of boxes (M, 4) that can match anchors: of a positive, finite area, and no ignore regions (M,)."""
+    areas = box_area(boxes)
+    return (_is_upright(boxes) & ~ignore & (areas > 0) & areas.isfinite()).nonzero().flatten()
+
+
+def _is_upright(boxes: Tensor) -> Tensor:
+    return (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+
+
+def select_best_box(pairs: Pairs) -> Pairs:
     """For each anchor its pair of highest IoU, the first box if several are equal; by ascending anchor."""
     anchor, group = pairs.anchor.unique(return_inverse=True)
     iou = pairs.iou.new_zeros(len(anchor)).scatter_reduce(0, group, pairs.iou, "amax")
@@ -262,13 +282,14 @@ def _select_best_box(pairs: Pairs) -> Pairs:
     return Pairs(never.scatter_reduce(0, group[best], pairs.box[best], "amin"), anchor, iou)
 
 
-def _find_covered(reach: Reach, regions: Tensor) -> Tensor:
+def find_covered(reach: Reach, ignore: Tensor) -> Tensor:
     """The anchors with at least the share ``COVERED`` of their area in one region of their image: (n,) ascending.
 
     Args:
         reach: the lattice over the images.
-        regions: (r,) rows of the boxes that are ignore regions.
+        ignore: (M,) which of its boxes are ignore regions.
     """
+    regions = (_is_upright(reach.boxes) & ignore).nonzero().flatten()
     covered = torch.zeros(0, dtype=torch.int64, device=regions.device)
     for row, anchor, anchor_boxes in reach.overlapping(regions, COVERED * reach.least_area[None]):
         share = paired_intersection(reach.boxes.index_select(0, row), anchor_boxes) / box_area(anchor_boxes)

@@ -6,7 +6,7 @@ workers nor an interruption changes what the model sees.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,9 +21,10 @@ from retinanet.data.transforms import Augment
 from retinanet.data.workers import ADVICE, read_batches, start_worker
 from retinanet.errors import UserError
 from retinanet.images.preprocess import Preprocess, batches_of_one_size
-from retinanet.types import Batch, Sample, Target
+from retinanet.types import Assignment, Batch, Sample, Target
 
 View = tuple[int, int]  # epoch and index of a sample
+Assign = Callable[[Sequence[int], Sequence[Target]], Assignment]  # (H, W) of the input and targets
 
 
 @dataclass(frozen=True)
@@ -146,9 +147,14 @@ def resized(sample: Sample, preprocess: Preprocess) -> Sample:
 
 @dataclass(frozen=True)
 class Collate:
-    """Samples to one batch; the first error stands for all."""
+    """Samples to one batch; the first error stands for all.
+
+    ``assign`` matches the anchors here, in the process that reads images: it consists of many small operations, and
+    in the process that trains they would compete with the others for every one of them.
+    """
 
     preprocess: Preprocess
+    assign: Assign | None = None
 
     def __call__(self, samples: Sequence[Sample | UserError]) -> Batch | UserError:
         """N samples with pixels -> their batch."""
@@ -159,12 +165,15 @@ class Collate:
         images, sizes = self.preprocess.pad([_pixels(sample) for sample in good])
         bare = tuple(replace(sample, image=None) for sample in good)
         targets = tuple(sample.target for sample in good)
+        assignment = None if self.assign is None else self.assign((images.shape[-2], images.shape[-1]), targets)
         if get_worker_info() is not None:
+            records = targets if assignment is None else (*targets, assignment)
+            columns = [column for record in records for column in vars(record).values()]
             try:
-                _share(images, sizes, *(tensor for target in targets for tensor in vars(target).values()))
+                _share(images, sizes, *(column for column in columns if isinstance(column, Tensor)))
             except (OSError, RuntimeError) as error:
                 return UserError(f"the shared memory for images is full ({error}). Enlarge /dev/shm, or {ADVICE}")
-        return Batch(images, sizes, targets, bare)
+        return Batch(images, sizes, targets, bare, assignment)
 
 
 def _share(*tensors: Tensor) -> None:
@@ -185,14 +194,23 @@ def training_batches(
     augment: Augment,
     sampler: StepSampler,
     workers: int = 0,
+    assign: Assign | None = None,
 ) -> Generator[Batch]:
     """The parts of the steps that ``sampler`` names, augmented; close it to end its worker processes.
+
+    Args:
+        dataset: annotated images.
+        preprocess: how they become the network's input.
+        augment: what happens to them before.
+        sampler: which samples make which batch.
+        workers: processes that read images.
+        assign: matches the anchors of a batch; it is called where the batch is made.
 
     Raises:
         UserError: an image cannot be read, or a worker has died (:class:`~retinanet.data.workers.WorkerLost`).
     """
     views = TrainingViews(dataset, preprocess, augment, sampler.seed)
-    return _load(views, Collate(preprocess), workers, batch_sampler=sampler)
+    return _load(views, Collate(preprocess, assign), workers, batch_sampler=sampler)
 
 
 def evaluation_batches(

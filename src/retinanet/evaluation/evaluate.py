@@ -122,7 +122,7 @@ def one_pass(
         detector: its network lies on ``device`` and is put into evaluation mode.
         dataset: annotated images.
         device: of the batches.
-        criterion: the loss to report; the paper's by default.
+        criterion: the loss to report; by default that of the model's training.
         batch_size: images per forward pass, where their network input has one size.
         workers: processes that read images.
         autocast: context of the forward passes.
@@ -130,7 +130,7 @@ def one_pass(
     """
     rank, world = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
     indices = range(rank, len(dataset), world)
-    criterion = criterion or DetectionLoss()
+    criterion = criterion or detector.spec.criterion()
     detector.net.eval()
     found: dict[int, Detections] = {}
     sums = torch.zeros(4, dtype=torch.float64)  # classification, box, what they are divided by, seconds

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -11,12 +11,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from retinanet.anchors.atss import ATSS
 from retinanet.anchors.coding import BoxCoder
+from retinanet.anchors.geometry import paired_iou
 from retinanet.anchors.lattice import AnchorLattice, Grids
 from retinanet.anchors.matching import Matcher
 from retinanet.errors import UserError
 from retinanet.losses.box import SmoothL1
-from retinanet.losses.focal import FocalLoss
+from retinanet.losses.focal import FocalLoss, expected_initial_loss
 from retinanet.types import Assignment, RawOutput, Target
 
 
@@ -59,7 +61,7 @@ class DetectionLoss:
         normaliser: whose positives divide the sums: of the whole ``batch`` or of each ``image``.
     """
 
-    matcher: Matcher = field(default_factory=Matcher)
+    matcher: Matcher | ATSS = field(default_factory=Matcher)
     classification: Callable[[RawOutput, Assignment], Tensor] = field(default_factory=FocalLoss)
     box: Callable[[Tensor, Tensor, Tensor, BoxCoder], Tensor] = field(default_factory=SmoothL1)
     box_weight: float = 1.0
@@ -94,6 +96,11 @@ class DetectionLoss:
         box = match.box[order]
         return Assignment(index, labels[box], boxes[box], ignored, per_level, ignored_per_level)
 
+    def assign_input(self, lattice: AnchorLattice, size: Sequence[int], targets: Sequence[Target]) -> Assignment:
+        """As :meth:`assign`, over an input of a size (H, W)."""
+        height, width = size
+        return self.assign(lattice.over(height, width), lattice.grids(height, width), targets)
+
     def __call__(
         self,
         raw: RawOutput,
@@ -127,9 +134,10 @@ class DetectionLoss:
         else:
             ones = [(_image(raw, image), assignment.of_image(image)) for image in range(images)]
             parts = [(*one, max(one[1].num_positives, 1)) for one in ones]
+        classification, box = zip(*(self._sums(one, part, share) for one, part, share in parts), strict=True)
         return Losses(
-            classification=_sum(self.classification(one, part) / share for one, part, share in parts) / divisor,
-            box=self.box_weight * _sum(self._box_sum(one, part) / share for one, part, share in parts) / divisor,
+            classification=torch.stack(classification).sum() / divisor,
+            box=self.box_weight * torch.stack(box).sum() / divisor,
             positives=assignment.num_positives,
         )
 
@@ -137,16 +145,52 @@ class DetectionLoss:
         """What a batch adds to the normaliser: its positives, or the images themselves where each has its own."""
         return assignment.num_positives if self.normaliser == "batch" else images
 
-    def _box_sum(self, raw: RawOutput, assignment: Assignment) -> Tensor:
-        """The box loss over the positives; only their deltas are read."""
-        coordinates = torch.arange(4, device=assignment.index.device)
-        deltas, anchors = [], []
-        for level, (index, _) in enumerate(assignment.positives_by_level()):
-            image, anchor, y, x = index.unbind(1)
-            channels = anchor[:, None] * 4 + coordinates  # (P_l, 4)
-            deltas.append(raw.deltas[level][image[:, None], channels, y[:, None], x[:, None]])
-            anchors.append(raw.lattice.boxes_at(torch.full_like(anchor, level), y, x, anchor))
-        return self.box(torch.cat(deltas), torch.cat(anchors), assignment.boxes, raw.coder)
+    def expect_initial(
+        self, assignment: Assignment, lattice: AnchorLattice, grids: Grids, images: int, num_classes: int, prior: float
+    ) -> float | None:
+        """The classification loss, summed, of a network that says ``prior`` everywhere and gives its anchors as boxes.
+
+        See :func:`~retinanet.losses.focal.expected_initial_loss`. None unless the loss is focal, of whole batches.
+        """
+        focal = self.classification
+        if not isinstance(focal, FocalLoss) or self.normaliser == "image":
+            return None
+        positives: int | Tensor = assignment.num_positives
+        if focal.quality:
+            positives = paired_iou(_anchors_of_positives(lattice, assignment), assignment.boxes)
+        pairs = (lattice.count(grids) * images - len(assignment.ignored)) * num_classes
+        negatives = pairs - assignment.num_positives
+        return expected_initial_loss(prior, negatives, positives, alpha=focal.alpha, gamma=focal.gamma)
+
+    def _sums(self, raw: RawOutput, assignment: Assignment, share: int) -> tuple[Tensor, Tensor]:
+        """Classification and box loss, summed, as shares; of the deltas only those of the positives are read."""
+        anchors = _anchors_of_positives(raw.lattice, assignment)
+        deltas = _deltas_of_positives(raw, assignment)
+        if getattr(self.classification, "quality", False):
+            with torch.no_grad():
+                quality = paired_iou(raw.coder.decode(deltas, anchors), assignment.boxes).nan_to_num(0.0)
+            assignment = replace(assignment, quality=quality)
+        box = self.box(deltas, anchors, assignment.boxes, raw.coder)
+        return self.classification(raw, assignment) / share, box / share
+
+
+def _deltas_of_positives(raw: RawOutput, assignment: Assignment) -> Tensor:
+    """(P, 4) in the type that the network gave."""
+    coordinates = torch.arange(4, device=assignment.index.device)
+    parts = []
+    for deltas, (index, _) in zip(raw.deltas, assignment.positives_by_level(), strict=True):
+        image, anchor, y, x = index.unbind(1)
+        channels = anchor[:, None] * 4 + coordinates  # (P_l, 4)
+        parts.append(deltas[image[:, None], channels, y[:, None], x[:, None]])
+    return torch.cat(parts)
+
+
+def _anchors_of_positives(lattice: AnchorLattice, assignment: Assignment) -> Tensor:
+    """(P, 4) float32 xyxy."""
+    counts = torch.tensor(assignment.positives_per_level, device=assignment.index.device)
+    level = torch.arange(lattice.num_levels, device=counts.device).repeat_interleave(counts)
+    _, anchor, y, x = assignment.index.unbind(1)
+    return lattice.boxes_at(level, y, x, anchor)
 
 
 def _sort_by_level(lattice: AnchorLattice, grids: Grids, anchor: Tensor) -> tuple[Tensor, tuple[int, ...], Tensor]:
@@ -186,10 +230,6 @@ def _image(raw: RawOutput, image: int) -> RawOutput:
     """The output for one image, as a batch of one."""
     logits, deltas = (tuple(level[image : image + 1] for level in levels) for levels in (raw.logits, raw.deltas))
     return replace(raw, logits=logits, deltas=deltas)
-
-
-def _sum(terms: Iterable[Tensor]) -> Tensor:
-    return torch.stack(list(terms)).sum()
 
 
 def _divisor(count: int, normaliser: float | None, device: torch.device) -> Tensor | float:

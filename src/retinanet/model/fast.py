@@ -176,9 +176,12 @@ def _replace_convolutions(net: RetinaNet, image: Tensor) -> RetinaNet:
             replace_module(backbone, name, PackedConv(module, activations.get(module)))
 
     for name, tower in list(net.heads.named_children()):
-        if isinstance(tower, Tower) and all(isinstance(norm, nn.Identity) for norm in tower.norm):
-            hidden = [_fast_convolution(conv, nn.ReLU) for conv in tower.conv if isinstance(conv, nn.Conv2d)]
-            setattr(net.heads, name, nn.Sequential(*hidden, _fast_convolution(tower.output)))
+        if not isinstance(tower, Tower) or not all(isinstance(norm, nn.Identity) for norm in tower.norm):
+            continue
+        hidden = [conv for conv in tower.conv if isinstance(conv, nn.Conv2d)]
+        if len(hidden) == len(tower.conv):  # others are depthwise, whose parts are replaced below
+            convolutions = (_fast_convolution(conv, nn.ReLU) for conv in hidden)
+            setattr(net.heads, name, nn.Sequential(*convolutions, tower.output))
     for part in (net.fpn, net.heads):
         for name, module in list(part.named_modules()):
             if _can_pack(module):

@@ -9,7 +9,7 @@ from retinanet.anchors.coding import BoxCoder
 from retinanet.anchors.lattice import AnchorLattice
 from retinanet.errors import UserError, suggest
 from retinanet.model.backbone import Backbone, Norm
-from retinanet.model.heads import HeadNorm, Heads
+from retinanet.model.heads import HeadInit, HeadNorm, Heads
 from retinanet.model.pyramid import FeaturePyramid
 from retinanet.model.retinanet import RetinaNet
 
@@ -29,6 +29,9 @@ class Architecture:
         channels: of the pyramid and the towers.
         depth: hidden convolutions of each tower.
         head_norm: ``none`` or ``group``.
+        head_init: of the towers' hidden convolutions: ``normal`` (paper) or ``he``.
+        depthwise: hidden convolutions of the towers are 5x5 of each channel and 1x1 over all, instead of 3x3.
+        shared: both towers have their hidden convolutions in common.
         p6_from: ``C5`` (paper) or ``P5`` (torchvision's first).
         relu_before_p7: the paper's.
         prior: initial probability of every class at every anchor.
@@ -44,6 +47,9 @@ class Architecture:
     channels: int = 256
     depth: int = 4
     head_norm: HeadNorm = "none"
+    head_init: HeadInit = "normal"
+    depthwise: bool = False
+    shared: bool = False
     p6_from: Literal["C5", "P5"] = "C5"
     relu_before_p7: bool = True
     prior: float = 0.01
@@ -94,6 +100,9 @@ class Architecture:
             channels=self.channels,
             depth=self.depth,
             norm=self.head_norm,
+            init=self.head_init,
+            depthwise=self.depthwise,
+            shared=self.shared,
             prior=self.prior,
         )
         return RetinaNet(backbone=backbone, fpn=pyramid, heads=heads, lattice=self.anchors, coder=self.coder)

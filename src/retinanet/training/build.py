@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from retinanet.data.dataset import DetectionDataset
-from retinanet.data.loader import StepSampler
+from retinanet.data.loader import Assign, StepSampler
 from retinanet.detector import Detector
 from retinanet.errors import UserError
 from retinanet.losses.detection import DetectionLoss, Losses
@@ -61,6 +62,11 @@ class Training:
     def best_net(self) -> RetinaNet:
         """The network that is evaluated and saved: the average where there is one."""
         return self.detector.net if self.average is None else cast(RetinaNet, self.average.module)
+
+    @property
+    def assign(self) -> Assign:
+        """Matches the anchors over an input of a size (H, W) to targets."""
+        return partial(self.criterion.assign_input, self.detector.net.lattice)
 
     def parts(self) -> dict[str, Any]:
         """What the training state consists of."""

@@ -22,7 +22,6 @@ from retinanet.evaluation.evaluate import one_pass
 from retinanet.evaluation.report import EvaluationResult, save_coco_results
 from retinanet.files import make_json_safe
 from retinanet.losses.detection import Losses
-from retinanet.losses.focal import FocalLoss, expected_initial_loss
 from retinanet.training.build import Training
 from retinanet.training.log import RunLog
 from retinanet.training.optim import compute_lr_factor, set_lr
@@ -50,6 +49,7 @@ def fit(training: Training, progress: Progress, log: RunLog) -> Progress:
         augment=config.augment,
         sampler=replace(sampler, start=progress.step),
         workers=config.run.workers,
+        assign=training.assign,
     )
     watch = GradientWatch(min(config.optim.warmup, sampler.stop // 10))
     with noticing_lost_ranks(fabric), log, closing(batches), stop_requested() as stop:
@@ -105,15 +105,12 @@ def train_step(training: Training, parts: Sequence[Batch], step: int) -> tuple[L
     Returns:
         The losses of the step, over all parts and ranks, and the norm of the gradient before clipping.
     """
-    fabric, criterion, lattice = training.fabric, training.criterion, training.detector.net.lattice
-    assignments = []
+    fabric, criterion = training.fabric, training.criterion
+    assignments = [batch.assignment or training.assign(batch.images.shape[-2:], batch.targets) for batch in parts]
     counts = torch.zeros(2, device=fabric.device)  # what the loss is divided by, and positives
-    for batch in parts:
-        side = batch.images.shape[-2:]
-        assignment = criterion.assign(lattice.over(*side), lattice.grids(*side), batch.targets)
+    for batch, assignment in zip(parts, assignments, strict=True):
         count = [float(criterion.count(assignment, len(batch))), float(assignment.num_positives)]
         counts += torch.tensor(count, device=fabric.device)
-        assignments.append(assignment)
     normaliser, positives = sum_over_ranks(fabric, counts).tolist()
 
     totals = torch.zeros(2, device=fabric.device)
@@ -203,18 +200,19 @@ def _interruption(training: Training, progress: Progress) -> Interrupted:
 
 def check_first_loss(training: Training, parts: Sequence[Batch], losses: Losses, log: RunLog) -> None:
     """Say so if the first class loss of a new model is not what its prior implies (section 4.1 of the paper)."""
-    focal, lattice = training.criterion.classification, training.detector.net.lattice
-    if not training.untrained or not isinstance(focal, FocalLoss) or training.criterion.normaliser == "image":
+    criterion, lattice, expected = training.criterion, training.detector.net.lattice, 0.0
+    if not training.untrained:
         return
-    expected = 0.0
+    prior, classes = training.detector.spec.architecture.prior, len(training.detector.spec.class_names)
     for batch in parts:
-        height, width = batch.images.shape[-2:]
-        grids = lattice.grids(height, width)
-        assignment = training.criterion.assign(lattice.over(height, width), grids, batch.targets)
-        pairs = (lattice.count(grids) * len(batch) - len(assignment.ignored)) * len(training.detector.spec.class_names)
-        positives = assignment.num_positives
-        prior = training.detector.spec.architecture.prior
-        expected += expected_initial_loss(prior, pairs - positives, positives, alpha=focal.alpha, gamma=focal.gamma)
+        size = batch.images.shape[-2:]
+        assignment = batch.assignment or training.assign(size, batch.targets)
+        part = criterion.expect_initial(
+            assignment, lattice.over(*size), lattice.grids(*size), len(batch), classes, prior
+        )
+        if part is None:
+            return
+        expected += part
     here = torch.tensor([expected], device=training.fabric.device)
     expected = float(sum_over_ranks(training.fabric, here)) / max(losses.positives, 1)
     measured = float(losses.classification)

@@ -232,7 +232,7 @@ def describe_anchors(training: Training) -> list[str]:
     )
     lines = audited.summary().splitlines()
     lines[0] += f" (one image in {every} was looked at)" if every > 1 else ""
-    if audited.below(audited.matcher.background) > BADLY_COVERED:
+    if audited.below(audited.background) > BADLY_COVERED:
         check = f"retinanet check {training.config.data}"
         lines.append(f"  hint: many boxes are unlike every anchor; {check} proposes anchors that fit")
     return lines

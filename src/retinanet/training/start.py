@@ -103,7 +103,8 @@ def build_detector(config: TrainConfig, dataset: DetectionDataset) -> Detector:
         Preprocess(mean=net.backbone.mean, std=net.backbone.std), find_differences(config.image), "image"
     )
     scale = magnification(dataset, preprocess)
-    return Detector(ModelSpec(dataset.class_names, preprocess, config.postprocess, architecture, scale=scale), net)
+    spec = ModelSpec(dataset.class_names, preprocess, config.postprocess, architecture, scale=scale, loss=config.loss)
+    return Detector(spec, net)
 
 
 def adapt_detector(config: TrainConfig, origin: Path, dataset: DetectionDataset) -> tuple[Detector, Transfer]:
@@ -130,6 +131,7 @@ def adapt_detector(config: TrainConfig, origin: Path, dataset: DetectionDataset)
         postprocess=with_changes(saved.spec.postprocess, find_differences(config.postprocess), "postprocess"),
         architecture=new,
         scale=magnification(dataset, preprocess),
+        loss=config.loss,
     )
     return Detector(spec, net), moved
 

@@ -27,7 +27,8 @@ def audited(best_iou, sides=None, positives=None):
     boxes = np.concatenate([np.zeros_like(sides), sides], axis=1).astype(np.float32)
     zeros = np.zeros(count, dtype=int)
     best_iou = np.array(best_iou, dtype=np.float32)
-    return AnchorAudit(boxes, zeros, best_iou, zeros, positives, (), (), LATTICE, Preprocess(), Matcher())
+    forced = (positives > 0) & (best_iou < 0.5)
+    return AnchorAudit(boxes, zeros, best_iou, zeros, positives, forced, (), (), LATTICE, Preprocess(), Matcher())
 
 
 def test_the_histogram_holds_the_shares():

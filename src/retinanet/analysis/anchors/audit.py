@@ -20,8 +20,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from retinanet.anchors.atss import ATSS
 from retinanet.anchors.lattice import AnchorLattice
-from retinanet.anchors.matching import Matcher
+from retinanet.anchors.matching import BACKGROUND, FOREGROUND, Matcher
 from retinanet.files import make_json_safe
 from retinanet.images.preprocess import Preprocess
 from retinanet.types import Sample
@@ -60,6 +61,7 @@ class AnchorAudit:
         best_iou: (M,) highest IoU of each box with any anchor of its image; 0 for a box without area.
         level: (M,) level of that anchor, counted from the finest as 0; -1 where the IoU is 0.
         positives: (M,) anchors that the matcher gives the box, forced ones included.
+        forced: (M,) whether the box has positives, but forced ones alone.
         inputs: (height, width) of each image, with and without boxes, padded by itself to the multiple that training
             pads to. A batch is padded to its largest image, which adds anchors that are nearly all negative.
         class_names: K names.
@@ -73,11 +75,12 @@ class AnchorAudit:
     best_iou: NDArray[np.float32]
     level: NDArray[np.int64]
     positives: NDArray[np.int64]
+    forced: NDArray[np.bool_]
     inputs: tuple[tuple[int, int], ...]
     class_names: tuple[str, ...]
     lattice: AnchorLattice
     preprocess: Preprocess
-    matcher: Matcher
+    matcher: Matcher | ATSS
 
     def __len__(self) -> int:
         """M."""
@@ -94,9 +97,14 @@ class AnchorAudit:
         return sum(n * self.lattice.count(self.lattice.grids(*size)) for size, n in Counter(self.inputs).items())
 
     @property
-    def forced(self) -> NDArray[np.bool_]:
-        """(M,) whether the box has positives, but none that reaches the foreground IoU: forced matches alone."""
-        return (self.positives > 0) & (self.best_iou < self.matcher.foreground)
+    def foreground(self) -> float:
+        """The IoU from which on an anchor fits a box: the matcher's; the paper's where that has none for all boxes."""
+        return self.matcher.foreground if isinstance(self.matcher, Matcher) else FOREGROUND
+
+    @property
+    def background(self) -> float:
+        """The IoU below which an anchor does not fit, likewise."""
+        return self.matcher.background if isinstance(self.matcher, Matcher) else BACKGROUND
 
     @property
     def octave(self) -> NDArray[np.int64]:
@@ -116,7 +124,7 @@ class AnchorAudit:
     @property
     def covered(self) -> float:
         """Share of the boxes with an anchor at the foreground IoU."""
-        return 1 - self.below(self.matcher.foreground)
+        return 1 - self.below(self.foreground)
 
     @cached_property
     def tables(self) -> dict[str, tuple[Group, ...]]:
@@ -140,7 +148,7 @@ class AnchorAudit:
 
     def summary(self) -> str:
         """A few lines: what the anchors miss, and the imbalance."""
-        low, high = self.matcher.background, self.matcher.foreground
+        low, high = self.background, self.foreground
         if not len(self):
             return "anchors: no boxes to audit"
         positives, unmatched = int(self.positives.sum()), int((self.positives == 0).sum())
@@ -156,7 +164,7 @@ class AnchorAudit:
 
     def to_dict(self) -> dict[str, Any]:
         """The numbers as plain JSON, without those of single boxes; a share of nothing is None."""
-        low, high = self.matcher.background, self.matcher.foreground
+        low, high = self.background, self.foreground
         values = {
             "boxes": len(self),
             "images": len(self.inputs),
@@ -181,8 +189,8 @@ class AnchorAudit:
         """The groups of these names; ``number`` (M,) is that of the group of each box."""
         count = np.bincount(number, minlength=len(names))
         columns = (
-            self.best_iou < np.float32(self.matcher.foreground),
-            self.best_iou < np.float32(self.matcher.background),
+            self.best_iou < np.float32(self.foreground),
+            self.best_iou < np.float32(self.background),
             self.best_iou,
             self.positives,
             self.forced,
@@ -200,7 +208,7 @@ def audit(
     *,
     lattice: AnchorLattice,
     preprocess: Preprocess,
-    matcher: Matcher = MATCHER,
+    matcher: Matcher | ATSS = MATCHER,
 ) -> AnchorAudit:
     """Count what the anchors do for the boxes of a data set, at the size that training sees.
 
@@ -234,17 +242,20 @@ def audit(
 
     every = torch.cat(boxes).float()
     best_iou, level, positives = torch.zeros(total), torch.zeros(total).long(), torch.zeros(total).long()
+    forced = torch.zeros(total, dtype=torch.bool)
     for (size, _), images in together.items():
         rows, over = torch.cat(images), lattice.over(*size)
         image = torch.arange(len(images)).repeat_interleave(torch.tensor([len(part) for part in images]))
         match = matcher(over, over.grids(*size), every[rows], torch.zeros_like(rows, dtype=torch.bool), image)
         best_iou[rows], level[rows], positives[rows] = match.best_iou, match.best_level, match.positives
+        forced[rows] = match.forced
     return AnchorAudit(
         boxes=every.numpy(),
         labels=torch.cat(labels).numpy(),
         best_iou=best_iou.numpy(),
         level=level.numpy(),
         positives=positives.numpy(),
+        forced=forced.numpy(),
         inputs=tuple(inputs),
         class_names=tuple(class_names),
         lattice=lattice,

@@ -62,7 +62,7 @@ class Proposal:
 
     def to_yaml(self) -> str:
         """The text of a file that ``retinanet train DATA --output RUN --config FILE`` takes."""
-        high = self.before.matcher.foreground
+        high = self.before.foreground
         lines = [f"# {self.reason}", f"# boxes without an anchor at IoU {high:g}: {self.before.below(high):.1%}"]
         if self.changed:
             lines[-1] += f" before, {self.after.below(high):.1%} after"
@@ -79,7 +79,7 @@ class Proposal:
             return lines[0]
         lines += [f"  {name}: {format_values(values)}" for name, values in self.architecture_anchors.items()]
         lines.append(f"  images: short side {self.image['short']}, long side at most {self.image['long']} pixels")
-        for iou in (self.before.matcher.foreground, self.before.matcher.background):
+        for iou in (self.before.foreground, self.before.background):
             lines.append(f"  boxes below IoU {iou:g}: {self.before.below(iou):.1%} -> {self.after.below(iou):.1%}")
         return "\n".join(lines)
 
@@ -93,7 +93,7 @@ class Proposal:
                 "short": option.preprocess.short,
                 "pixels": (option.preprocess.short / now) ** 2,
                 "covered": option.covered,
-                "reached": 1 - option.below(option.matcher.background),
+                "reached": 1 - option.below(option.background),
             }
             for name, option in self.options.items()
         ]
@@ -170,7 +170,7 @@ def propose(
     what = f"larger images (short side {after.preprocess.short}, {pixels:.2g} x the pixels)"
     if after.lattice != lattice:
         what = f"new anchors and {what}" if pixels != 1 else "new anchors at the same size of images"
-    covered = f"{after.covered:.1%} of the boxes at IoU {before.matcher.foreground:g}, {before.covered:.1%} now"
+    covered = f"{after.covered:.1%} of the boxes at IoU {before.foreground:g}, {before.covered:.1%} now"
     return Proposal(before, after, f"{what} cover {covered}", options)
 
 
@@ -192,7 +192,7 @@ def _explain_no_change(audited: AnchorAudit) -> str:
     """Why nothing is proposed, and which class it would be for if not for its few boxes."""
     if not len(audited):
         return "there are no boxes to fit anchors to"
-    high = audited.matcher.foreground
+    high = audited.foreground
     text = f"the anchors cover {audited.covered:.1%} of the boxes at IoU {high:g}: nothing to change"
     worst = max((group for group in audited.tables["class"] if group.boxes), key=lambda group: group.below_foreground)
     if worst.below_foreground <= 0.1:

@@ -25,7 +25,7 @@ DRAWN = 4000  # boxes in a scatter; more hide each other
 
 def section(audited: AnchorAudit, proposal: Proposal | None = None) -> Section:
     """What the anchors miss, where, and what would fix it; figures show the proposal beside the anchors now."""
-    low, high = audited.matcher.background, audited.matcher.foreground
+    low, high = audited.background, audited.foreground
     text, tables, after = [indent(audited.summary(), " " * 4), EXPLANATION.format(high=high, low=low)], [], None
     if proposal is not None:
         text.append(indent(proposal.summary(), " " * 4))
@@ -58,7 +58,7 @@ def draw_best_iou(now: AnchorAudit, proposed: AnchorAudit | None = None) -> Figu
     """The best IoU of every box with any anchor, as a histogram; a proposal is drawn over it as an outline."""
     figure, axes = make_axes("Best anchor of each box", "best IoU with any anchor", "share of boxes", size=(7.0, 4.2))
     edges = np.linspace(0, 1, 41)
-    high = now.matcher.foreground
+    high = now.foreground
     ways: list[tuple[str, AnchorAudit, dict[str, Any]]] = [("now", now, {"fill": True, "color": "#b9bec6"})]
     if proposed is not None:
         ways.append(("proposed", proposed, {"color": BLUE, "linewidth": 1.8}))
@@ -67,7 +67,7 @@ def draw_best_iou(now: AnchorAudit, proposed: AnchorAudit | None = None) -> Figu
         heights = np.histogram(audited.best_iou, edges)[0] / max(1, len(audited))
         axes.stairs(heights, edges, label=f"{name} ({share} below {high:g})", **style)
     above = axes.get_xaxis_transform()
-    for mark, line in ((now.matcher.background, ":"), (high, "--")):
+    for mark, line in ((now.background, ":"), (high, "--")):
         axes.axvline(mark, color=INK, linestyle=line, linewidth=1.1)
         axes.text(mark + 0.006, 0.99, f"{mark:g}", transform=above, va="top", fontsize=9, color=INK)
     axes.set_xlim(0, 1)
@@ -83,7 +83,7 @@ def draw_sides(audited: AnchorAudit) -> Figure:
     """
     x, y = (f"{side} after the resize / pixels" for side in ("width", "height"))
     figure, axes = make_axes("Boxes and anchors", x, y, size=(6.2, 5.6))
-    high, step = audited.matcher.foreground, -(-len(audited) // DRAWN) or 1
+    high, step = audited.foreground, -(-len(audited) // DRAWN) or 1
     drawn, missed = audited.sides[::step], audited.best_iou[::step] < np.float32(high)
     below = audited.below(high) if len(audited) else 0.0
     for rows, share, marker, colour, size, name in (

@@ -62,7 +62,7 @@ class Fit:
     """
 
     def __init__(self, audited: AnchorAudit, rng: np.random.Generator) -> None:
-        self.lattice, self.foreground = audited.lattice, audited.matcher.foreground
+        self.lattice, self.foreground = audited.lattice, audited.foreground
         sides = audited.sides.astype(np.float64)
         rows = np.flatnonzero((sides > 0).all(axis=1))
         rows = np.sort(rng.choice(rows, min(SAMPLE, len(rows)), replace=False))

@@ -19,7 +19,7 @@ Else the network did not find it:
 6. ``wrong class``: a detection of another class, that counts for no object, overlaps it with IoU >= 0.5.
 7. ``below threshold``: entries of its class are in place, but score too low.
 8. ``no anchor``: nothing is in place, and training gave it no anchor, or only forced ones of an IoU below
-   ``Matcher.background``.
+   0.4.
 9. ``never localised``: nothing is in place, though it has anchors.
 
 So the gate of a missed object is the one at which its last hope ended: without that rule, an entry in place would have
@@ -38,8 +38,9 @@ from torch import Tensor
 
 from retinanet.analysis.trace import outcomes
 from retinanet.analysis.trace.outcomes import Anchor, AssignedAnchor, BoxTrace, DetectionTrace, Entry, ImageTrace, Rival
+from retinanet.anchors.atss import ATSS
 from retinanet.anchors.geometry import clip, iou, paired_iou
-from retinanet.anchors.matching import Matcher
+from retinanet.anchors.matching import BACKGROUND, Matcher
 from retinanet.evaluation.matching import HIT, IGNORED, KINDS, overlap_boxes
 from retinanet.model.postprocess import CAPPED, DETECTION, SUPPRESSED, Candidates, Postprocess
 from retinanet.types import Detections, RawOutput, Target
@@ -54,7 +55,7 @@ def trace(
     target: Target,
     size: tuple[int, int],
     postprocess: Postprocess,
-    matcher: Matcher | None = None,
+    matcher: Matcher | ATSS | None = None,
     *,
     original: tuple[int, int] | None = None,
     class_names: Sequence[str] = (),
@@ -94,7 +95,7 @@ def trace(
         if in_place[i]:
             best = tracer.describe_entry(places[i], shown[i], logits[i], row)
         if gate is None:
-            reached = any(anchor.iou >= matcher.background for anchor in assigned[row])
+            reached = any(not anchor.forced or anchor.iou >= BACKGROUND for anchor in assigned[row])
             gate = outcomes.BELOW if best else outcomes.NEVER_LOCALISED if reached else outcomes.NO_ANCHOR
         furthest = best if candidate is None else tracer.describe_candidate(candidate, row)
         boxes.append(
@@ -161,7 +162,7 @@ class _Tracer:
                 return outcomes.WRONG_CLASS, None, number
         return None, None, None
 
-    def find_anchors(self, matcher: Matcher) -> tuple[list[tuple[AssignedAnchor, ...]], list[float]]:
+    def find_anchors(self, matcher: Matcher | ATSS) -> tuple[list[tuple[AssignedAnchor, ...]], list[float]]:
         """For each of M boxes the anchors that answer for it in training, best first, and the best IoU of any."""
         lattice, grids, target = self.raw.lattice, self.raw.grids, self.target
         match = matcher(lattice, grids, target.boxes, target.ignore)
@@ -171,7 +172,7 @@ class _Tracer:
         assigned: list[list[AssignedAnchor]] = [[] for _ in range(len(target))]
         rows, values = match.box[order].tolist(), overlap[order].tolist()
         for row, value, anchor in zip(rows, values, self.describe_anchors(places[order]), strict=True):
-            assigned[row].append(AssignedAnchor(anchor, value, value < matcher.foreground))
+            assigned[row].append(AssignedAnchor(anchor, value, value < float(match.needed[row])))
         return [tuple(anchors) for anchors in assigned], match.best_iou.tolist()
 
     def trace_detections(self, names: tuple[str, ...]) -> tuple[DetectionTrace, ...]:

@@ -157,7 +157,8 @@ def trace_sample(detector: Detector, sample: Sample, device: torch.device) -> tu
     with torch.inference_mode():
         raw = detector.raw(batch)
         (detections,) = detector.detections(raw, batch)
-        result = trace(raw, 0, batch.targets[0], (height, width), rule, original=sample.size, class_names=names)
+        matcher, size = spec.criterion().matcher, (height, width)
+        result = trace(raw, 0, batch.targets[0], size, rule, matcher, original=sample.size, class_names=names)
     return result, detections
 
 
