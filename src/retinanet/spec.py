@@ -114,9 +114,9 @@ class ModelSpec:
 
     def criterion(self) -> DetectionLoss:
         """The loss that the network was trained with; the paper's where that is not known."""
-        from retinanet.losses.config import LossConfig
+        from retinanet.losses.config import CLASSIC
 
-        return (self.loss or LossConfig()).build()
+        return (self.loss or CLASSIC).build()
 
     def detections(self, raw: RawOutput, batch: Batch) -> list[Detections]:
         """Detections of each image from the network's output, in pixels of the original images, on the CPU."""

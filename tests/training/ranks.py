@@ -33,6 +33,7 @@ def measure(devices: str, data: str, model: str, folder: str) -> dict[str, objec
         data=data,
         output=folder,
         model=model,
+        recipe="default",
         weights="none",
         epochs=1,
         batch_size=4,

@@ -3,8 +3,11 @@
 import pytest
 import yaml
 
+from retinanet.anchors.atss import ATSS
 from retinanet.errors import UserError
 from retinanet.losses.box import L1, GIoU, SmoothL1
+from retinanet.losses.config import CLASSIC
+from retinanet.losses.detection import DetectionLoss
 from retinanet.losses.focal import FocalLoss
 from retinanet.losses.ohem import OHEM
 from retinanet.plain import to_plain, with_changes
@@ -50,15 +53,20 @@ def test_values_out_of_range_are_refused_by_name(config, field, value):
 
 
 def test_the_criterion_is_what_the_knobs_say():
-    criterion = LossConfig(alpha=None, gamma=0.0, beta=0.5, box_weight=2.0, background=0.3, forced="off").build()
+    knobs = {"alpha": None, "gamma": 0.0, "box": "smooth_l1", "beta": 0.5, "box_weight": 3.0, "forced": "off"}
+    criterion = LossConfig(**knobs, matching="iou", background=0.3).build()
     assert criterion.classification == FocalLoss(alpha=None, gamma=0.0)
-    assert criterion.box == SmoothL1(0.5) and criterion.box_weight == 2.0
+    assert criterion.box == SmoothL1(0.5) and criterion.box_weight == 3.0
     assert (criterion.matcher.foreground, criterion.matcher.background, criterion.matcher.forced) == (0.5, 0.3, "off")
     assert (criterion.matcher.forced_iou, criterion.normaliser) == (0.0, "batch")
-    theirs = LossConfig(forced_iou=0.4, normaliser="image").build()
+    theirs = LossConfig(matching="iou", forced_iou=0.4, normaliser="image").build()
     assert (theirs.matcher.forced_iou, theirs.normaliser) == (0.4, "image")
     assert LossConfig(classification="ohem").build().classification == OHEM()
     assert (LossConfig(box="l1").build().box, LossConfig(box="giou").build().box) == (L1(), GIoU())
+    assert LossConfig(classification="quality", alpha=None).build().classification == FocalLoss(None, 2.0, quality=True)
+    assert LossConfig(cells=4).build().matcher == ATSS(4)
+    assert LossConfig(forced="off").build().matcher == ATSS(9, forced=False)
+    assert CLASSIC.build() == DetectionLoss(), "what the bare class does"
 
 
 @pytest.mark.parametrize(

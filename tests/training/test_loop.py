@@ -13,6 +13,7 @@ from retinanet.anchors.lattice import LatticeCompat
 from retinanet.data.loader import training_batches
 from retinanet.detector import Detector
 from retinanet.errors import UserError
+from retinanet.losses.config import CLASSIC
 from retinanet.losses.detection import DetectionLoss
 from retinanet.training import loop
 from retinanet.training.config import LossConfig
@@ -55,7 +56,7 @@ def log_of(training):
 
 
 def test_one_step_is_the_step_that_one_would_write(assembled):
-    training = assembled(batch_size=4, optim=PLAIN, architecture={"norm": "batch"})
+    training = assembled(batch_size=4, optim=PLAIN, loss=CLASSIC, architecture={"norm": "batch"})
     (batch,) = parts_of(training)
     net = copy.deepcopy(training.detector.net).train()
     optimizer = torch.optim.SGD(

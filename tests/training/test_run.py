@@ -12,6 +12,7 @@ import yaml
 from PIL import Image
 
 from retinanet.analysis.anchors.audit import audit
+from retinanet.anchors.atss import ATSS
 from retinanet.anchors.lattice import AnchorLattice
 from retinanet.cli.main import main
 from retinanet.data.dataset import DetectionDataset, load_dataset
@@ -120,7 +121,7 @@ def test_what_is_going_to_happen_is_told(data, tiny, tmp_path, capfd):
     assert "test_resnet" in told and "images of 64 to 96 pixels" in told
     dataset = load_dataset(data, "train")
     how = {"lattice": AnchorLattice(sizes=(8, 16, 32, 64, 128)), "preprocess": Preprocess(short=64, long=96)}
-    fit = audit(dataset.samples, dataset.class_names, **how)
+    fit = audit(dataset.samples, dataset.class_names, **how, matcher=ATSS())
     assert f"anchors: {fit.below(0.5):.1%} of 14 boxes have none at IoU 0.5, {fit.below(0.4):.1%} none at 0.4" in told
     assert f"{fit.positives_share:.3%} of the anchors are positive" in told
 
@@ -149,7 +150,7 @@ def test_anchors_that_do_not_fit_get_a_hint(assembled, monkeypatch):
 
 
 def test_the_audit_is_of_the_loss_that_is_minimised(assembled):
-    training = assembled(loss=LossConfig(foreground=0.9, background=0.8, forced="off"))
+    training = assembled(loss=LossConfig(matching="iou", foreground=0.9, background=0.8, forced="off"))
     assert "none at IoU 0.9, 100.0% none at 0.8" in train_run.describe_anchors(training)[0]
 
 

@@ -31,7 +31,7 @@ from retinanet.errors import UserError
 from retinanet.evaluation.evaluate import one_pass
 from retinanet.files import check_output_folder
 from retinanet.interop.pretrained import model_folder
-from retinanet.losses.config import LossConfig
+from retinanet.losses.config import CLASSIC
 from retinanet.losses.detection import DetectionLoss
 from retinanet.losses.focal import FocalLoss
 from retinanet.model.device import choose_device
@@ -189,7 +189,7 @@ def _criterion_of_training(detector: Detector, alpha: float | None, gamma: float
 
     A model that was trained with OHEM is judged by the focal loss, which tells of all anchors.
     """
-    known = detector.spec.loss or LossConfig()
+    known = detector.spec.loss or CLASSIC
     if known.classification == "ohem":
         known = replace(known, classification="focal")
     alpha, gamma = known.alpha if alpha is None else alpha, known.gamma if gamma is None else gamma

@@ -41,6 +41,7 @@ def parse(
     positionals: Sequence[str],
     usage: str,
     aliases: Mapping[str, str] | None = None,
+    bases: Mapping[str, Callable[[str], Mapping[str, Any]]] | None = None,
 ) -> dict[str, Any]:
     """The arguments for ``function``, from a command line and the configuration files that it names.
 
@@ -54,6 +55,7 @@ def parse(
         positionals: parameters that may be given without their name.
         usage: first line of the help.
         aliases: other names of options.
+        bases: options whose value decides what the other options are where nothing else sets them.
 
     Raises:
         UserError: an unknown option or an unusable value. SystemExit: the help or the configuration was printed.
@@ -71,8 +73,11 @@ def parse(
     files, given, loose = split_words([word for word in words if word not in printing], known, aliases or {})
     named = {**name_positionals(loose, [name for name in positionals if name not in given], known), **given}
     options: dict[str, Any] = {}
-    for file in files:
-        content = read_mapping(Path(file))
+    contents = [read_mapping(Path(file)) for file in files]
+    for name, find_base in (bases or {}).items():
+        chosen = [str(content[name]) for content in (*contents, named) if name in content]
+        set_option(options, "", find_base(chosen[-1]) if chosen else {}, known)
+    for file, content in zip(files, contents, strict=True):
         refuse_code(content, file)
         set_option(options, "", content, known)
     for name in sorted(named, key=lambda name: name.count(".")):  # a mapping before its keys

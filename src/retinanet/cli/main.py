@@ -111,8 +111,12 @@ def run(name: str, words: Sequence[str]) -> int:
 
     _, positionals, usage = COMMANDS[name]
     function = importlib.import_module("retinanet.cli.demo").demo if name == "demo" else getattr(retinanet, name)
-    usage, aliases = f"retinanet {name} {usage}", ALIASES.get(name)
-    arguments = parse(function, words, positionals=positionals, usage=usage, aliases=aliases)
+    usage, aliases, bases = f"retinanet {name} {usage}", ALIASES.get(name), {}
+    if name == "train":
+        from retinanet.training.recipes import find_recipe
+
+        bases = {"recipe": find_recipe}
+    arguments = parse(function, words, positionals=positionals, usage=usage, aliases=aliases, bases=bases)
     result = function(**arguments)
     if name == "train":
         from retinanet.training.ranks import is_first_process

@@ -108,6 +108,7 @@ class TrainConfig:
     data: str
     output: str
     model: str
+    recipe: str
     weights: str
     epochs: int
     batch_size: int

@@ -25,12 +25,14 @@ from retinanet.training.loop import fit
 from retinanet.training.output import OPTIONS, check_not_in_use, check_output, check_space, lock, remove_drafts
 from retinanet.training.precision import build_fabric
 from retinanet.training.ranks import is_first_process
+from retinanet.training.recipes import follow_recipe
 from retinanet.training.resume import Progress, load_state, save_state
 from retinanet.training.start import adapt_detector, build_detector, check_images, find_origin, load_sets
 from retinanet.training.transfer import Transfer
 from retinanet.yaml_files import dump_plain
 
 AUDITED = 10_000  # boxes that tell how the anchors fit
+AUGMENT, LOSS, OPTIM = Augment(), LossConfig(), OptimConfig()  # left out, these are the recipe's
 BADLY_COVERED = 0.05  # share of boxes without an anchor at the background IoU from which on there is a hint
 
 
@@ -55,6 +57,7 @@ def train(
     output: str,
     *,
     model: str = "resnet50",
+    recipe: str = "default",
     weights: str = "imagenet",
     epochs: int = 12,
     batch_size: int = 8,
@@ -66,9 +69,9 @@ def train(
     confine: bool = False,
     architecture: dict[str, Any] | None = None,
     image: ImageConfig = ImageConfig(),
-    augment: Augment = Augment(),
-    loss: LossConfig = LossConfig(),
-    optim: OptimConfig = OptimConfig(),
+    augment: Augment = AUGMENT,
+    loss: LossConfig = LOSS,
+    optim: OptimConfig = OPTIM,
     postprocess: Postprocess = Postprocess(),
     run: RunConfig = RunConfig(),
 ) -> TrainResult:
@@ -79,6 +82,9 @@ def train(
         output: folder of the run, new; it becomes the model folder.
         model: preset (resnet18, resnet34, resnet50, resnet101, resnet152, lite) or a model folder to start from; its
             class layer is made new where its classes are not those of the data.
+        recipe: what augment, loss and optim are where they are left out: ``default`` is what measured best, ``paper``
+            the paper's, ``torchvision`` that of torchvision's first RetinaNet. In Python a group that is given is taken
+            as it is; on a command line and in a file, options change the recipe's.
         weights: of a preset's backbone: imagenet (downloaded), a safetensors file with timm's names, or none.
         epochs: passes over the training images.
         batch_size: images per optimiser step, over all devices and accumulated parts.
@@ -101,10 +107,13 @@ def train(
         UserError: a mistake in the data or the options, with nothing written; later a loss that is not finite, a full
             disk, a process of the run that died. Interrupted: after SIGINT or SIGTERM, with the state saved.
     """
+    groups: dict[str, Any] = {"augment": augment, "loss": loss, "optim": optim}
+    groups = follow_recipe(recipe, groups, {"augment": AUGMENT, "loss": LOSS, "optim": OPTIM})
     config = TrainConfig(
         data=data,
         output=output,
         model=model,
+        recipe=recipe,
         weights=weights,
         epochs=epochs,
         batch_size=batch_size,
@@ -115,9 +124,7 @@ def train(
         confine=confine,
         architecture=architecture,
         image=image,
-        augment=augment,
-        loss=loss,
-        optim=optim,
+        **groups,
         postprocess=postprocess,
         run=run,
     )
