@@ -7,12 +7,17 @@ before the clock starts; ours has no anchors to begin with.
 * Time: rounds of one after the other, median.
 * Memory: the most bytes that tensors hold at one time beyond what was there before, as ``torch.profiler`` counts them.
 * Same: the same positive anchors for the same boxes and the same ignored anchors in every round, else the run fails.
+* ATSS: the time of the adaptive rule, which torchvision does not have.
+
+The second table matches 1,000 boxes while other processes multiply matrices with all cores: with all threads, as in the
+process that trains, and with one, as in the processes that read images, where the training has it done.
 
     python benchmarks/matching.py
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import sys
 from collections.abc import Callable
 from itertools import accumulate
@@ -23,6 +28,7 @@ from torch.profiler import ProfilerActivity, profile
 from torchvision.models.detection._utils import Matcher as TorchvisionMatcher
 from torchvision.ops import box_iou
 
+from retinanet.anchors.atss import ATSS
 from retinanet.anchors.lattice import AnchorLattice
 from retinanet.anchors.matching import Match, Matcher
 from retinanet.deploy.measure import describe_machine, time_in_turns
@@ -85,6 +91,7 @@ def main() -> None:
             {
                 "ours": lambda target=target, kept=results["ours"]: kept.append(ours(target)),
                 "theirs": lambda target=target, kept=results["theirs"]: kept.append(find_theirs(target)),
+                "atss": lambda target=target: ATSS()(LATTICE, GRIDS, target.boxes, target.ignore),
             },
             rounds,
         )
@@ -92,13 +99,60 @@ def main() -> None:
         agreed &= agree
         our_memory, their_memory = (peak_bytes(function, target) / 1e6 for function in (ours, find_theirs))
         mine, theirs = spreads["ours"].median, spreads["theirs"].median
-        times = (mine * 1e3, theirs * 1e3, theirs / mine)
+        times = (mine * 1e3, theirs * 1e3, theirs / mine, spreads["atss"].median * 1e3)
         memory = (our_memory, their_memory, f"{our_memory / their_memory:.2%}")
         rows.append((count, *times, *memory, "yes" if agree else "NO"))
-    headings = ("boxes", "ours, ms", "torchvision, ms", "ratio", "ours, MB", "torchvision, MB", "share", "same")
-    print(Table(headings, rows, digits=(0, 1, 0, 0, 2, 0, 0, 0)).to_markdown())
+    headings = (
+        "boxes",
+        "ours, ms",
+        "torchvision, ms",
+        "ratio",
+        "ATSS, ms",
+        "ours, MB",
+        "torchvision, MB",
+        "share",
+        "same",
+    )
+    print(Table(headings, rows, digits=(0, 1, 0, 0, 1, 2, 0, 0, 0)).to_markdown())
+    measure_beside_others()
     if not agreed:
         sys.exit("the matches differ")
+
+
+def measure_beside_others() -> None:
+    """Both rules with all threads and with one, beside 0, 1 and 2 processes that use all cores."""
+    target, every, rows = random_target(1000), torch.get_num_threads(), []
+
+    def match_with(threads: int, matcher: Matcher | ATSS) -> None:
+        torch.set_num_threads(threads)
+        matcher(LATTICE, GRIDS, target.boxes, target.ignore)
+
+    for others in range(3):
+        busy = [multiprocessing.Process(target=multiply, daemon=True) for _ in range(others)]
+        for process in busy:
+            process.start()
+        spreads = time_in_turns(
+            {
+                f"{rule}, {threads}": lambda threads=threads, matcher=matcher: match_with(threads, matcher)
+                for rule, matcher in (("IoU", Matcher()), ("ATSS", ATSS()))
+                for threads in (every, 1)
+            },
+            9,
+            warm_up=3,
+        )
+        rows.append((others, *(spread.median * 1e3 for spread in spreads.values())))
+        for process in busy:
+            process.kill()
+    torch.set_num_threads(every)
+    columns = (f"{name} thread{'s' * (name[-1] != '1')}, ms" for name in spreads)
+    print(Table(("other processes", *columns), rows, digits=(0, 1, 1, 1, 1)).to_markdown())
+
+
+def multiply() -> None:
+    """What a busy process does."""
+    matrix = torch.rand(600, 600)
+    while True:
+        matrix @ matrix
 
 
 if __name__ == "__main__":

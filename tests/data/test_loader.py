@@ -102,12 +102,12 @@ def test_batches_that_cannot_be_shared():
 
 
 def test_a_view_depends_on_seed_epoch_and_index_alone(dataset):
-    views = TrainingViews(dataset, RULE, AUGMENT, seed=4)
+    views = TrainingViews(dataset, RULE, AUGMENT, seed=4, epochs=9)
     first = {(epoch, index): views[epoch, index] for epoch in range(2) for index in range(7)}
     torch.manual_seed(99)
     state = torch.get_rng_state()
     for view in reversed(list(first)):
-        again, before = TrainingViews(dataset, RULE, AUGMENT, seed=4)[view], first[view]
+        again, before = TrainingViews(dataset, RULE, AUGMENT, seed=4, epochs=9)[view], first[view]
         assert torch.equal(again.image, before.image) and torch.equal(again.target.boxes, before.target.boxes)
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -115,14 +115,14 @@ def test_a_view_depends_on_seed_epoch_and_index_alone(dataset):
         return sum(first[0, i].image.shape != other[i].image.shape for i in range(7))
 
     assert differing([first[1, i] for i in range(7)]) >= 4
-    assert differing([TrainingViews(dataset, RULE, AUGMENT, seed=5)[0, i] for i in range(7)]) >= 4
+    assert differing([TrainingViews(dataset, RULE, AUGMENT, seed=5, epochs=9)[0, i] for i in range(7)]) >= 4
 
 
 def test_views_seed_no_accelerator(dataset, monkeypatch):
     """Their generators are not forked, so they must not be touched either."""
     seeded = []
     monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
-    _ = TrainingViews(dataset, RULE, AUGMENT, seed=4)[0, 1]
+    _ = TrainingViews(dataset, RULE, AUGMENT, seed=4, epochs=9)[0, 1]
     assert not seeded
 
 
@@ -141,7 +141,7 @@ def test_boxes_follow_the_resize(dataset):
 def test_scale_jitter_moves_both_limits(dataset):
     rule = Preprocess(short=32, long=36)  # both limits bind: the images are up to 1.25 times as long as short
     for jitter, expected in ((0.5, Preprocess(short=16, long=18)), (0.001, Preprocess(short=1, long=1))):
-        views = TrainingViews(dataset, rule, Augment(hflip=0, scale_jitter=(jitter, jitter)), seed=0)
+        views = TrainingViews(dataset, rule, Augment(hflip=0, scale_jitter=(jitter, jitter)), seed=0, epochs=9)
         sizes = [tuple(views[0, i].image.shape[1:]) for i in range(7)]
         assert sizes == [expected.size(*sample.size) for sample in dataset.samples]
         assert jitter < 0.5 or {min(size) for size in sizes} == {14, 15, 16}

@@ -97,27 +97,36 @@ class TrainingViews(Dataset[Sample | UserError]):
     preprocess: Preprocess
     augment: Augment
     seed: int
+    epochs: int
 
     def __getitem__(self, view: View) -> Sample | UserError:
-        epoch, index = view
         try:
-            sample = self.dataset[index]
+            return self._view(*view)
         except UserError as error:
             return error
+
+    def _view(self, epoch: int, index: int) -> Sample:
+        sample, augment = self.dataset[index], self.augment.in_epoch(epoch, self.epochs)
         with torch.random.fork_rng(devices=[]):
             # Not torch.manual_seed, which seeds the accelerators too, and those are not forked.
             torch.default_generator.manual_seed(
                 int(np.random.SeedSequence((self.seed, epoch, index)).generate_state(1)[0])
             )
             assert sample.image is not None
-            image, target = self.augment(sample.image, sample.target)
-            scale = self.augment.draw_scale()
+            image, target = augment(sample.image, sample.target, self._draw)
+            scale = augment.draw_scale()
         rule = replace(
             self.preprocess,
             short=max(1, round(self.preprocess.short * scale)),
             long=max(1, round(self.preprocess.long * scale)),
         )
         return resized(replace(sample, image=image, target=target), rule)
+
+    def _draw(self) -> tuple[Tensor, Target]:
+        """A random image of the data set with its objects."""
+        sample = self.dataset[int(torch.randint(len(self.dataset), ()))]
+        assert sample.image is not None
+        return sample.image, sample.target
 
 
 @dataclass(frozen=True)
@@ -209,7 +218,8 @@ def training_batches(
     Raises:
         UserError: an image cannot be read, or a worker has died (:class:`~retinanet.data.workers.WorkerLost`).
     """
-    views = TrainingViews(dataset, preprocess, augment, sampler.seed)
+    epochs = -(-sampler.stop // sampler.steps_per_epoch)
+    views = TrainingViews(dataset, preprocess, augment, sampler.seed, epochs)
     return _load(views, Collate(preprocess, assign), workers, batch_sampler=sampler)
 
 

@@ -44,6 +44,7 @@ class LossConfig:
             an anchor where no centre of a cell lies in it; otherwise its best one answers.
         forced_iou: a forced anchor that overlaps no box by this IoU stays negative.
         normaliser: whose positives divide the loss: of the whole ``batch``, or of each ``image`` (as torchvision).
+        ohem: how ``ohem`` chooses anchors.
     """
 
     classification: Literal["focal", "quality", "ohem"] = "focal"
@@ -59,6 +60,7 @@ class LossConfig:
     forced: Literal["argmax", "reassign", "off"] = "argmax"
     forced_iou: float = 0.0
     normaliser: Literal["batch", "image"] = "batch"
+    ohem: OHEM = OHEM()
 
     def __post_init__(self) -> None:
         check_types(self, "loss")
@@ -75,7 +77,7 @@ class LossConfig:
         boxes: dict[str, BoxLoss] = {"smooth_l1": SmoothL1(self.beta), "l1": L1(), "giou": GIoU()}
         return DetectionLoss(
             matcher=matcher if self.matching == "iou" else ATSS(self.cells, forced=self.forced != "off"),
-            classification=OHEM() if self.classification == "ohem" else focal,
+            classification=self.ohem if self.classification == "ohem" else focal,
             box=boxes[self.box],
             box_weight=self.box_weight,
             normaliser=self.normaliser,

@@ -25,8 +25,8 @@ class Tower(nn.Module):
         depth: hidden convolutions; 4 in the paper.
         norm: ``"group"`` puts group norm of 32 groups, or the most that divide the channels, after each hidden
             convolution, which then has no bias.
-        init: of the hidden convolutions. ``"normal"`` is the paper's N(0, 0.01). ``"he"`` (He et al. 2015) keeps the
-            size of the signal from layer to layer, which N(0, 0.01) divides by three to four.
+        init: ``"normal"`` is the paper's N(0, 0.01). ``"he"`` (He et al. 2015) keeps the size of the signal from hidden
+            layer to layer, which N(0, 0.01) divides by three to four; the last layer is then N(0, 0.001).
         depthwise: a hidden convolution is a 5x5 one of each channel, then a 1x1 one over all, instead of a 3x3 one: at
             128 channels a seventh of the arithmetic.
     """
@@ -53,8 +53,8 @@ class Tower(nn.Module):
             if isinstance(module, nn.Conv2d):
                 if init == "he" and name != "output":
                     nn.init.kaiming_normal_(module.weight, nonlinearity="linear" if module.groups > 1 else "relu")
-                else:
-                    nn.init.normal_(module.weight, std=0.01)
+                else:  # after He's the hidden maps are as large as the pyramid's, about 10, and the prior has to hold
+                    nn.init.normal_(module.weight, std=0.001 if init == "he" else 0.01)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
