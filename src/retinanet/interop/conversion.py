@@ -14,7 +14,7 @@ from retinanet.interop.parity import Parity
 from retinanet.interop.source import Settings
 from retinanet.model.retinanet import RetinaNet
 from retinanet.model_folder import write_model
-from retinanet.plain import flatten_fields, to_plain
+from retinanet.plain import find_differences, flatten_fields, to_plain
 from retinanet.spec import ModelSpec
 
 REPORT = "conversion"  # .txt for people, .json for programs, beside the model
@@ -50,7 +50,7 @@ class Conversion:
         """For a person: what was used, what not, what was concluded, and how equal it is."""
         spec, network, names = self.spec, self.spec.architecture, self.spec.class_names
         shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
-        loss = " ".join(f"--loss.{key} {value}" for key, value in self.settings.loss.items())
+        loss = " ".join(f"--loss.{key} {value}" for key, value in find_differences(spec.loss).items())
         reasons: dict[str, list[str]] = {}
         for key, reason in self.left_out.items():
             reasons.setdefault(reason, []).append(key)
@@ -76,7 +76,7 @@ class Conversion:
     def to_json(self) -> dict[str, Any]:
         """The same for a program, with every key and shape."""
         state, settings = self.net.state_dict(), self.settings
-        parts = ("architecture", "preprocess", "postprocess", "class_names")
+        parts = ("architecture", "preprocess", "postprocess", "class_names", "loss")
         return {
             "source": self.source,
             "file": {"path": str(self.file.path), "sha256": self.file.sha256, "notes": list(self.file.notes)},
@@ -84,7 +84,7 @@ class Conversion:
             "left_out": dict(self.left_out),
             "filled": list(self.filled),
             **{name: to_plain(getattr(self.spec, name)) for name in parts},
-            **{name: to_plain(getattr(settings, name)) for name in ("slots", "loss", "remarks")},
+            **{name: to_plain(getattr(settings, name)) for name in ("slots", "remarks")},
             "parity": asdict(self.parity) if self.parity else None,
         }
 

@@ -26,6 +26,7 @@ from retinanet.interop.source import (
     read_architecture,
     reorder_outputs,
 )
+from retinanet.losses.config import CLASSIC
 from retinanet.model.backbone import list_misfits
 from retinanet.model.presets import Architecture
 from retinanet.model_folder import read_model
@@ -138,7 +139,8 @@ def convert_weights(
             + "\n  ".join(wrong)
         )
     net.load_state_dict(tensors)
-    theirs = ModelSpec(names, settings.preprocess, settings.postprocess, plan)
+    loss = with_changes(CLASSIC, settings.loss, "loss")
+    theirs = ModelSpec(names, settings.preprocess, settings.postprocess, plan, loss=loss)
     ours = replace(
         theirs,
         preprocess=with_changes(settings.preprocess, changes.get("preprocess", {}), "preprocess"),

@@ -61,7 +61,7 @@ class Settings:
         templates: the anchors of a cell on each level, (A, 4) in the source's order, where the file holds them.
         class_names: of the slots of the class layer, where the file says them.
         slots: which slots of the class layer are classes, ascending; None for all of them.
-        loss: how the source trained, as options of ``train --loss``.
+        loss: how the source trained, as changes to ``retinanet.losses.config.CLASSIC``.
         remarks: what was concluded from what, for the report.
     """
 
