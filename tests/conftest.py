@@ -258,6 +258,7 @@ def full_spec():
             nms=0.4,
             max_detections=20,
             class_agnostic=True,
+            vote=0.7,
             compat=PostprocessCompat(clip="half", keep_empty=True),
         ),
         architecture=Architecture(

@@ -56,6 +56,7 @@ CHANGES = {
     "empty kept after": {"compat": PostprocessCompat("after", True)},
     "empty kept half": {"compat": PostprocessCompat("half", True)},
     "agnostic": {"class_agnostic": True},
+    "vote": {"vote": 0.6},
     "cut in a level": {"topk": 13},
     "one candidate": {"topk": 1, "max_detections": 3},
     "cut at the end": {"max_detections": 5},

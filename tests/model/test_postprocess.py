@@ -8,6 +8,7 @@ from torchvision.models.detection import RetinaNet as TorchvisionRetinaNet
 
 from retinanet.anchors.coding import BoxCoder
 from retinanet.anchors.lattice import AnchorLattice, LatticeCompat
+from retinanet.anchors.nms import vote
 from retinanet.errors import UserError
 from retinanet.model.postprocess import Postprocess, PostprocessCompat
 from retinanet.types import RawOutput
@@ -72,6 +73,7 @@ def dense(raw, image, size, rule):
                  if row[0] > threshold]  # fmt: skip
         chosen = sorted(range(len(found)), key=lambda i, found=found: (-found[i][0], i))[: rule.topk]
         candidates += [found[i] for i in sorted(chosen)]
+    voters = sorted(shown(candidates, size, rule), key=lambda row: -row[0])[:1000]
     if rule.compat.clip == "before":
         candidates = shown(candidates, size, rule)
     elif rule.compat.clip == "half":
@@ -86,7 +88,20 @@ def dense(raw, image, size, rule):
     kept = kept[: rule.max_detections]
     if rule.compat.clip != "before":
         kept = shown(kept, size, rule)
+    if rule.vote:
+        kept = [(logit, label, voted(label, box, voters, rule.vote)) for logit, label, box in kept]
     return [(1 / (1 + math.exp(-logit)), label, box) for logit, label, box in kept]
+
+
+def voted(label, box, voters, threshold):
+    """The mean of the boxes of a class that overlap a box, by their scores."""
+    votes = [
+        (1 / (1 + math.exp(-logit)), other)
+        for logit, k, other in voters
+        if k == label and overlap(box, other) >= threshold
+    ]
+    total = sum(weight for weight, _ in votes)
+    return [sum(weight * other[i] for weight, other in votes) / total for i in range(4)] if votes else box
 
 
 def assert_equals_dense(raw, rule, sizes=SIZES):
@@ -110,6 +125,8 @@ def assert_equals_dense(raw, rule, sizes=SIZES):
         Postprocess(topk=40, class_agnostic=True),
         Postprocess(score=0, topk=60, max_detections=200, nms=1.0),
         Postprocess(score=0.9, topk=1, max_detections=1),
+        Postprocess(vote=0.65),
+        Postprocess(score=0.01, vote=0.4, nms=0.6, class_agnostic=True, max_detections=300),
     ],
     ids=str,
 )
@@ -313,3 +330,32 @@ def test_mistakes(options, match):
         Postprocess(**options)
     with pytest.raises(UserError, match=r"compat\.clip is before, after or half, got 'never'"):
         PostprocessCompat(clip="never")
+
+
+@pytest.mark.parametrize("clip", ["before", "after", "half"])
+def test_votes_are_of_what_is_shown(clip):
+    rule = Postprocess(vote=0.5, nms=0.7, compat=PostprocessCompat(clip=clip))
+    plain = Postprocess(nms=0.7, compat=PostprocessCompat(clip=clip))
+    raw = far_out(3)
+    moved = 0
+    for one, other in zip(assert_equals_dense(raw, rule), plain(raw, SIZES, NAMES), strict=True):
+        assert torch.equal(one.scores, other.scores) and torch.equal(one.labels, other.labels)
+        moved += int((one.boxes != other.boxes).any(dim=1).sum())
+    assert moved > 10
+
+
+def test_without_rivals_a_box_stays_where_it_is():
+    boxes, scores, labels = (
+        torch.tensor([[0.0, 0, 9, 9], [40, 40, 50, 60]]),
+        torch.tensor([0.9, 0.2]),
+        torch.tensor([0, 1]),
+    )
+    assert torch.allclose(vote(boxes, labels, boxes, scores, labels, 0.5), boxes)
+    nobody = vote(boxes, labels, boxes[:0], scores[:0], labels[:0], 0.5)
+    assert torch.equal(nobody, boxes)
+
+
+@pytest.mark.parametrize("vote", [-0.1, 1.1, math.nan])
+def test_a_vote_is_an_iou(vote):
+    with pytest.raises(UserError, match=r"vote is an IoU from 0 \(off\) to 1"):
+        Postprocess(vote=vote)

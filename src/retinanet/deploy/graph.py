@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.nn import functional
 
-from retinanet.anchors.nms import nms_keep
+from retinanet.anchors.nms import VOTERS, nms_keep, vote
 from retinanet.detector import Detector
 from retinanet.digest import seal
 from retinanet.errors import UserError
@@ -116,12 +116,18 @@ class DetectionModule(RawModule):
             right = torch.minimum(boxes[..., 2], torch.full_like(boxes[..., 2], columns * stride))
             bottom = torch.minimum(boxes[..., 3], torch.full_like(boxes[..., 3], rows * stride))
             boxes = torch.cat([boxes[..., :2].clamp(min=0), right[..., None], bottom[..., None]], dim=2)
+        shown = torch.minimum(boxes.clamp(min=0), limit)
+        can_vote = torch.where(self._visible(shown), scores, 0.0)
+        voters = _best(can_vote, labels, shown, min(VOTERS, scores.shape[1]))
         most = min(self.post.max_detections, scores.shape[1])
         keep = nms_keep(boxes, scores, labels, self.post.nms, self.post.class_agnostic, raw.num_classes, most)
         scores, labels, boxes = _best(torch.where(keep, scores, 0.0), labels, boxes, most)
         if self.post.compat.clip != "before":
             boxes = torch.minimum(boxes.clamp(min=0), limit)
             scores, labels, boxes = _best(torch.where(self._visible(boxes), scores, 0.0), labels, boxes, most)
+        if self.post.vote > 0:
+            their_scores, their_labels, their_boxes = voters
+            boxes = vote(boxes, labels, their_boxes, their_scores, their_labels, self.post.vote)
         filled = scores > 0
         return torch.where(filled[..., None], boxes, 0.0), scores, torch.where(filled, labels, 0), filled.sum(dim=1)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
@@ -51,6 +51,8 @@ class Postprocess:
         nms: overlaps above this IoU with a better detection of the same class are suppressed.
         max_detections: most detections of an image; the paper does not say, 100 is COCO's and Detectron's.
         class_agnostic: suppress across classes.
+        vote: IoU from which on the candidates of its class take part in the box of a detection, which is then the mean
+            of their boxes, weighted by their scores; 0 leaves it its own. See :func:`retinanet.anchors.nms.vote`.
         compat: what weights of other code bases need.
     """
 
@@ -59,6 +61,7 @@ class Postprocess:
     nms: float = 0.5
     max_detections: int = 100
     class_agnostic: bool = False
+    vote: float = 0.0
     compat: PostprocessCompat = PostprocessCompat()
 
     def __post_init__(self) -> None:
@@ -66,6 +69,8 @@ class Postprocess:
             raise UserError(f"the score threshold must be at least 0 and below 1, got {self.score}")
         if not 0 < self.nms <= 1:
             raise UserError(f"the NMS threshold is an IoU above 0 and at most 1, got {self.nms}")
+        if not 0 <= self.vote <= 1:
+            raise UserError(f"vote is an IoU from 0 (off) to 1, got {self.vote}")
         if self.topk < 1 or self.max_detections < 1:
             raise UserError(f"topk and max_detections are at least 1, got {self.topk} and {self.max_detections}")
 
@@ -121,7 +126,8 @@ class Postprocess:
 
             rivals = (visible if self.compat.clip == "before" else torch.ones_like(visible)).nonzero()[:, 0]
             kept = rivals[nms(compared[rivals], scores[rivals], labels[rivals], self.nms, self.class_agnostic)]
-            return Candidates(self, place, labels, logits, scores, shown, compared, visible, kept)
+            found = Candidates(self, place, labels, logits, scores, shown, compared, visible, kept)
+            return found if self.vote == 0 else found.vote()
 
     def _select(self, raw: RawOutput, image: int, level: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Places (n, 4), labels (n,), logits (n,) float32 and deltas (n, 4) of the candidates of one level."""
@@ -158,7 +164,8 @@ class Candidates:
         labels: (n,) int64.
         logits: (n,) float32.
         scores: (n,) float32.
-        shown: (n, 4) the decoded box, clipped to the content: as it is reported if the candidate is a detection.
+        shown: (n, 4) the decoded box, clipped to the content: as it is reported if the candidate is a detection. Where
+            candidates vote, that of a detection is the outcome.
         compared: (n, 4) the box as suppression sees it; ``compat.clip`` says in what it differs from ``shown``.
         visible: (n,) bool, whether ``shown`` may be reported: something is left of it, or ``compat.keep_empty``.
         kept: (m,) int64, what survived suppression, best score first.
@@ -178,6 +185,20 @@ class Candidates:
         """The same on the CPU."""
         rule, *columns = (getattr(self, entry.name) for entry in fields(self))
         return Candidates(rule, *(column.cpu() for column in columns))
+
+    def vote(self) -> Candidates:
+        """The same, with the boxes of detections as all candidates see them."""
+        from retinanet.anchors.nms import VOTERS, vote
+
+        chosen, voters = self.detections, self.visible.nonzero()[:, 0]
+        voters = voters[self.scores[voters].argsort(descending=True, stable=True)[:VOTERS]]
+        shown = self.shown.clone()
+        shown[chosen] = vote(
+            *(shown[chosen], self.labels[chosen]),
+            *(self.shown[voters], self.scores[voters], self.labels[voters]),
+            self.rule.vote,
+        )
+        return replace(self, shown=shown)
 
     @cached_property
     def detections(self) -> Tensor:
