@@ -1,19 +1,24 @@
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from PIL import Image
 
+from retinanet.anchors.lattice import AnchorLattice
 from retinanet.data.dataset import DetectionDataset
 from retinanet.data.loader import Collate, StepSampler, TrainingViews, evaluation_batches, resized, training_batches
 from retinanet.data.transforms import Augment
 from retinanet.errors import UserError
 from retinanet.images.preprocess import Preprocess, PreprocessCompat
+from retinanet.losses.config import LossConfig
 from retinanet.types import Sample, Target
 
 RULE = Preprocess(short=32, long=64)
-AUGMENT = Augment(hflip=0.5, vflip=0.5, scale_jitter=(0.5, 1.0), photometric=0.5)
+AUGMENT = Augment(
+    hflip=0.5, vflip=0.5, turn=0.5, scale_jitter=(0.5, 1.0), zoom=(0.5, 2.0), mosaic=0.3, paste=0.3, photometric=0.5
+)
 
 
 @pytest.fixture(scope="module")
@@ -212,3 +217,22 @@ def test_batch_to_moves_the_images_only(dataset):
     assert moved.images.is_meta and moved.images.shape == batch.images.shape and len(moved) == 2
     assert moved.targets is batch.targets and moved.sizes is batch.sizes and not batch.images.is_meta
     assert all(target.boxes.device.type == "cpu" for target in moved.targets)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_anchors_are_matched_where_the_batch_is_made(dataset, workers):
+    """By whichever process; the batch is what it would be without, and its assignment what the loss would find."""
+    criterion, lattice = LossConfig().build(), AnchorLattice()
+    sampler = StepSampler(7, 2, 0, 2, seed=3)
+    load = partial(training_batches, dataset, preprocess=RULE, augment=AUGMENT, sampler=sampler)
+    assigned = load(workers=workers, assign=partial(criterion.assign_input, lattice))
+    positives = 0
+    for plain, batch in zip(load(), assigned, strict=True):
+        assert plain.assignment is None and torch.equal(plain.images, batch.images)
+        size = batch.images.shape[-2:]
+        expected = criterion.assign(lattice, lattice.grids(*size), batch.targets)
+        for name, value in vars(expected).items():
+            found = getattr(batch.assignment, name)
+            assert torch.equal(found, value) if isinstance(value, torch.Tensor) else found == value
+        positives += expected.num_positives
+    assert positives > 0
