@@ -14,6 +14,7 @@ from typing import Any
 
 from retinanet.data.transforms import Augment
 from retinanet.losses.config import CLASSIC
+from retinanet.model.postprocess import Postprocess
 from retinanet.training.config import LossConfig, OptimConfig
 from settings import Setting
 
@@ -25,7 +26,8 @@ ROWS: dict[str, dict[str, Any]] = {
     "smooth L1": {"loss": LossConfig(box="smooth_l1", box_weight=1.0)},
     "GIoU of weight 1": {"loss": LossConfig(box_weight=1.0)},
     "ATSS of 4 cells": {"loss": LossConfig(cells=4)},
-    "quality focal": {"loss": LossConfig(classification="quality", alpha=None)},
+    "focal, not quality": {"loss": LossConfig(classification="focal")},
+    "no vote": {"postprocess": Postprocess(score=0.05)},
     "turns": {"augment": Augment(**FLIPS, turn=0.5)},
     "zoom": {"augment": Augment(**FLIPS, zoom=(0.6, 1.6))},
     "mosaic": {"augment": Augment(**FLIPS, mosaic=0.5)},

@@ -289,7 +289,7 @@ def full_spec():
         scale=0.8,
         metrics={"AP": 0.58, "of": "val"},
         loss=LossConfig(
-            classification="quality",
+            classification="focal",
             alpha=0.5,
             gamma=1.5,
             box="l1",

@@ -107,6 +107,7 @@ def test_one_advice_on_the_nms_threshold(diagnosed, lost, twice, way):
     ("known", "given", "expected"),
     [
         (LossConfig(alpha=None, gamma=1), (None, None), (None, 1)),
+        (LossConfig(), (None, None), (None, 2)),
         (LossConfig(alpha=0.5, gamma=1), (0.75, None), (0.75, 1)),
         (LossConfig(classification="ohem"), (None, None), (0.25, 2)),
         (None, (None, 0.5), (0.25, 0.5)),

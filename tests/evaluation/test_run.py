@@ -14,6 +14,7 @@ from retinanet.errors import UserError
 from retinanet.evaluation.coco import coco_metrics
 from retinanet.evaluation.evaluate import evaluate, one_pass
 from retinanet.inference.predictor import Predictor
+from retinanet.losses.config import LossConfig
 from retinanet.losses.detection import DetectionLoss
 
 CPU = torch.device("cpu")
@@ -44,7 +45,7 @@ def test_the_loss_is_that_of_the_whole_set_at_once(report, trained, data):
     dataset = load_dataset(data, "test")
     ((_, batch),) = evaluation_batches(dataset, preprocess=detector.spec.preprocess, batch_size=3, indices=range(3))
     with torch.no_grad():
-        losses = DetectionLoss()(detector.raw(batch), batch.targets)
+        losses = LossConfig().build()(detector.raw(batch), batch.targets)
     assert losses.positives > 0
     assert result.loss["classification"] == pytest.approx(float(losses.classification), rel=1e-5)
     assert result.loss["box"] == pytest.approx(float(losses.box), rel=1e-5)
@@ -99,7 +100,7 @@ def test_detections_keep_the_order_of_the_data_set(trained, data):
 
 def test_the_criterion_of_the_training_can_be_asked_for(trained, data):
     detector, dataset = Detector.load(trained), load_dataset(data, "val")
-    paper = one_pass(detector, dataset, device=CPU).loss
+    paper = one_pass(detector, dataset, device=CPU, criterion=DetectionLoss()).loss
     doubled = one_pass(detector, dataset, device=CPU, criterion=DetectionLoss(box_weight=2.0)).loss
     assert doubled["box"] == pytest.approx(2 * paper["box"], rel=1e-5)
     assert doubled["total"] == pytest.approx(paper["classification"] + 2 * paper["box"], rel=1e-5)

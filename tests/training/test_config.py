@@ -53,7 +53,15 @@ def test_values_out_of_range_are_refused_by_name(config, field, value):
 
 
 def test_the_criterion_is_what_the_knobs_say():
-    knobs = {"alpha": None, "gamma": 0.0, "box": "smooth_l1", "beta": 0.5, "box_weight": 3.0, "forced": "off"}
+    knobs = {
+        "classification": "focal",
+        "alpha": None,
+        "gamma": 0.0,
+        "box": "smooth_l1",
+        "beta": 0.5,
+        "box_weight": 3.0,
+        "forced": "off",
+    }
     criterion = LossConfig(**knobs, matching="iou", background=0.3).build()
     assert criterion.classification == FocalLoss(alpha=None, gamma=0.0)
     assert criterion.box == SmoothL1(0.5) and criterion.box_weight == 3.0
@@ -63,7 +71,9 @@ def test_the_criterion_is_what_the_knobs_say():
     assert (theirs.matcher.forced_iou, theirs.normaliser) == (0.4, "image")
     assert LossConfig(classification="ohem", ohem=OHEM(batch=256)).build().classification == OHEM(batch=256)
     assert (LossConfig(box="l1").build().box, LossConfig(box="giou").build().box) == (L1(), GIoU())
-    assert LossConfig(classification="quality", alpha=None).build().classification == FocalLoss(None, 2.0, quality=True)
+    assert LossConfig().build().classification == FocalLoss(None, 2.0, quality=True)
+    assert LossConfig(alpha=0.5).build().classification == FocalLoss(0.5, 2.0, quality=True)
+    assert LossConfig(classification="focal").build().classification == FocalLoss(0.25, 2.0)
     assert LossConfig(cells=4).build().matcher == ATSS(4)
     assert LossConfig(forced="off").build().matcher == ATSS(9, forced=False)
     assert CLASSIC.build() == DetectionLoss(), "what the bare class does"

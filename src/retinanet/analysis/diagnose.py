@@ -192,8 +192,8 @@ def _criterion_of_training(detector: Detector, alpha: float | None, gamma: float
     known = detector.spec.loss or CLASSIC
     if known.classification == "ohem":
         known = replace(known, classification="focal")
-    alpha, gamma = known.alpha if alpha is None else alpha, known.gamma if gamma is None else gamma
-    return replace(known, alpha=alpha, gamma=gamma).build()
+    given_alpha, given_gamma = known.alpha if alpha is None else alpha, known.gamma if gamma is None else gamma
+    return replace(known, alpha=given_alpha, gamma=given_gamma).build()
 
 
 class _Watch:

@@ -144,7 +144,7 @@ def one_pass(
             with torch.inference_mode(), autocast():
                 raw = detector.raw(batch)
             with torch.inference_mode():
-                assignment = criterion.assign(raw.lattice, raw.grids, batch.targets)
+                assignment = criterion.add_quality(raw, criterion.assign(raw.lattice, raw.grids, batch.targets))
                 losses = criterion(raw, batch.targets, assignment, normaliser=1.0)
                 detections = detector.detections(raw, batch)
                 if watch is not None:

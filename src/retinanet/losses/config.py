@@ -29,7 +29,7 @@ class LossConfig:
     Attributes:
         classification: ``focal`` (with gamma 0 it is cross entropy, alpha-balanced where alpha is set), ``quality``
             (focal loss whose positives have to say how well their box fits, Li et al. 2020) or ``ohem``.
-        alpha: weight of the positives in the focal loss, or null for no weights.
+        alpha: weight of the positives, or null for no weights; ``auto`` is 0.25 of focal and none of quality.
         gamma: how strongly easy examples are down-weighted; 0 is cross entropy.
         box: loss of the box offsets.
         beta: where smooth L1 turns from quadratic to linear.
@@ -47,8 +47,8 @@ class LossConfig:
         ohem: how ``ohem`` chooses anchors.
     """
 
-    classification: Literal["focal", "quality", "ohem"] = "focal"
-    alpha: float | None = 0.25
+    classification: Literal["focal", "quality", "ohem"] = "quality"
+    alpha: float | Literal["auto"] | None = "auto"
     gamma: float = 2.0
     box: Literal["smooth_l1", "l1", "giou"] = "giou"
     beta: float = 1 / 9
@@ -73,7 +73,9 @@ class LossConfig:
             UserError: a number is out of its range.
         """
         matcher = Matcher(self.foreground, self.background, self.forced, self.forced_iou)
-        focal = FocalLoss(self.alpha, self.gamma, quality=self.classification == "quality")
+        quality = self.classification == "quality"
+        alpha = self.alpha if self.alpha != "auto" else None if quality else 0.25
+        focal = FocalLoss(alpha, self.gamma, quality=quality)
         boxes: dict[str, BoxLoss] = {"smooth_l1": SmoothL1(self.beta), "l1": L1(), "giou": GIoU()}
         return DetectionLoss(
             matcher=matcher if self.matching == "iou" else ATSS(self.cells, forced=self.forced != "off"),
@@ -85,4 +87,4 @@ class LossConfig:
 
 
 # What a model is judged by if its training is not known: the paper's loss, with forced matches as most code has them.
-CLASSIC = LossConfig(matching="iou", box="smooth_l1", box_weight=1.0)
+CLASSIC = LossConfig(classification="focal", matching="iou", box="smooth_l1", box_weight=1.0)

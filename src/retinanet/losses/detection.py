@@ -164,14 +164,20 @@ class DetectionLoss:
 
     def _sums(self, raw: RawOutput, assignment: Assignment, share: int) -> tuple[Tensor, Tensor]:
         """Classification and box loss, summed, as shares; of the deltas only those of the positives are read."""
+        assignment = self.add_quality(raw, assignment)
         anchors = _anchors_of_positives(raw.lattice, assignment)
-        deltas = _deltas_of_positives(raw, assignment)
-        if getattr(self.classification, "quality", False):
-            with torch.no_grad():
-                quality = paired_iou(raw.coder.decode(deltas, anchors), assignment.boxes).nan_to_num(0.0)
-            assignment = replace(assignment, quality=quality)
-        box = self.box(deltas, anchors, assignment.boxes, raw.coder)
+        box = self.box(_deltas_of_positives(raw, assignment), anchors, assignment.boxes, raw.coder)
         return self.classification(raw, assignment) / share, box / share
+
+    @torch.no_grad()
+    def add_quality(self, raw: RawOutput, assignment: Assignment) -> Assignment:
+        """The assignment with the quality of every positive, on the device of ``raw``; as it is where none counts."""
+        if assignment.quality is not None or not getattr(self.classification, "quality", False):
+            return assignment
+        assignment = assignment.to(raw.logits[0].device)
+        anchors = _anchors_of_positives(raw.lattice, assignment)
+        found = raw.coder.decode(_deltas_of_positives(raw, assignment), anchors)
+        return replace(assignment, quality=paired_iou(found, assignment.boxes).nan_to_num(0.0))
 
 
 def _deltas_of_positives(raw: RawOutput, assignment: Assignment) -> Tensor:

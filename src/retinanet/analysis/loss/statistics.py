@@ -3,11 +3,15 @@
 A window is a pair of an anchor and a class, one logit. Positive is the logit of the annotated class at a positive
 anchor; every other logit is negative, the other classes of positive anchors included. All logits of ignored anchors are
 left out. The paper leaves open what it counts as a window; this is what its loss sums over.
+
+Where positives have to give the quality of their box (quality focal loss), sums are of that loss; the curves of Figure
+4 are the paper's, of positives that should say 1.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -19,7 +23,7 @@ from retinanet.analysis.loss.curves import BINS, LOGIT_EDGES, SHARES, Floats, Wi
 from retinanet.errors import UserError
 from retinanet.files import make_json_safe
 from retinanet.losses.detection import check_labels
-from retinanet.losses.focal import FocalLoss, sigmoid_focal_loss
+from retinanet.losses.focal import FocalLoss, quality_focal_loss, sigmoid_focal_loss
 from retinanet.plotting.html import format_percent
 from retinanet.types import Assignment, RawOutput
 
@@ -144,7 +148,8 @@ class FocalStatistics:
 
         Args:
             raw: on any device, in any float type; only the logits are read.
-            assignment: what the anchors of the batch have to answer, from ``DetectionLoss.assign``, on any device.
+            assignment: what the anchors of the batch have to answer, from ``DetectionLoss.assign``, with the quality of
+                its positives where that counts, on any device.
 
         Raises:
             UserError: the output has other levels or classes, a label is not below K, or the loss is not finite.
@@ -155,14 +160,17 @@ class FocalStatistics:
             raise UserError(f"the network gave {given}, expected {levels} and {classes}")
         check_labels(assignment.labels, classes)
         assignment = assignment.to(raw.logits[0].device)
-        parts = zip(raw.logits, assignment.positives_by_level(), assignment.ignored_by_level(), strict=True)
-        for level, (logits, (index, labels), ignored) in enumerate(parts):
+        scores: Sequence[Tensor | None] = [None] * levels
+        if assignment.quality is not None:
+            scores = assignment.quality.split(list(assignment.positives_per_level))
+        parts = zip(raw.logits, assignment.positives_by_level(), scores, assignment.ignored_by_level(), strict=True)
+        for level, (logits, (index, labels), score, ignored) in enumerate(parts):
             wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
             x = torch.empty_like(logits, dtype=wide, memory_format=torch.contiguous_format).copy_(logits.detach())
             x = x.unflatten(1, (-1, classes))  # (N, A, K, H, W)
             image, anchor, row, column = index.unbind(1)
             places = (image, anchor, labels, row, column)
-            self._add_positives(level, x[places], labels)
+            self._add_positives(level, x[places], labels, score)
 
             # Those that are no negatives have no loss and lie in the lowest bin, from which they are taken back.
             x[places] = NO_LOSS
@@ -180,10 +188,13 @@ class FocalStatistics:
         for summary in ("positive", "negative"):  # they are out of date
             self.__dict__.pop(summary, None)
 
-    def _add_positives(self, level: int, x: Tensor, labels: Tensor) -> None:
-        """Logits (P_l,) of the annotated classes (P_l,)."""
+    def _add_positives(self, level: int, x: Tensor, labels: Tensor, score: Tensor | None) -> None:
+        """Logits (P_l,) of the annotated classes (P_l,), and the scores (P_l,) that they should have, None for 1."""
         x, rows, classes = x.cpu().double(), labels.cpu().numpy(), self.counts.shape[1]
-        loss = sigmoid_focal_loss(x, x.new_ones(()), alpha=None, gamma=self.gamma)
+        if score is None:
+            loss = sigmoid_focal_loss(x, x.new_ones(()), alpha=None, gamma=self.gamma)
+        else:
+            loss = quality_focal_loss(x, score.cpu().double(), gamma=self.gamma)
         _check_finite(loss, level)
         self._losses[1, level] += np.bincount(rows, loss.numpy(), classes)
         self._probabilities += np.bincount(rows, x.sigmoid().numpy(), classes)
