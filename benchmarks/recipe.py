@@ -1,4 +1,4 @@
-"""What each part of the default recipe is worth: one row for each switch, set back to what it was before.
+"""What each part of the default recipe is worth, and what else was tried: a row for each switch.
 
     python benchmarks/recipe.py DATA BACKBONE.safetensors [--rows default iou ...] [--seeds 0 1 2] [--short 384]
         [--long 512] [--epochs 12] [--model lite] [--output runs/recipe]
@@ -19,15 +19,19 @@ from retinanet.training.config import LossConfig, OptimConfig
 from settings import Setting
 
 FLIPS = {"hflip": 0.5, "vflip": 0.5}
+ALONE = Postprocess(score=0.05)  # boxes of detections are their own; an object of its own, so that it is taken as given
+FOCAL = LossConfig(classification="focal")
 ROWS: dict[str, dict[str, Any]] = {
     "default": {},
-    "IoU matching, smooth L1": {"loss": CLASSIC},
+    "no vote": {"postprocess": ALONE},
+    "focal": {"loss": FOCAL},
+    "focal, no vote": {"loss": FOCAL, "postprocess": ALONE},
+    "paper's loss, no vote": {"loss": CLASSIC, "postprocess": ALONE},
+    "paper's loss": {"loss": CLASSIC},
     "IoU matching": {"loss": LossConfig(matching="iou")},
     "smooth L1": {"loss": LossConfig(box="smooth_l1", box_weight=1.0)},
     "GIoU of weight 1": {"loss": LossConfig(box_weight=1.0)},
     "ATSS of 4 cells": {"loss": LossConfig(cells=4)},
-    "focal, not quality": {"loss": LossConfig(classification="focal")},
-    "no vote": {"postprocess": Postprocess(score=0.05)},
     "turns": {"augment": Augment(**FLIPS, turn=0.5)},
     "zoom": {"augment": Augment(**FLIPS, zoom=(0.6, 1.6))},
     "mosaic": {"augment": Augment(**FLIPS, mosaic=0.5)},
@@ -35,11 +39,18 @@ ROWS: dict[str, dict[str, Any]] = {
     "no average of weights": {"optim": OptimConfig(warmup=50, ema=0.0)},
     "rate of 1e-3": {"optim": OptimConfig(warmup=50, lr=1e-3)},
     "one anchor per cell": {"architecture": {"anchors": {"ratios": [1.0], "scales": [1.0]}}},
-    "depth 2": {"architecture": {"depth": 2}},
     "He": {"architecture": {"head_init": "he"}},
     "group norm": {"architecture": {"head_norm": "group"}},
-    "depthwise towers": {"architecture": {"depthwise": True, "head_init": "he"}},
-    "shared depthwise towers": {"architecture": {"depthwise": True, "shared": True, "head_init": "he"}},
+    "group norm, focal, no vote": {"architecture": {"head_norm": "group"}, "loss": FOCAL, "postprocess": ALONE},
+    "depthwise": {"architecture": {"depthwise": True, "head_init": "he"}},
+    "depthwise, focal, no vote": {
+        "architecture": {"depthwise": True, "head_init": "he"},
+        "loss": FOCAL,
+        "postprocess": ALONE,
+    },
+    "shared, one anchor per cell": {
+        "architecture": {"shared": True, "anchors": {"ratios": [1.0], "scales": [1.0]}},
+    },
 }
 
 

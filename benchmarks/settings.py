@@ -31,6 +31,7 @@ class Setting:
         short: pixels of the short side.
         long: most pixels of the long side.
         epochs: of each run.
+        depth: hidden convolutions of each tower, where a row does not say.
     """
 
     data: Path
@@ -41,6 +42,7 @@ class Setting:
     short: int
     long: int
     epochs: int
+    depth: int
 
     @property
     def splits(self) -> tuple[str, str]:
@@ -58,16 +60,17 @@ class Setting:
         parser.add_argument("--short", type=int, default=384)
         parser.add_argument("--long", type=int, default=512)
         parser.add_argument("--epochs", type=int, default=12)
+        parser.add_argument("--depth", type=int, default=4)
 
     @classmethod
     def of(cls, options: argparse.Namespace) -> Setting:
         """From what :meth:`add_arguments` made."""
-        names = ("data", "backbone", "output", "model", "short", "long", "epochs")
+        names = ("data", "backbone", "output", "model", "short", "long", "epochs", "depth")
         return cls(seeds=tuple(options.seeds), **{name: getattr(options, name) for name in names})
 
     def folder(self, name: str, seed: int) -> Path:
         """Of one run."""
-        size = f"{self.data.name}-{self.short}-{self.epochs}"
+        size = f"{self.data.name}-{self.short}-{self.epochs}-{self.depth}"
         return self.output / size / name.replace(" ", "-").replace("/", "-") / f"seed{seed}"
 
     def measure(self, name: str, seed: int, options: Mapping[str, Any]) -> dict[str, float]:
@@ -87,6 +90,7 @@ class Setting:
             "optim": OptimConfig(warmup=50),
             "model": self.model,
             **options,
+            "architecture": {"depth": self.depth, **options.get("architecture", {})},
         }
         train_split, test_split = self.splits
         train(
