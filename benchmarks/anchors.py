@@ -1,7 +1,8 @@
 """Objects that the default anchors miss: train with them and with the proposed ones, the same seed and schedule.
 
-Matching is the paper's, for which anchors matter most. The data are made here: bars of 48 x 6 and 6 x 48 pixels and dots
-of 6 pixels on a textured background, images of 160 x 160. The anchors are chosen on the training split; the validation split is measured after the last epoch.
+Matching is the paper's, for which anchors matter most. The data are made here: bars of 48 x 6 and 6 x 48 pixels and
+dots of 6 pixels on a textured background, images of 160 x 160. The anchors are chosen on the training split; the
+validation split is measured after the last epoch.
 
     python benchmarks/anchors.py BACKBONE.safetensors [--output runs/anchors] [--epochs 30] [--larger]
 
