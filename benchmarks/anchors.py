@@ -86,7 +86,7 @@ def measure(data: Path, backbone: str, output: Path, audited: AnchorAudit, epoch
         image=ImageConfig(short=size.short, long=size.long),
         augment=Augment(hflip=0.5, vflip=0.5),
         loss=CLASSIC,
-        postprocess=Postprocess(score=0.05),
+        postprocess=Postprocess(vote=0.0),
         optim=OptimConfig(warmup=30, ema=0.99),
         run=RunConfig(workers=0, evaluate_every=epochs),
     )

@@ -21,6 +21,7 @@ import multiprocessing
 import sys
 from collections.abc import Callable
 from itertools import accumulate
+from multiprocessing.synchronize import Barrier
 
 import torch
 from torch import Tensor
@@ -128,9 +129,12 @@ def measure_beside_others() -> None:
         matcher(LATTICE, GRIDS, target.boxes, target.ignore)
 
     for others in range(3):
-        busy = [multiprocessing.Process(target=multiply, daemon=True) for _ in range(others)]
+        fresh = multiprocessing.get_context("spawn")  # a forked process would wait for threads that it does not have
+        begun = fresh.Barrier(others + 1)
+        busy = [fresh.Process(target=multiply, args=(begun,), daemon=True) for _ in range(others)]
         for process in busy:
             process.start()
+        begun.wait(60)
         spreads = time_in_turns(
             {
                 f"{rule}, {threads}": lambda threads=threads, matcher=matcher: match_with(threads, matcher)
@@ -143,14 +147,17 @@ def measure_beside_others() -> None:
         rows.append((others, *(spread.median * 1e3 for spread in spreads.values())))
         for process in busy:
             process.kill()
+            process.join()
     torch.set_num_threads(every)
     columns = (f"{name} thread{'s' * (name[-1] != '1')}, ms" for name in spreads)
     print(Table(("other processes", *columns), rows, digits=(0, 1, 1, 1, 1)).to_markdown())
 
 
-def multiply() -> None:
+def multiply(begun: Barrier) -> None:
     """What a busy process does."""
     matrix = torch.rand(600, 600)
+    matrix @ matrix
+    begun.wait(60)
     while True:
         matrix @ matrix
 

@@ -7,9 +7,9 @@ TABLE is 1a (cross entropy, balanced by alpha), 1b (focal loss for several gamma
 (scales and ratios of the anchors), 1d (online hard example mining) or 2 (figure 2: AP against time for torchvision's
 detectors and ours, at three sizes of images). Figure 4 is in the report of ``retinanet diagnose``.
 
-Matching, box loss and anchors are the paper's in all rows of the tables 1; the optimiser and its schedule are those of
-the default recipe, the same in every row. DATA has a split ``test`` and one of ``trainval`` and ``train``, BACKBONE the
-ImageNet weights of timm's tf_efficientnet_lite0. A run that is complete is not run again.
+Matching, box loss, post-processing and, except in 1c, anchors are the paper's in the tables 1; the optimiser and its
+schedule are those of the default recipe, the same in every row. DATA has a split ``test`` and one of ``trainval`` and
+``train``, BACKBONE the ImageNet weights of timm's tf_efficientnet_lite0. A run that is complete is not run again.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from retinanet import Predictor, load_dataset
 from retinanet.deploy.measure import describe_machine, time_in_turns
 from retinanet.images.preprocess import Preprocess
 from retinanet.losses.config import CLASSIC, LossConfig
-from retinanet.losses.ohem import OHEM
+from retinanet.model.backbone import Backbone
+from retinanet.model.postprocess import Postprocess
 from retinanet.model.presets import preset
 from settings import Setting
 
@@ -41,38 +42,46 @@ PEERS = {"fasterrcnn": "Faster R-CNN", "retinanet": "torchvision's RetinaNet", "
 SHRUNK = (0.5, 0.75, 1.0)  # sizes of figure 2, as parts of the setting's
 
 
+def _row(loss: LossConfig = PAPER, **options: Any) -> dict[str, Any]:
+    """The paper's loss, and boxes of detections that are their own."""
+    return {"loss": loss, "postprocess": Postprocess(vote=0.0), **options}
+
+
 def _lattice(scales: int, ratios: int) -> dict[str, Any]:
     """The paper's anchors of so many scales and ratios; four scales are quarters of an octave."""
     parts = max(scales, 3)
     chosen = {"scales": [2 ** (k / parts) for k in range(scales)], "ratios": [0.5, 1.0, 2.0] if ratios == 3 else [1.0]}
-    return {"architecture": {"anchors": chosen}, "loss": PAPER}
+    return _row(architecture={"anchors": chosen})
 
 
-def _mined(batch: int, nms: float, ratio: float | None = None) -> dict[str, LossConfig]:
-    return {"loss": replace(PAPER, classification="ohem", ohem=OHEM(batch, nms, ratio))}
+def _mined(batch: int, nms: float, ratio: float | None = None) -> dict[str, Any]:
+    mining = {"ohem_batch": batch, "ohem_nms": nms, "ohem_ratio": ratio}
+    return _row(loss=replace(PAPER, classification="ohem", **mining))
 
 
 TABLES: dict[str, dict[str, dict[str, Any]]] = {
-    "1a": {f"alpha {alpha}": {"loss": replace(PAPER, gamma=0.0, alpha=alpha)} for alpha in ALPHAS},
-    "1b": {f"gamma {gamma:g} alpha {a}": {"loss": replace(PAPER, gamma=gamma, alpha=a)} for gamma, a in GAMMAS},
+    "1a": {f"alpha {alpha}": _row(replace(PAPER, gamma=0.0, alpha=alpha)) for alpha in ALPHAS},
+    "1b": {f"gamma {gamma:g} alpha {a}": _row(replace(PAPER, gamma=gamma, alpha=a)) for gamma, a in GAMMAS},
     "1c": {f"{scales} scales {ratios} ratios": _lattice(scales, ratios) for scales, ratios in ANCHORS},
     "1d": {
         **{f"OHEM {batch} nms {nms}": _mined(batch, nms) for nms in (0.7, 0.5) for batch in (128, 256, 512)},
         **{f"OHEM 1:3 {batch} nms 0.5": _mined(batch, 0.5, 3.0) for batch in (128, 256, 512)},
-        "focal": {"loss": PAPER},
+        "focal": _row(),
     },
 }
 
 
 def draw_curve(setting: Setting, peers: list[str]) -> None:
     """Figure 2: train everything at three sizes, time all of a size in turns, and draw AP against milliseconds."""
+    backbone = preset(setting.model).backbone
+    plain = Backbone(name=backbone)
     train_split, test_split = setting.splits
     first = load_dataset(setting.data, train_split)
     sets = (first, load_dataset(setting.data, test_split, class_names=first.class_names))
     points: dict[str, list[tuple[float, float]]] = {}
     for part in SHRUNK:
         size = replace(setting, short=round(setting.short * part), long=round(setting.long * part))
-        preprocess = Preprocess(short=size.short, long=size.long, mean=(0.5,) * 3, std=(0.5,) * 3)
+        preprocess = Preprocess(short=size.short, long=size.long, mean=plain.mean, std=plain.std)
         image = sets[1][0].image
         assert image is not None
         steps: dict[str, Callable[[], Any]] = {}
@@ -81,13 +90,12 @@ def draw_curve(setting: Setting, peers: list[str]) -> None:
             scores.setdefault("ours", []).append(size.measure("default", seed, {})["AP"])
             for kind in peers:
                 folder = size.folder(kind, seed)
-                backbone = preset(setting.model).backbone
                 how = Schedule(epochs=size.epochs, seed=seed)
                 values = run_peer(kind, sets, backbone, setting.backbone, preprocess, how, folder)
                 scores.setdefault(PEERS[kind], []).append(values["AP"])
                 model = build_peer(kind, len(first.class_names), backbone, setting.backbone, preprocess).eval()
                 model.load_state_dict(torch.load(folder / "model.pt", weights_only=True))
-                steps[PEERS[kind]] = _detector_of(model, preprocess.resize(image).float() / 255)
+                steps[PEERS[kind]] = _detector_of(model.to(memory_format=torch.channels_last), image, preprocess)
         predictor = Predictor.load(size.folder("default", setting.seeds[0]) / "last")
         steps["ours"] = lambda predictor=predictor, image=image: predictor(image)
         times = time_in_turns(steps, 15)
@@ -98,10 +106,12 @@ def draw_curve(setting: Setting, peers: list[str]) -> None:
     print(describe_machine())
 
 
-def _detector_of(model: torch.nn.Module, image: torch.Tensor) -> Callable[[], Any]:
+def _detector_of(model: torch.nn.Module, image: torch.Tensor, preprocess: Preprocess) -> Callable[[], Any]:
+    """From the pixels of the file to detections, as our predictor goes."""
+
     def detect() -> Any:
         with torch.inference_mode():
-            return model([image])
+            return model([preprocess.resize(image).float() / 255])
 
     return detect
 
@@ -128,6 +138,8 @@ def main() -> None:
         draw_curve(setting, options.peers)
         return
     rows = TABLES[options.table]
+    if unknown := set(options.rows or ()) - set(rows):
+        raise SystemExit(f"table {options.table} has no row {unknown.pop()!r}; its rows: {', '.join(map(repr, rows))}")
     setting.measure_all({name: rows[name] for name in options.rows or rows})
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -219,7 +219,6 @@ def run_peer(
         return dict(json.loads(result.read_text()))
     train, test = sets
     torch.manual_seed(how.seed)
-    preprocess = replace(preprocess, mean=(0.5,) * 3, std=(0.5,) * 3)
     model = build_peer(kind, len(train.class_names), backbone, weights, preprocess)
     model = train_peer(model, train, preprocess, how, folder)
     values = evaluate_peer(model, test, preprocess, kind in ("fasterrcnn", "ssd"))

@@ -19,7 +19,7 @@ from retinanet.training.config import LossConfig, OptimConfig
 from settings import Setting
 
 FLIPS = {"hflip": 0.5, "vflip": 0.5}
-ALONE = Postprocess(score=0.05)  # boxes of detections are their own; an object of its own, so that it is taken as given
+ALONE = Postprocess(vote=0.0)  # boxes of detections are their own
 FOCAL = LossConfig(classification="focal")
 ROWS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -42,9 +42,9 @@ ROWS: dict[str, dict[str, Any]] = {
     "He": {"architecture": {"head_init": "he"}},
     "group norm": {"architecture": {"head_norm": "group"}},
     "group norm, focal, no vote": {"architecture": {"head_norm": "group"}, "loss": FOCAL, "postprocess": ALONE},
-    "depthwise": {"architecture": {"depthwise": True, "head_init": "he"}},
+    "depthwise": {"architecture": {"depth": 4, "depthwise": True, "head_init": "he"}},
     "depthwise, focal, no vote": {
-        "architecture": {"depthwise": True, "head_init": "he"},
+        "architecture": {"depth": 4, "depthwise": True, "head_init": "he"},
         "loss": FOCAL,
         "postprocess": ALONE,
     },

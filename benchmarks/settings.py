@@ -70,7 +70,7 @@ class Setting:
 
     def folder(self, name: str, seed: int) -> Path:
         """Of one run."""
-        size = f"{self.data.name}-{self.short}-{self.epochs}-{self.depth}"
+        size = f"{self.data.name}-{self.model}-{self.short}-{self.long}-{self.epochs}-{self.depth}"
         return self.output / size / name.replace(" ", "-").replace("/", "-") / f"seed{seed}"
 
     def measure(self, name: str, seed: int, options: Mapping[str, Any]) -> dict[str, float]:

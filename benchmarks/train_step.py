@@ -81,7 +81,7 @@ def our_step(images: list[Sample], size: int, precision: str, folder: Path) -> S
         architecture=None,
         image=ImageConfig(),
         augment=Augment(),
-        loss=LossConfig(matching="iou", box="l1", box_weight=1.0),
+        loss=LossConfig(classification="focal", matching="iou", box="l1", box_weight=1.0),
         optim=OptimConfig(optimizer="sgd", lr=LR, lr_batch=len(images), ema=0.0),
         postprocess=Postprocess(),
         run=RunConfig(accelerator="cpu", precision=precision),

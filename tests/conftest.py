@@ -237,7 +237,6 @@ def full_spec():
     from retinanet.anchors.lattice import AnchorLattice, LatticeCompat
     from retinanet.images.preprocess import Preprocess, PreprocessCompat
     from retinanet.losses.config import LossConfig
-    from retinanet.losses.ohem import OHEM
     from retinanet.model.postprocess import Postprocess, PostprocessCompat
     from retinanet.model.presets import Architecture
     from retinanet.spec import ModelSpec
@@ -302,7 +301,9 @@ def full_spec():
             forced="off",
             forced_iou=0.1,
             normaliser="image",
-            ohem=OHEM(batch=7, nms=0.3, ratio=2.0),
+            ohem_batch=7,
+            ohem_nms=0.3,
+            ohem_ratio=2.0,
         ),
     )
 

@@ -17,7 +17,15 @@ from retinanet.types import Sample, Target
 
 RULE = Preprocess(short=32, long=64)
 AUGMENT = Augment(
-    hflip=0.5, vflip=0.5, turn=0.5, scale_jitter=(0.5, 1.0), zoom=(0.5, 2.0), mosaic=0.3, paste=0.3, photometric=0.5
+    hflip=0.5,
+    vflip=0.5,
+    turn=0.5,
+    scale_jitter=(0.5, 1.0),
+    zoom=(0.5, 2.0),
+    mosaic=0.3,
+    paste=0.3,
+    photometric=0.5,
+    closing=0,
 )
 
 

@@ -87,6 +87,30 @@ def test_pasted_objects_are_where_their_boxes_say_and_hide_none():
     assert pasted > 20
 
 
+def test_a_large_patch_hides_no_small_object():
+    other = painted(70, 70, (0, 0, 60, 60))
+    view = painted(70, 70, (30, 30, 36, 36))
+    for seed in range(30):
+        torch.manual_seed(seed)
+        image, target = paste(view, other)
+        assert torch.equal(image[0, 30:36, 30:36], view[0][0, 30:36, 30:36]) or len(target) == 1
+        assert len(target) == 1, "every place of so large an object covers the small one"
+
+
+def test_an_object_with_another_on_it_is_not_pasted():
+    """The other would come along without its box."""
+    other = painted(50, 50, (0, 0, 20, 20), (5, 5, 12, 12), (40, 40, 48, 46))
+    for seed in range(30):
+        torch.manual_seed(seed)
+        assert set(paste(painted(60, 60), other)[1].labels.tolist()) <= {2}
+
+
+def test_a_reduction_to_nothing_leaves_two_pixels():
+    for size in ((2, 3), (3, 1), (1, 1)):
+        image, target = zoom((torch.zeros(3, *size, dtype=torch.uint8), Target.empty()), 0.3)
+        assert image.shape == (3, *size) and len(target) == 0
+
+
 def test_what_is_left_of_a_cut_object_is_ignored():
     view = painted(20, 20, (0, 0, 10, 10), (12, 12, 18, 18))
     _, target = place(torch.zeros(3, 20, 20, dtype=torch.uint8), view, (-6, 0), (0, 0, 20, 20))

@@ -355,6 +355,15 @@ def test_without_rivals_a_box_stays_where_it_is():
     assert torch.equal(nobody, boxes)
 
 
+def test_what_is_no_candidate_does_not_reach_a_box():
+    """Exported graphs have rows without a candidate, of score 0, whatever their box is; and far pixels stay exact."""
+    boxes = torch.tensor([[1300.0, 10, 1332.4, 40], [math.nan] * 4, [math.inf] * 4])
+    scores, labels = torch.tensor([0.7, 0.0, 0.0]), torch.zeros(3, dtype=torch.int64)
+    assert torch.equal(vote(boxes[:1], labels[:1], boxes, scores, labels, 0.5), boxes[:1])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(vote(boxes[:1], labels[:1], boxes, scores, labels, 0.5), boxes[:1])
+
+
 @pytest.mark.parametrize("vote", [-0.1, 1.1, math.nan])
 def test_a_vote_is_an_iou(vote):
     with pytest.raises(UserError, match=r"vote is an IoU from 0 \(off\) to 1"):

@@ -69,7 +69,7 @@ def test_the_criterion_is_what_the_knobs_say():
     assert (criterion.matcher.forced_iou, criterion.normaliser) == (0.0, "batch")
     theirs = LossConfig(matching="iou", forced_iou=0.4, normaliser="image").build()
     assert (theirs.matcher.forced_iou, theirs.normaliser) == (0.4, "image")
-    assert LossConfig(classification="ohem", ohem=OHEM(batch=256)).build().classification == OHEM(batch=256)
+    assert LossConfig(classification="ohem", ohem_batch=256).build().classification == OHEM(batch=256)
     assert (LossConfig(box="l1").build().box, LossConfig(box="giou").build().box) == (L1(), GIoU())
     assert LossConfig().build().classification == FocalLoss(None, 2.0, quality=True)
     assert LossConfig(alpha=0.5).build().classification == FocalLoss(0.5, 2.0, quality=True)

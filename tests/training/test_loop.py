@@ -187,7 +187,7 @@ def wrong_prior(net):
 
 
 @pytest.mark.parametrize("changes", [{}, {"optim": {"accumulate": 3}}, {"architecture": {"prior": 0.05}}])
-@pytest.mark.parametrize("loss", [LossConfig(), LossConfig(alpha=None, gamma=0.0)])
+@pytest.mark.parametrize("loss", [LossConfig(), CLASSIC, replace(CLASSIC, alpha=None, gamma=0.0)])
 def test_the_first_loss_of_a_sound_model_goes_without_a_word(assembled, monkeypatch, changes, loss):
     assert said(assembled(loss=loss, **changes), monkeypatch) == []
 

@@ -1,14 +1,19 @@
 """Recipes: what they change, and that an option that somebody gives has the last word."""
 
+from dataclasses import replace
+
 import pytest
 
 from retinanet.anchors.matching import Matcher
 from retinanet.cli.main import main
+from retinanet.data.dataset import load_dataset
 from retinanet.data.transforms import Augment
+from retinanet.detector import Detector
 from retinanet.errors import UserError
 from retinanet.losses.box import L1, SmoothL1
 from retinanet.losses.focal import FocalLoss
-from retinanet.training import run
+from retinanet.model.postprocess import Postprocess
+from retinanet.training import run, start
 from retinanet.training.config import LossConfig, OptimConfig
 
 
@@ -71,3 +76,38 @@ def test_an_unknown_recipe(capsys):
         run.train("cells", "out", recipe="papre")
     assert main(["train", "cells", "--output", "out", "--recipe", "best"]) == 2
     assert "recipe: there is none called 'best'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("text", "alpha"), [("0.3", 0.3), ("null", None), ("auto", "auto")])
+def test_alpha_may_be_a_number_a_word_or_nothing(asked, text, alpha):
+    with pytest.raises(AttributeError):
+        main(["train", "cells", "--output", "out", "--loss.alpha", text])
+    assert asked[0].loss.alpha == alpha
+
+
+@pytest.mark.parametrize(
+    ("recipe", "given", "expected"),
+    [
+        ("default", Postprocess(), 0.65),
+        ("default", Postprocess(score=0.01), 0.65),
+        ("default", Postprocess(vote=0.0), 0.0),
+        ("default", Postprocess(vote=0.5), 0.5),
+        ("paper", Postprocess(), None),
+        ("torchvision", Postprocess(vote=0.6), 0.6),
+    ],
+)
+def test_new_models_vote_as_their_recipe_says(train_config, tiny, data, recipe, given, expected):
+    config = train_config(data=str(data), output="out", **tiny(recipe=recipe, postprocess=given))
+    detector = start.build_detector(config, load_dataset(data, "train"))
+    assert detector.spec.postprocess == replace(given, vote=expected)
+
+
+@pytest.mark.parametrize(("saved", "given", "expected"), [(0.65, None, 0.65), (None, None, None), (0.65, 0.0, 0.0)])
+def test_a_model_that_starts_from_a_folder_votes_as_it_did(
+    trained, train_config, data, tmp_path, saved, given, expected
+):
+    folder = tmp_path / "model"
+    Detector.load(trained).with_spec(postprocess=Postprocess(vote=saved)).save(folder)
+    config = train_config(data=str(data), output="out", model=str(folder), postprocess=Postprocess(vote=given))
+    detector, _ = start.adapt_detector(config, folder, load_dataset(data, "train"))
+    assert detector.spec.postprocess.vote == expected

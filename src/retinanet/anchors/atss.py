@@ -38,8 +38,9 @@ class ATSS:
 
     Args:
         cells: k, of each level.
-        forced: a box that no anchor answers for, because no centre lies inside of it, takes the candidate that overlaps
-            it best, the first of several, at any IoU but zero. The paper leaves such a box without an anchor.
+        forced: a box without a positive candidate, because no centre lies inside of it, takes the candidate that
+            overlaps it best, the first of several, at any IoU but zero. The paper leaves it without an anchor. A box
+            that loses its anchors to others stays without.
     """
 
     cells: int = 9

@@ -65,11 +65,13 @@ def vote(chosen: Tensor, labels: Tensor, boxes: Tensor, scores: Tensor, voters: 
     Returns:
         (..., D, 4) the boxes; that of a detection without any vote is its own.
     """
-    overlap = paired_iou(chosen[..., :, None, :], boxes[..., None, :, :])  # (..., D, n)
-    counts = (overlap >= threshold) & (labels[..., :, None] == voters[..., None, :])
-    weight = torch.where(counts, scores[..., None, :], 0.0)
-    total = weight.sum(dim=-1, keepdim=True)
-    return torch.where(total > 0, weight @ boxes / total.clamp(min=1e-9), chosen)
+    chosen, labels = chosen[..., :, None, :], labels[..., :, None]  # (..., D, 1, 4), (..., D, 1)
+    boxes = torch.where(scores[..., None] > 0, boxes, 0.0)[..., None, :, :]  # (..., 1, n, 4)
+    counts = (paired_iou(chosen, boxes) >= threshold) & (labels == voters[..., None, :])
+    weight = torch.where(counts, scores[..., None, :], 0.0)  # (..., D, n)
+    # Sums of differences, not a product of matrices: that may be computed in bfloat16, in which 1332.4 is 1336.
+    moves = (weight[..., None] * (boxes - chosen)).sum(dim=-2)
+    return chosen[..., 0, :] + moves / weight.sum(dim=-1, keepdim=True).clamp(min=1e-9)
 
 
 @torch.library.custom_op("retinanet::nms_keep", mutates_args=())

@@ -185,7 +185,9 @@ def read_text(text: str, kinds: Sequence[Any]) -> Any:
     """The value that a word stands for: the text itself where the option may be a text, else what it says in YAML."""
     if text == "null" and NoneType in kinds:
         return None
-    if any(kind in (str, Path) or get_origin(kind) is Literal for kind in kinds):
+    words = {word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)}
+    others = [kind for kind in kinds if get_origin(kind) is not Literal and kind is not NoneType]
+    if text in words or not others or str in others or Path in others:
         return text
     if list[str] in kinds and not text.startswith("["):
         return text.split(",")

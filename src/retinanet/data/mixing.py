@@ -12,15 +12,16 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 from torchvision import tv_tensors
-from torchvision.ops import box_area, box_iou
+from torchvision.ops import box_area
 from torchvision.transforms.v2 import functional
 
+from retinanet.anchors.geometry import paired_intersection
 from retinanet.types import Target
 
 View = tuple[Tensor, Target]  # (3, H, W) uint8 and boxes in its pixels
 VISIBLE = 0.5  # share of an object's area from which on it is an example
 GREY = 114  # of the padding, near the mean of photographs
-FREE = 0.1  # most IoU of a pasted object with one that is there
+FREE = 0.1  # most share of the smaller of two objects that a pasted one may have in common with another
 
 
 def turn(view: View) -> View:
@@ -39,7 +40,7 @@ def zoom(view: View, factor: float) -> View:
     """A random part of the enlarged image, or the reduced image at a random place on grey; the size stays."""
     image, target = view
     height, width = image.shape[1:]
-    new = max(1, round(height * factor)), max(1, round(width * factor))
+    new = max(2, round(height * factor)), max(2, round(width * factor))  # torch's resize fails at one pixel
     boxes = tv_tensors.BoundingBoxes(target.boxes, format="XYXY", canvas_size=(height, width))
     image, boxes = functional.resize(image, list(new), antialias=True), functional.resize(boxes, list(new))
     top, left = (
@@ -67,24 +68,35 @@ def mosaic(view: View, draw: Callable[[], View]) -> View:
 
 
 def paste(view: View, other: View) -> View:
-    """Objects of another image, each with a chance of a half, at random places where no object is yet."""
+    """Objects of another image, each with a chance of a half, at random places where no object is yet.
+
+    They are cut out as rectangles, so one that has another object on it stays where it is.
+    """
     image, target = view[0].clone(), view[1]
     height, width = image.shape[1:]
     for row in (~other[1].ignore).nonzero()[:, 0].tolist():
         left, top, right, bottom = (int(side) for side in other[1].boxes[row].round().clamp(min=0).tolist())
         patch = other[0][:, top:bottom, left:right]
-        if torch.rand(()) < 0.5 or 0 in patch.shape or patch.shape[1] > height or patch.shape[2] > width:
+        alone = not _is_taken(other[1].boxes[row], torch.cat([other[1].boxes[:row], other[1].boxes[row + 1 :]]))
+        if torch.rand(()) < 0.5 or not alone or 0 in patch.shape or patch.shape[1] > height or patch.shape[2] > width:
             continue
         y, x = _random_int(0, height - patch.shape[1]), _random_int(0, width - patch.shape[2])
-        box = torch.tensor([[x, y, x + patch.shape[2], y + patch.shape[1]]], dtype=target.boxes.dtype)
-        if len(target) and float(box_iou(box, target.boxes).max()) > FREE:
+        box = torch.tensor([x, y, x + patch.shape[2], y + patch.shape[1]], dtype=target.boxes.dtype)
+        if _is_taken(box, target.boxes):
             continue
         image[:, y : y + patch.shape[1], x : x + patch.shape[2]] = patch
-        label = other[1].labels[row : row + 1]
         target = Target(
-            torch.cat([target.boxes, box]), torch.cat([target.labels, label]), torch.cat([target.ignore, label < 0])
+            torch.cat([target.boxes, box[None]]),
+            torch.cat([target.labels, other[1].labels[row : row + 1]]),
+            torch.cat([target.ignore, torch.zeros(1, dtype=torch.bool)]),
         )
     return image, target
+
+
+def _is_taken(box: Tensor, boxes: Tensor) -> bool:
+    """Whether a box (4,) and one of (m, 4) have more than ``FREE`` of the smaller one in common."""
+    smaller = box_area(boxes).minimum(box_area(box[None]))
+    return bool((paired_intersection(box, boxes) > FREE * smaller).any())
 
 
 def place(canvas: Tensor, view: View, corner: tuple[int, int], window: tuple[int, int, int, int]) -> View:

@@ -116,20 +116,25 @@ class DetectionModule(RawModule):
             right = torch.minimum(boxes[..., 2], torch.full_like(boxes[..., 2], columns * stride))
             bottom = torch.minimum(boxes[..., 3], torch.full_like(boxes[..., 3], rows * stride))
             boxes = torch.cat([boxes[..., :2].clamp(min=0), right[..., None], bottom[..., None]], dim=2)
-        shown = torch.minimum(boxes.clamp(min=0), limit)
-        can_vote = torch.where(self._visible(shown), scores, 0.0)
-        voters = _best(can_vote, labels, shown, min(VOTERS, scores.shape[1]))
+        candidates = scores, labels, boxes
         most = min(self.post.max_detections, scores.shape[1])
         keep = nms_keep(boxes, scores, labels, self.post.nms, self.post.class_agnostic, raw.num_classes, most)
         scores, labels, boxes = _best(torch.where(keep, scores, 0.0), labels, boxes, most)
         if self.post.compat.clip != "before":
             boxes = torch.minimum(boxes.clamp(min=0), limit)
             scores, labels, boxes = _best(torch.where(self._visible(boxes), scores, 0.0), labels, boxes, most)
-        if self.post.vote > 0:
-            their_scores, their_labels, their_boxes = voters
-            boxes = vote(boxes, labels, their_boxes, their_scores, their_labels, self.post.vote)
+        if self.post.vote:
+            boxes = self._vote(labels, boxes, candidates, limit)
         filled = scores > 0
         return torch.where(filled[..., None], boxes, 0.0), scores, torch.where(filled, labels, 0), filled.sum(dim=1)
+
+    def _vote(self, labels: Tensor, boxes: Tensor, candidates: tuple[Tensor, ...], limit: Tensor) -> Tensor:
+        """The boxes (N, D, 4) of detections of these labels (N, D), as the best of the candidates see them."""
+        scores, voters, shown = candidates
+        shown = torch.minimum(shown.clamp(min=0), limit)
+        scores = torch.where(self._visible(shown), scores, 0.0)
+        scores, voters, shown = _best(scores, voters, shown, min(VOTERS, scores.shape[1]))
+        return vote(boxes, labels, shown, scores, voters, self.post.vote or 0.0)
 
     def _visible(self, boxes: Tensor) -> Tensor:
         """Which of the clipped boxes (N, n, 4) are shown, (N, n) bool."""

@@ -24,7 +24,7 @@ BoxLoss = Callable[[Tensor, Tensor, Tensor, BoxCoder], Tensor]
 @explain_unknown_fields
 @dataclass(frozen=True)
 class LossConfig:
-    """What is minimised; the defaults are what measured best, see docs/results/recipe.md.
+    """What is minimised; why the defaults are what they are is said in docs/how-it-works.md.
 
     Attributes:
         classification: ``focal`` (with gamma 0 it is cross entropy, alpha-balanced where alpha is set), ``quality``
@@ -40,11 +40,13 @@ class LossConfig:
         foreground: IoU from which an anchor is positive.
         background: IoU below which an anchor is negative; between the two it is ignored.
         forced: what becomes of the best anchors of a box that no anchor reaches: ``argmax`` (as torchvision and
-            detectron2), ``reassign`` (as mmdetection) or ``off`` (as the paper). Of atss, ``off`` leaves a box without
-            an anchor where no centre of a cell lies in it; otherwise its best one answers.
+            detectron2), ``reassign`` (as mmdetection) or ``off`` (as the paper). With atss, a box in which no centre of
+            a cell lies has no anchor by ``off``, else its best one.
         forced_iou: a forced anchor that overlaps no box by this IoU stays negative.
         normaliser: whose positives divide the loss: of the whole ``batch``, or of each ``image`` (as torchvision).
-        ohem: how ``ohem`` chooses anchors.
+        ohem_batch: anchors of an image that ohem takes.
+        ohem_nms: IoU above which it drops the easier of two anchors.
+        ohem_ratio: negatives that it takes for each positive; null leaves that to the losses.
     """
 
     classification: Literal["focal", "quality", "ohem"] = "quality"
@@ -60,7 +62,9 @@ class LossConfig:
     forced: Literal["argmax", "reassign", "off"] = "argmax"
     forced_iou: float = 0.0
     normaliser: Literal["batch", "image"] = "batch"
-    ohem: OHEM = OHEM()
+    ohem_batch: int = OHEM.batch
+    ohem_nms: float = OHEM.nms
+    ohem_ratio: float | None = OHEM.ratio
 
     def __post_init__(self) -> None:
         check_types(self, "loss")
@@ -72,6 +76,7 @@ class LossConfig:
         Raises:
             UserError: a number is out of its range.
         """
+        mining = OHEM(self.ohem_batch, self.ohem_nms, self.ohem_ratio)
         matcher = Matcher(self.foreground, self.background, self.forced, self.forced_iou)
         quality = self.classification == "quality"
         alpha = self.alpha if self.alpha != "auto" else None if quality else 0.25
@@ -79,7 +84,7 @@ class LossConfig:
         boxes: dict[str, BoxLoss] = {"smooth_l1": SmoothL1(self.beta), "l1": L1(), "giou": GIoU()}
         return DetectionLoss(
             matcher=matcher if self.matching == "iou" else ATSS(self.cells, forced=self.forced != "off"),
-            classification=self.ohem if self.classification == "ohem" else focal,
+            classification=mining if self.classification == "ohem" else focal,
             box=boxes[self.box],
             box_weight=self.box_weight,
             normaliser=self.normaliser,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -147,20 +148,22 @@ class DetectionLoss:
 
     def expect_initial(
         self, assignment: Assignment, lattice: AnchorLattice, grids: Grids, images: int, num_classes: int, prior: float
-    ) -> float | None:
-        """The classification loss, summed, of a network that says ``prior`` everywhere and gives its anchors as boxes.
+    ) -> tuple[float, float] | None:
+        """The least and the highest classification loss, summed, of a network that says ``prior`` everywhere.
 
-        See :func:`~retinanet.losses.focal.expected_initial_loss`. None unless the loss is focal, of whole batches.
+        They are one number (see :func:`~retinanet.losses.focal.expected_initial_loss`) unless positives have to give a
+        quality. An untrained network moves the anchors a little, so that quality is between theirs and half of it. None
+        unless the loss is focal, of whole batches.
         """
-        focal = self.classification
+        focal, count = self.classification, assignment.num_positives
         if not isinstance(focal, FocalLoss) or self.normaliser == "image":
             return None
-        positives: int | Tensor = assignment.num_positives
-        if focal.quality:
-            positives = paired_iou(_anchors_of_positives(lattice, assignment), assignment.boxes)
-        pairs = (lattice.count(grids) * images - len(assignment.ignored)) * num_classes
-        negatives = pairs - assignment.num_positives
-        return expected_initial_loss(prior, negatives, positives, alpha=focal.alpha, gamma=focal.gamma)
+        negatives = (lattice.count(grids) * images - len(assignment.ignored)) * num_classes - count
+        expect = partial(expected_initial_loss, prior, negatives, alpha=focal.alpha, gamma=focal.gamma)
+        if not focal.quality:
+            return expect(count), expect(count)
+        quality = paired_iou(_anchors_of_positives(lattice, assignment), assignment.boxes)
+        return expect(quality / 2), expect(quality)
 
     def _sums(self, raw: RawOutput, assignment: Assignment, share: int) -> tuple[Tensor, Tensor]:
         """Classification and box loss, summed, as shares; of the deltas only those of the positives are read."""

@@ -53,7 +53,7 @@ class Tower(nn.Module):
             if isinstance(module, nn.Conv2d):
                 if init == "he" and name != "output":
                     nn.init.kaiming_normal_(module.weight, nonlinearity="linear" if module.groups > 1 else "relu")
-                else:  # after He's the hidden maps are as large as the pyramid's, about 10, and the prior has to hold
+                else:  # He's keeps values near the pyramid's, about 10, and the first scores have to be the prior
                     nn.init.normal_(module.weight, std=0.001 if init == "he" else 0.01)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
@@ -125,9 +125,8 @@ class Heads(nn.Module):
             self.shared = hidden(outputs=None, depth=depth)
         self.cls = hidden(outputs=num_anchors * num_classes, depth=own)
         self.box = hidden(outputs=num_anchors * 4, depth=own)
-        for name, parameter in self.cls.output.named_parameters():
-            if name == "bias":
-                nn.init.constant_(parameter, -math.log((1 - prior) / prior))
+        assert isinstance(self.cls.output, nn.Conv2d) and self.cls.output.bias is not None
+        nn.init.constant_(self.cls.output.bias, -math.log((1 - prior) / prior))
 
     def forward(self, pyramid: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """L maps -> L logits (N, A*K, H_l, W_l) and L deltas (N, A*4, H_l, W_l)."""

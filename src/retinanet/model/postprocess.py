@@ -52,7 +52,8 @@ class Postprocess:
         max_detections: most detections of an image; the paper does not say, 100 is COCO's and Detectron's.
         class_agnostic: suppress across classes.
         vote: IoU from which on the candidates of its class take part in the box of a detection, which is then the mean
-            of their boxes, weighted by their scores; 0 leaves it its own. See :func:`retinanet.anchors.nms.vote`.
+            of their boxes, weighted by their scores; 0 leaves it its own. See :func:`retinanet.anchors.nms.vote`. None
+            is 0; ``train`` then does as its recipe says, or the model that it starts from.
         compat: what weights of other code bases need.
     """
 
@@ -61,7 +62,7 @@ class Postprocess:
     nms: float = 0.5
     max_detections: int = 100
     class_agnostic: bool = False
-    vote: float = 0.0
+    vote: float | None = None
     compat: PostprocessCompat = PostprocessCompat()
 
     def __post_init__(self) -> None:
@@ -69,7 +70,7 @@ class Postprocess:
             raise UserError(f"the score threshold must be at least 0 and below 1, got {self.score}")
         if not 0 < self.nms <= 1:
             raise UserError(f"the NMS threshold is an IoU above 0 and at most 1, got {self.nms}")
-        if not 0 <= self.vote <= 1:
+        if self.vote is not None and not 0 <= self.vote <= 1:
             raise UserError(f"vote is an IoU from 0 (off) to 1, got {self.vote}")
         if self.topk < 1 or self.max_detections < 1:
             raise UserError(f"topk and max_detections are at least 1, got {self.topk} and {self.max_detections}")
@@ -127,7 +128,7 @@ class Postprocess:
             rivals = (visible if self.compat.clip == "before" else torch.ones_like(visible)).nonzero()[:, 0]
             kept = rivals[nms(compared[rivals], scores[rivals], labels[rivals], self.nms, self.class_agnostic)]
             found = Candidates(self, place, labels, logits, scores, shown, compared, visible, kept)
-            return found if self.vote == 0 else found.vote()
+            return found.vote() if self.vote else found
 
     def _select(self, raw: RawOutput, image: int, level: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Places (n, 4), labels (n,), logits (n,) float32 and deltas (n, 4) of the candidates of one level."""
@@ -196,7 +197,7 @@ class Candidates:
         shown[chosen] = vote(
             *(shown[chosen], self.labels[chosen]),
             *(self.shown[voters], self.scores[voters], self.labels[voters]),
-            self.rule.vote,
+            self.rule.vote or 0.0,
         )
         return replace(self, shown=shown)
 

@@ -200,26 +200,26 @@ def _interruption(training: Training, progress: Progress) -> Interrupted:
 
 def check_first_loss(training: Training, parts: Sequence[Batch], losses: Losses, log: RunLog) -> None:
     """Say so if the first class loss of a new model is not what its prior implies (section 4.1 of the paper)."""
-    criterion, lattice, expected = training.criterion, training.detector.net.lattice, 0.0
+    criterion, lattice = training.criterion, training.detector.net.lattice
     if not training.untrained:
         return
     prior, classes = training.detector.spec.architecture.prior, len(training.detector.spec.class_names)
+    expected = torch.zeros(2, device=training.fabric.device)  # the least and the highest
     for batch in parts:
         size = batch.images.shape[-2:]
         assignment = batch.assignment or training.assign(size, batch.targets)
-        part = criterion.expect_initial(
-            assignment, lattice.over(*size), lattice.grids(*size), len(batch), classes, prior
-        )
+        over, grids = lattice.over(*size), lattice.grids(*size)
+        part = criterion.expect_initial(assignment, over, grids, len(batch), classes, prior)
         if part is None:
             return
-        expected += part
-    here = torch.tensor([expected], device=training.fabric.device)
-    expected = float(sum_over_ranks(training.fabric, here)) / max(losses.positives, 1)
+        expected += expected.new_tensor(part)
+    least, highest = (sum_over_ranks(training.fabric, expected) / max(losses.positives, 1)).tolist()
     measured = float(losses.classification)
-    if abs(measured - expected) > FIRST_LOSS_TOLERANCE * expected:
+    if not (1 - FIRST_LOSS_TOLERANCE) * least <= measured <= (1 + FIRST_LOSS_TOLERANCE) * highest:
+        wanted = f"{least:.4f}" if least == highest else f"{least:.4f} to {highest:.4f}"
         log.say(
             f"warning: the first class loss is {measured:.4f}, but a model that says {prior:g} everywhere has "
-            f"{expected:.4f}. The initialisation, the targets or the input is not what it should be"
+            f"{wanted}. The initialisation, the targets or the input is not what it should be"
         )
 
 

@@ -1,7 +1,7 @@
 """Recipes: what is minimised, how, and on which views of the images, under one name.
 
-The recipe ``default`` is what measured best over our data sets, see ``docs/results/recipe.md``. Each recipe names what
-it changes of the options' defaults. The network is the preset's, whatever the recipe; the ResNets are the paper's.
+The defaults of the options are the recipe ``default``, see ``docs/results/recipe.md``; the others name what they change
+of it. The network is the preset's, whatever the recipe; the ResNets are the paper's.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from retinanet.plain import find_differences, with_changes
 _SGD = {"optimizer": "sgd", "schedule": "steps", "clip": 0.0, "ema": 0.0}
 
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {
-    "default": {"postprocess": {"vote": 0.65}},
+    "default": {},
     # Lin et al., section 4 and 5. Warm-up is Detectron's, which gave the paper's numbers.
     "paper": {
         "loss": {**find_differences(CLASSIC), "forced": "off"},
@@ -30,6 +30,8 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         "augment": {"hflip": 0.5},
     },
 }
+
+VOTES = {"default": 0.65}  # of new models, by recipe; see Postprocess.vote
 
 
 def find_recipe(name: str) -> dict[str, dict[str, Any]]:

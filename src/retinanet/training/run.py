@@ -32,7 +32,7 @@ from retinanet.training.transfer import Transfer
 from retinanet.yaml_files import dump_plain
 
 AUDITED = 10_000  # boxes that tell how the anchors fit
-AUGMENT, LOSS, OPTIM, POSTPROCESS = Augment(), LossConfig(), OptimConfig(), Postprocess()  # left out: the recipe's
+AUGMENT, LOSS, OPTIM = Augment(), LossConfig(), OptimConfig()  # left out, these are the recipe's
 BADLY_COVERED = 0.05  # share of boxes without an anchor at the background IoU from which on there is a hint
 
 
@@ -72,7 +72,7 @@ def train(
     augment: Augment = AUGMENT,
     loss: LossConfig = LOSS,
     optim: OptimConfig = OPTIM,
-    postprocess: Postprocess = POSTPROCESS,
+    postprocess: Postprocess = Postprocess(),
     run: RunConfig = RunConfig(),
 ) -> TrainResult:
     """Train RetinaNet on annotated images.
@@ -82,9 +82,9 @@ def train(
         output: folder of the run, new; it becomes the model folder.
         model: preset (resnet18, resnet34, resnet50, resnet101, resnet152, lite) or a model folder to start from; its
             class layer is made new where its classes are not those of the data.
-        recipe: what augment, loss, optim and postprocess are where they are left out: ``default`` is what measured
-            best, ``paper`` the paper's, ``torchvision`` that of torchvision's first RetinaNet. In Python a group that
-            is given is taken as it is; on a command line and in a file, options change the recipe's.
+        recipe: what augment, loss and optim are where they are left out, and whether a new model votes: ``default``,
+            ``paper`` (the paper's) or ``torchvision`` (that of its first RetinaNet). In Python a group that is given is
+            taken as it is; on a command line and in a file, options change the recipe's.
         weights: of a preset's backbone: imagenet (downloaded), a safetensors file with timm's names, or none.
         epochs: passes over the training images.
         batch_size: images per optimiser step, over all devices and accumulated parts.
@@ -107,9 +107,8 @@ def train(
         UserError: a mistake in the data or the options, with nothing written; later a loss that is not finite, a full
             disk, a process of the run that died. Interrupted: after SIGINT or SIGTERM, with the state saved.
     """
-    groups: dict[str, Any] = {"augment": augment, "loss": loss, "optim": optim, "postprocess": postprocess}
-    defaults = {"augment": AUGMENT, "loss": LOSS, "optim": OPTIM, "postprocess": POSTPROCESS}
-    groups = follow_recipe(recipe, groups, defaults)
+    groups: dict[str, Any] = {"augment": augment, "loss": loss, "optim": optim}
+    groups = follow_recipe(recipe, groups, {"augment": AUGMENT, "loss": LOSS, "optim": OPTIM})
     config = TrainConfig(
         data=data,
         output=output,
@@ -126,6 +125,7 @@ def train(
         architecture=architecture,
         image=image,
         **groups,
+        postprocess=postprocess,
         run=run,
     )
     return run_training(config, resume=resume)

@@ -24,6 +24,7 @@ from retinanet.model_folder import read_spec
 from retinanet.plain import find_differences, flatten_fields, with_changes
 from retinanet.spec import ModelSpec
 from retinanet.training.config import TrainConfig
+from retinanet.training.recipes import VOTES
 from retinanet.training.transfer import Transfer, named_as, transfer
 
 
@@ -102,8 +103,10 @@ def build_detector(config: TrainConfig, dataset: DetectionDataset) -> Detector:
     preprocess = with_changes(
         Preprocess(mean=net.backbone.mean, std=net.backbone.std), find_differences(config.image), "image"
     )
-    scale = magnification(dataset, preprocess)
-    spec = ModelSpec(dataset.class_names, preprocess, config.postprocess, architecture, scale=scale, loss=config.loss)
+    scale, postprocess = magnification(dataset, preprocess), config.postprocess
+    if postprocess.vote is None:
+        postprocess = replace(postprocess, vote=VOTES.get(config.recipe))
+    spec = ModelSpec(dataset.class_names, preprocess, postprocess, architecture, scale=scale, loss=config.loss)
     return Detector(spec, net)
 
 

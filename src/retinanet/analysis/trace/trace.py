@@ -18,8 +18,7 @@ Else the network did not find it:
 
 6. ``wrong class``: a detection of another class, that counts for no object, overlaps it with IoU >= 0.5.
 7. ``below threshold``: entries of its class are in place, but score too low.
-8. ``no anchor``: nothing is in place, and training gave it no anchor, or only forced ones of an IoU below
-   0.4.
+8. ``no anchor``: nothing is in place, and training gave it no anchor, or only forced ones of an IoU below 0.4.
 9. ``never localised``: nothing is in place, though it has anchors.
 
 So the gate of a missed object is the one at which its last hope ended: without that rule, an entry in place would have
