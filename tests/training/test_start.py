@@ -240,7 +240,7 @@ def test_weights_of_a_backbone_are_refused(go_on, weights):
 
 
 def test_thresholds_are_the_folders_where_options_are_at_their_defaults(go_on):
-    saved = Postprocess(score=0.0, topk=50, max_detections=20)  # what the folder was trained with
+    saved = Postprocess(score=0.0, topk=50, max_detections=20, vote=0.65)  # what the folder was trained with
     assert go_on()[0].spec.postprocess == saved
     given = Postprocess(nms=0.3, topk=70)
     assert go_on(options={"postprocess": given})[0].spec.postprocess == replace(saved, nms=0.3, topk=70)

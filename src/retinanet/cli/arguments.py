@@ -187,7 +187,7 @@ def read_text(text: str, kinds: Sequence[Any]) -> Any:
         return None
     words = {word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)}
     others = [kind for kind in kinds if get_origin(kind) is not Literal and kind is not NoneType]
-    if text in words or not others or str in others or Path in others:
+    if text in words or (words and not others) or str in others or Path in others:
         return text
     if list[str] in kinds and not text.startswith("["):
         return text.split(",")
