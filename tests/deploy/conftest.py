@@ -58,7 +58,7 @@ def make(backbone="test_resnet", names=("disc", "star"), rule=RULE, post=None, *
     spec = ModelSpec(
         class_names=tuple(names),
         preprocess=rule,
-        postprocess=post or Postprocess(score=0.1, topk=200, max_detections=60, vote=0.6),
+        postprocess=post or Postprocess(score=0.1, topk=200, max_detections=60),
         architecture=made,
         thresholds={names[0]: 0.35},
         scale=1.5,

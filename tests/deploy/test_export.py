@@ -20,6 +20,7 @@ from retinanet.evaluation.evaluate import evaluate
 from retinanet.images.preprocess import Preprocess
 from retinanet.inference.exported import open_exported
 from retinanet.inference.predictor import Predictor
+from retinanet.model.postprocess import Postprocess
 from retinanet.spec import SUFFIXES
 
 FILES = {form: f"model{suffix}" for form, suffix in SUFFIXES.items()}
@@ -108,6 +109,25 @@ def test_any_number_of_images_of_any_size(exported, detector, kind, size, count)
         np.testing.assert_allclose(boxes[n, : found[n]], one.boxes, rtol=0, atol=0.01)
         np.testing.assert_allclose(scores[n, : found[n]], one.scores, rtol=0, atol=1e-4)
         np.testing.assert_array_equal(labels[n, : found[n]], one.labels)
+
+
+@pytest.mark.parametrize("form", ["onnx", "openvino"])
+def test_candidates_vote(build, form, tmp_path):
+    """In a file as in torch, and otherwise than without a vote."""
+    rule = Postprocess(score=0.1, topk=200, max_detections=60, vote=0.6)
+    detector = build(post=rule)
+    detector.save(tmp_path / "model")
+    report = export(str(tmp_path / "model"), format=form, output=str(tmp_path / "out"))
+    images = torch.randint(0, 256, (2, 3, 96, 128), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    sizes = torch.tensor([[96, 128], [96, 128]])
+    with torch.inference_mode():
+        raw = detector.net(detector.spec.preprocess.normalise(images, sizes))
+        wanted, plain = (post(raw, sizes, detector.spec.class_names) for post in (rule, replace(rule, vote=0.0)))
+    boxes, scores, _, found = open_exported(file_of(report), trust=True).graph(images.numpy(), sizes.numpy())
+    for n, (one, other) in enumerate(zip(wanted, plain, strict=True)):
+        assert len(one) == found[n] > 3 and not torch.equal(one.boxes, other.boxes)
+        np.testing.assert_allclose(boxes[n, : found[n]], one.boxes, rtol=0, atol=0.02)
+        np.testing.assert_allclose(scores[n, : found[n]], one.scores, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids="-".join)
