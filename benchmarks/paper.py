@@ -78,12 +78,12 @@ def draw_curve(setting: Setting, peers: list[str]) -> None:
     train_split, test_split = setting.splits
     first = load_dataset(setting.data, train_split)
     sets = (first, load_dataset(setting.data, test_split, class_names=first.class_names))
+    image = sets[1][0].image
+    assert image is not None
     points: dict[str, list[tuple[float, float]]] = {}
     for part in SHRUNK:
         size = replace(setting, short=round(setting.short * part), long=round(setting.long * part))
         preprocess = Preprocess(short=size.short, long=size.long, mean=plain.mean, std=plain.std)
-        image = sets[1][0].image
-        assert image is not None
         steps: dict[str, Callable[[], Any]] = {}
         scores: dict[str, list[float]] = {}
         for seed in setting.seeds:
@@ -93,11 +93,13 @@ def draw_curve(setting: Setting, peers: list[str]) -> None:
                 how = Schedule(epochs=size.epochs, seed=seed)
                 values = run_peer(kind, sets, backbone, setting.backbone, preprocess, how, folder)
                 scores.setdefault(PEERS[kind], []).append(values["AP"])
-                model = build_peer(kind, len(first.class_names), backbone, setting.backbone, preprocess).eval()
-                model.load_state_dict(torch.load(folder / "model.pt", weights_only=True))
-                steps[PEERS[kind]] = _detector_of(model.to(memory_format=torch.channels_last), image, preprocess)
+        for kind in peers:
+            model = build_peer(kind, len(first.class_names), backbone, setting.backbone, preprocess).eval()
+            trained = size.folder(kind, setting.seeds[0]) / "model.pt"
+            model.load_state_dict(torch.load(trained, weights_only=True))
+            steps[PEERS[kind]] = _detector_of(model.to(memory_format=torch.channels_last), image, preprocess)
         predictor = Predictor.load(size.folder("default", setting.seeds[0]) / "last")
-        steps["ours"] = lambda predictor=predictor, image=image: predictor(image)
+        steps["ours"] = lambda predictor=predictor: predictor(image)
         times = time_in_turns(steps, 15)
         for name, values in scores.items():
             points.setdefault(name, []).append((1000 * times[name].median, sum(values) / len(values)))

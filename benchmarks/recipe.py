@@ -1,7 +1,7 @@
 """What each part of the default recipe is worth, and what else was tried: a row for each switch.
 
-    python benchmarks/recipe.py DATA BACKBONE.safetensors [--rows default iou ...] [--seeds 0 1 2] [--short 384]
-        [--long 512] [--epochs 12] [--model lite] [--output runs/recipe]
+    python benchmarks/recipe.py DATA BACKBONE.safetensors [--rows default "IoU matching" ...] [--seeds 0 1 2]
+        [--short 384] [--long 512] [--epochs 12] [--model lite] [--output runs/recipe]
 
 DATA has a split ``test`` and one of ``trainval`` and ``train``, BACKBONE the ImageNet weights of timm's
 tf_efficientnet_lite0. A run that is complete is not run again, and one that was stopped goes on.

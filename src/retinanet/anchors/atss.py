@@ -69,7 +69,7 @@ class ATSS:
             The match, on the device of the boxes. It is that of one image after the other, bit for bit.
         """
         boxes = boxes.float()
-        reach = Reach(lattice, grids, boxes, torch.zeros_like(ignore, dtype=torch.int64) if image is None else image)
+        reach = Reach(lattice, grids, boxes, image)
         rows = find_matchable(boxes, ignore)
         needed = torch.full_like(boxes[:, 0], torch.inf)
         pairs = [Pairs.none(boxes.device)]
@@ -86,8 +86,7 @@ class ATSS:
             entry, cell, a = positive.nonzero().unbind(1)
             pairs.append(Pairs(part[entry], first[entry, cell] + a, overlap[entry, cell, a]))
         best = select_best_box(pairs[0].join(pairs[1:]))
-        covered = find_covered(reach, ignore)
-        ignored = covered[~torch.isin(covered, best.anchor)]
+        ignored = find_covered(reach, ignore, best.anchor)
         return Match(best.anchor, best.box, ignored, Overlaps(reach, rows, BACKGROUND), needed)
 
     def _find_candidates(self, reach: Reach, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:

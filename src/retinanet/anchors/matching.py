@@ -236,7 +236,7 @@ class Matcher:
         """
         boxes = boxes.float()
         rows = find_matchable(boxes, ignore)
-        reach = Reach(lattice, grids, boxes, torch.zeros_like(ignore, dtype=torch.int64) if image is None else image)
+        reach = Reach(lattice, grids, boxes, image)
         overlaps = Overlaps(reach, rows, self.background)
 
         forced = overlaps.best if self.forced != "off" else Pairs.none(boxes.device)
@@ -256,9 +256,9 @@ class Matcher:
         positive = is_forced | (best.iou >= self.foreground)
         ignored = best.anchor[~positive & (best.iou >= self.background)]
         best = best.select(positive)
-        covered = find_covered(reach, ignore)
+        covered = find_covered(reach, ignore, best.anchor)
         if len(covered):
-            ignored = torch.cat([ignored, covered[~torch.isin(covered, best.anchor)]]).unique()
+            ignored = torch.cat([ignored, covered]).unique()
         needed = torch.full_like(boxes[:, 0], torch.inf).index_fill_(0, rows, self.foreground)
         return Match(best.anchor, best.box, ignored, overlaps, needed)
 
@@ -282,12 +282,13 @@ def select_best_box(pairs: Pairs) -> Pairs:
     return Pairs(never.scatter_reduce(0, group[best], pairs.box[best], "amin"), anchor, iou)
 
 
-def find_covered(reach: Reach, ignore: Tensor) -> Tensor:
+def find_covered(reach: Reach, ignore: Tensor, positive: Tensor) -> Tensor:
     """The anchors with at least the share ``COVERED`` of their area in one region of their image: (n,) ascending.
 
     Args:
         reach: the lattice over the images.
         ignore: (M,) which of its boxes are ignore regions.
+        positive: (P,) numbers of anchors that are left out, because they answer for an object.
     """
     regions = (_is_upright(reach.boxes) & ignore).nonzero().flatten()
     covered = torch.zeros(0, dtype=torch.int64, device=regions.device)
@@ -295,4 +296,4 @@ def find_covered(reach: Reach, ignore: Tensor) -> Tensor:
         share = paired_intersection(reach.boxes.index_select(0, row), anchor_boxes) / box_area(anchor_boxes)
         # Regions may overlap: merged portion by portion, no anchor is held twice.
         covered = torch.cat([covered, anchor[share >= COVERED]]).unique()
-    return covered
+    return covered[~torch.isin(covered, positive)]

@@ -60,12 +60,13 @@ class Reach:
         lattice: the anchors.
         grids: L grids (H_l, W_l), the same for every image, whatever its size suggests.
         boxes: (M, 4) float32 xyxy of all images; the methods take rows of it.
-        image: (M,) int64, the image of each box.
+        image: (M,) int64, the image of each box; all are of image 0 by default.
     """
 
-    def __init__(self, lattice: AnchorLattice, grids: Grids, boxes: Tensor, image: Tensor) -> None:
-        self.lattice, self.grids, self.boxes, self.image = lattice, grids, boxes, image
+    def __init__(self, lattice: AnchorLattice, grids: Grids, boxes: Tensor, image: Tensor | None = None) -> None:
         device = boxes.device
+        self.lattice, self.grids, self.boxes = lattice, grids, boxes
+        self.image = torch.zeros(len(boxes), dtype=torch.int64, device=device) if image is None else image
         self.per_image = lattice.count(grids)
         corners = lattice.templates(device).flatten(0, 1)  # (T, 4)
         self.left_top, self.right_bottom = corners[:, :2], corners[:, 2:]

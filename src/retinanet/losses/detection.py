@@ -167,20 +167,29 @@ class DetectionLoss:
 
     def _sums(self, raw: RawOutput, assignment: Assignment, share: int) -> tuple[Tensor, Tensor]:
         """Classification and box loss, summed, as shares; of the deltas only those of the positives are read."""
-        assignment = self.add_quality(raw, assignment)
         anchors = _anchors_of_positives(raw.lattice, assignment)
-        box = self.box(_deltas_of_positives(raw, assignment), anchors, assignment.boxes, raw.coder)
+        deltas = _deltas_of_positives(raw, assignment)
+        if self._needs_quality(assignment):
+            assignment = _judge_boxes(raw.coder, deltas, anchors, assignment)
+        box = self.box(deltas, anchors, assignment.boxes, raw.coder)
         return self.classification(raw, assignment) / share, box / share
 
-    @torch.no_grad()
+    def _needs_quality(self, assignment: Assignment) -> bool:
+        return assignment.quality is None and getattr(self.classification, "quality", False)
+
     def add_quality(self, raw: RawOutput, assignment: Assignment) -> Assignment:
         """The assignment with the quality of every positive, on the device of ``raw``; as it is where none counts."""
-        if assignment.quality is not None or not getattr(self.classification, "quality", False):
+        if not self._needs_quality(assignment):
             return assignment
         assignment = assignment.to(raw.logits[0].device)
         anchors = _anchors_of_positives(raw.lattice, assignment)
-        found = raw.coder.decode(_deltas_of_positives(raw, assignment), anchors)
-        return replace(assignment, quality=paired_iou(found, assignment.boxes).nan_to_num(0.0))
+        return _judge_boxes(raw.coder, _deltas_of_positives(raw, assignment), anchors, assignment)
+
+
+@torch.no_grad()
+def _judge_boxes(coder: BoxCoder, deltas: Tensor, anchors: Tensor, assignment: Assignment) -> Assignment:
+    """With the IoU of what the network found at each positive, deltas (P, 4) from anchors (P, 4), with its box."""
+    return replace(assignment, quality=paired_iou(coder.decode(deltas, anchors), assignment.boxes).nan_to_num(0.0))
 
 
 def _deltas_of_positives(raw: RawOutput, assignment: Assignment) -> Tensor:

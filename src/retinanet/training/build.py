@@ -23,7 +23,7 @@ from retinanet.training.config import TrainConfig
 from retinanet.training.optim import average_weights, build_optimizer
 from retinanet.training.precision import prepare_for_cpu
 from retinanet.training.resume import describe_data
-from retinanet.types import RawOutput
+from retinanet.types import Assignment, Batch, RawOutput
 
 
 @dataclass
@@ -67,6 +67,10 @@ class Training:
     def assign(self) -> Assign:
         """Matches the anchors over an input of a size (H, W) to targets."""
         return partial(self.criterion.assign_input, self.detector.net.lattice)
+
+    def find_assignment(self, batch: Batch) -> Assignment:
+        """What the anchors of a batch have to answer: as it brings it, or found here."""
+        return batch.assignment or self.assign(batch.images.shape[-2:], batch.targets)
 
     def parts(self) -> dict[str, Any]:
         """What the training state consists of."""

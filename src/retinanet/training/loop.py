@@ -106,7 +106,7 @@ def train_step(training: Training, parts: Sequence[Batch], step: int) -> tuple[L
         The losses of the step, over all parts and ranks, and the norm of the gradient before clipping.
     """
     fabric, criterion = training.fabric, training.criterion
-    assignments = [batch.assignment or training.assign(batch.images.shape[-2:], batch.targets) for batch in parts]
+    assignments = [training.find_assignment(batch) for batch in parts]
     counts = torch.zeros(2, device=fabric.device)  # what the loss is divided by, and positives
     for batch, assignment in zip(parts, assignments, strict=True):
         count = [float(criterion.count(assignment, len(batch))), float(assignment.num_positives)]
@@ -207,7 +207,7 @@ def check_first_loss(training: Training, parts: Sequence[Batch], losses: Losses,
     expected = torch.zeros(2, device=training.fabric.device)  # the least and the highest
     for batch in parts:
         size = batch.images.shape[-2:]
-        assignment = batch.assignment or training.assign(size, batch.targets)
+        assignment = training.find_assignment(batch)
         over, grids = lattice.over(*size), lattice.grids(*size)
         part = criterion.expect_initial(assignment, over, grids, len(batch), classes, prior)
         if part is None:
