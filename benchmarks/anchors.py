@@ -26,8 +26,7 @@ from retinanet.anchors.lattice import AnchorLattice
 from retinanet.data.transforms import Augment
 from retinanet.images.preprocess import Preprocess
 from retinanet.losses.config import CLASSIC
-from retinanet.model.postprocess import Postprocess
-from retinanet.training.config import ImageConfig, OptimConfig, RunConfig
+from retinanet.training.config import ImageConfig, OptimConfig, PostprocessConfig, RunConfig
 
 SIDE = 160
 KINDS = (("wide bar", 48, 6), ("tall bar", 6, 48), ("dot", 6, 6))
@@ -86,7 +85,7 @@ def measure(data: Path, backbone: str, output: Path, audited: AnchorAudit, epoch
         image=ImageConfig(short=size.short, long=size.long),
         augment=Augment(hflip=0.5, vflip=0.5),
         loss=CLASSIC,
-        postprocess=Postprocess(vote=0.0),
+        postprocess=PostprocessConfig(vote=0.0),
         optim=OptimConfig(warmup=30, ema=0.99),
         run=RunConfig(workers=0, evaluate_every=epochs),
     )

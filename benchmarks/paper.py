@@ -30,8 +30,8 @@ from retinanet.deploy.measure import describe_machine, time_in_turns
 from retinanet.images.preprocess import Preprocess
 from retinanet.losses.config import CLASSIC, LossConfig
 from retinanet.model.backbone import Backbone
-from retinanet.model.postprocess import Postprocess
 from retinanet.model.presets import preset
+from retinanet.training.config import PostprocessConfig
 from settings import Setting
 
 PAPER = replace(CLASSIC, forced="off")
@@ -44,7 +44,7 @@ SHRUNK = (0.5, 0.75, 1.0)  # sizes of figure 2, as parts of the setting's
 
 def _row(loss: LossConfig = PAPER, **options: Any) -> dict[str, Any]:
     """The paper's loss, and boxes of detections that are their own."""
-    return {"loss": loss, "postprocess": Postprocess(vote=0.0), **options}
+    return {"loss": loss, "postprocess": PostprocessConfig(vote=0.0), **options}
 
 
 def _lattice(scales: int, ratios: int) -> dict[str, Any]:

@@ -14,12 +14,11 @@ from typing import Any
 
 from retinanet.data.transforms import Augment
 from retinanet.losses.config import CLASSIC
-from retinanet.model.postprocess import Postprocess
-from retinanet.training.config import LossConfig, OptimConfig
+from retinanet.training.config import LossConfig, OptimConfig, PostprocessConfig
 from settings import Setting
 
 FLIPS = {"hflip": 0.5, "vflip": 0.5}
-ALONE = Postprocess(vote=0.0)  # boxes of detections are their own
+ALONE = PostprocessConfig(vote=0.0)  # boxes of detections are their own
 FOCAL = LossConfig(classification="focal")
 ROWS: dict[str, dict[str, Any]] = {
     "default": {},

@@ -31,11 +31,10 @@ from retinanet.data.transforms import Augment
 from retinanet.deploy.measure import describe_machine, time_in_turns
 from retinanet.detector import Detector
 from retinanet.images.preprocess import Preprocess
-from retinanet.model.postprocess import Postprocess
 from retinanet.model.presets import preset
 from retinanet.spec import ModelSpec
 from retinanet.training.build import build_training
-from retinanet.training.config import ImageConfig, LossConfig, OptimConfig, RunConfig, TrainConfig
+from retinanet.training.config import ImageConfig, LossConfig, OptimConfig, PostprocessConfig, RunConfig, TrainConfig
 from retinanet.training.loop import train_step
 from retinanet.training.precision import build_fabric
 from retinanet.types import Batch, Sample, Target
@@ -83,7 +82,7 @@ def our_step(images: list[Sample], size: int, precision: str, folder: Path) -> S
         augment=Augment(),
         loss=LossConfig(classification="focal", matching="iou", box="l1", box_weight=1.0),
         optim=OptimConfig(optimizer="sgd", lr=LR, lr_batch=len(images), ema=0.0),
-        postprocess=Postprocess(),
+        postprocess=PostprocessConfig(),
         run=RunConfig(accelerator="cpu", precision=precision),
     )
     training = build_training(config, build_fabric(config.run), detector, dataset, dataset)

@@ -77,8 +77,7 @@ def tiny():
     """Options of ``train`` for a run of a second; options given are added, nested ones field by field."""
     from dataclasses import replace
 
-    from retinanet.model.postprocess import Postprocess
-    from retinanet.training.config import ImageConfig, OptimConfig, RunConfig
+    from retinanet.training.config import ImageConfig, OptimConfig, PostprocessConfig, RunConfig
 
     whole = {
         "model": "resnet18",
@@ -94,7 +93,7 @@ def tiny():
         "image": ImageConfig(short=64, long=96),
         "optim": OptimConfig(warmup=1),
         # without a score threshold even an untrained model finds something
-        "postprocess": Postprocess(score=0.0, topk=50, max_detections=20),
+        "postprocess": PostprocessConfig(score=0.0, topk=50, max_detections=20),
         "run": RunConfig(accelerator="cpu", precision="32", workers=0),
     }
 
@@ -140,12 +139,13 @@ def train_config():
     """Makes a ``TrainConfig`` of options of ``train``; those left out have the defaults of its signature."""
     import inspect
 
-    from retinanet.training.config import TrainConfig
+    from retinanet.training.planned import complete
     from retinanet.training.run import train
 
     parameters = inspect.signature(train).parameters
-    defaults = {name: parameter.default for name, parameter in parameters.items() if name != "resume"}
-    return lambda **options: TrainConfig(**{**defaults, **options})
+    others = ("resume", "plan", "budget")
+    defaults = {name: parameter.default for name, parameter in parameters.items() if name not in others}
+    return lambda **options: complete({**defaults, **options})
 
 
 @pytest.fixture

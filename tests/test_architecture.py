@@ -21,6 +21,7 @@ LAYERS = [  # from the bottom; a package imports from layers below its own only,
     ("inference",),
     ("evaluation",),
     ("analysis",),
+    ("planning",),
     ("deploy", "training"),
     ("cli",),
 ]

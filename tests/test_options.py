@@ -23,7 +23,7 @@ NAMES = {  # command, name that it does not have -> on the command line, in Pyth
     ("train", "name"): ("--output", "output"),
     ("train", "num-workers"): ("--run.workers", "run=RunConfig(workers=...)"),
     ("train", "batch"): ("--batch_size", "batch_size"),
-    ("train", "iou"): ("--postprocess.nms", "postprocess=Postprocess(nms=...)"),
+    ("train", "iou"): ("--postprocess.nms", "postprocess=PostprocessConfig(nms=...)"),
     ("predict", "conf"): ("--score", "score"),
     ("predict", "source"): ("--images", "images"),
     ("predict", "weights"): ("--model", "model"),

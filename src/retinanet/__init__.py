@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from retinanet.model.postprocess import Postprocess
     from retinanet.model.retinanet import RetinaNet
     from retinanet.spec import ModelSpec
-    from retinanet.training.config import ImageConfig, LossConfig, OptimConfig, RunConfig
+    from retinanet.training.config import ImageConfig, LossConfig, OptimConfig, PostprocessConfig, RunConfig
+    from retinanet.training.planned import plan
     from retinanet.training.run import train
     from retinanet.types import Detections
 
@@ -36,6 +37,7 @@ __all__ = [
     "ModelSpec",
     "OptimConfig",
     "Postprocess",
+    "PostprocessConfig",
     "Predictor",
     "RetinaNet",
     "RunConfig",
@@ -47,6 +49,7 @@ __all__ = [
     "evaluate",
     "export",
     "load_dataset",
+    "plan",
     "predict",
     "train",
     "why",
@@ -61,6 +64,7 @@ _HOME = {
     "ModelSpec": "spec",
     "OptimConfig": "training.config",
     "Postprocess": "model.postprocess",
+    "PostprocessConfig": "training.config",
     "Predictor": "inference.predictor",
     "RetinaNet": "model.retinanet",
     "RunConfig": "training.config",
@@ -72,6 +76,7 @@ _HOME = {
     "evaluate": "evaluation.evaluate",
     "export": "deploy.export",
     "load_dataset": "data.dataset",
+    "plan": "training.planned",
     "predict": "inference.predict",
     "train": "training.run",
     "why": "analysis.trace.why",

@@ -103,3 +103,21 @@ def read_mapping(path: Path) -> dict[str, Any]:
     if content is not None and not isinstance(content, Mapping):
         raise UserError(f"{path}: expected options as 'name: value', got {type(content).__name__}")
     return dict(content or {})
+
+
+def find_line(path: Path, names: tuple[str, ...]) -> int:
+    """The line, from 1, at which an entry of a mapping begins; that of the deepest one that is there.
+
+    Args:
+        path: a file that :func:`read_mapping` reads.
+        names: of the nested entries.
+    """
+    node = yaml.compose(path.read_text(encoding="utf-8-sig"), Loader=PlainLoader)
+    line = 1
+    for name in names:
+        entries = node.value if isinstance(node, yaml.MappingNode) else []
+        found = next(((key, value) for key, value in entries if key.value == name), None)
+        if found is None:
+            break
+        line, node = found[0].start_mark.line + 1, found[1]
+    return line

@@ -54,6 +54,7 @@ def test_the_help_of_every_command(capsys, command):
         "export": ["--format", "--calibrate", "--verify", "--raw"],
         "benchmark": ["--backends", "--repeats", "--images", "images per second"],
         "convert": ["--source", "--to", "--class_names", "torchvision:NAME"],
+        "plan": ["--budget", "--machine.device_memory", "--write", "--image.short"],
         "check": ["--fix", "--write", "--min_side", "fixed copy"],
         "diagnose": ["--split", "--write_thresholds", "best F1"],
         "why": ["--data", "--score", "--output", "an annotated image"],

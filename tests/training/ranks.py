@@ -18,10 +18,9 @@ from retinanet.data.transforms import Augment
 from retinanet.detector import Detector
 from retinanet.errors import UserError
 from retinanet.evaluation.evaluate import one_pass
-from retinanet.model.postprocess import Postprocess
 from retinanet.training import loop
 from retinanet.training.build import build_training
-from retinanet.training.config import ImageConfig, LossConfig, OptimConfig, RunConfig, TrainConfig
+from retinanet.training.config import ImageConfig, LossConfig, OptimConfig, PostprocessConfig, RunConfig, TrainConfig
 from retinanet.training.precision import build_fabric
 from retinanet.training.ranks import on_any
 from retinanet.training.stop import stop_if_not_finite
@@ -47,7 +46,7 @@ def measure(devices: str, data: str, model: str, folder: str) -> dict[str, objec
         augment=Augment(),
         loss=LossConfig(),
         optim=OptimConfig(optimizer="sgd", clip=0.0, ema=0.0),
-        postprocess=Postprocess(),
+        postprocess=PostprocessConfig(),
         run=RunConfig(accelerator="cpu", devices=devices, precision="32", workers=0),
     )
     fabric = build_fabric(config.run)

@@ -14,14 +14,14 @@ from retinanet.losses.box import L1, SmoothL1
 from retinanet.losses.focal import FocalLoss
 from retinanet.model.postprocess import Postprocess
 from retinanet.training import run, start
-from retinanet.training.config import LossConfig, OptimConfig
+from retinanet.training.config import LossConfig, OptimConfig, PostprocessConfig
 
 
 @pytest.fixture
 def asked(monkeypatch):
     """The configurations that ``train`` was asked to run."""
     configs = []
-    monkeypatch.setattr(run, "run_training", lambda config, resume: configs.append(config))
+    monkeypatch.setattr(run, "run_training", lambda config, **_: configs.append(config))
     return configs
 
 
@@ -43,7 +43,7 @@ def test_torchvision(asked):
 
 def test_the_default_recipe_is_the_defaults_of_the_options(asked):
     run.train("cells", "out")
-    assert (asked[0].augment, asked[0].loss, asked[0].optim) == (Augment(), LossConfig(), OptimConfig())
+    assert (asked[0].augment, asked[0].loss, asked[0].optim) == (Augment(), LossConfig(), OptimConfig(accumulate=1))
 
 
 def test_in_python_a_group_that_is_given_is_taken_as_it_is(asked):
@@ -88,18 +88,18 @@ def test_alpha_may_be_a_number_a_word_or_nothing(asked, text, alpha):
 @pytest.mark.parametrize(
     ("recipe", "given", "expected"),
     [
-        ("default", Postprocess(), 0.65),
-        ("default", Postprocess(score=0.01), 0.65),
-        ("default", Postprocess(vote=0.0), 0.0),
-        ("default", Postprocess(vote=0.5), 0.5),
-        ("paper", Postprocess(), None),
-        ("torchvision", Postprocess(vote=0.6), 0.6),
+        ("default", PostprocessConfig(), 0.65),
+        ("default", PostprocessConfig(score=0.01), 0.65),
+        ("default", PostprocessConfig(vote=0.0), 0.0),
+        ("default", PostprocessConfig(vote=0.5), 0.5),
+        ("paper", PostprocessConfig(), None),
+        ("torchvision", PostprocessConfig(vote=0.6), 0.6),
     ],
 )
 def test_new_models_vote_as_their_recipe_says(train_config, tiny, data, recipe, given, expected):
     config = train_config(data=str(data), output="out", **tiny(recipe=recipe, postprocess=given))
     detector = start.build_detector(config, load_dataset(data, "train"))
-    assert detector.spec.postprocess == replace(given, vote=expected)
+    assert detector.spec.postprocess == replace(given.apply(Postprocess()), vote=expected)
 
 
 @pytest.mark.parametrize(("saved", "given", "expected"), [(0.65, None, 0.65), (None, None, None), (0.65, 0.0, 0.0)])
@@ -108,6 +108,6 @@ def test_a_model_that_starts_from_a_folder_votes_as_it_did(
 ):
     folder = tmp_path / "model"
     Detector.load(trained).with_spec(postprocess=Postprocess(vote=saved)).save(folder)
-    config = train_config(data=str(data), output="out", model=str(folder), postprocess=Postprocess(vote=given))
+    config = train_config(data=str(data), output="out", model=str(folder), postprocess=PostprocessConfig(vote=given))
     detector, _ = start.adapt_detector(config, folder, load_dataset(data, "train"))
     assert detector.spec.postprocess.vote == expected

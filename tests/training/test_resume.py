@@ -107,17 +107,18 @@ def test_a_run_goes_on_only_as_it_began(data, tiny, trained, tmp_path):
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
-def test_an_option_left_out_is_another_option(data, tiny, tmp_path, at_step):
+def test_an_option_left_out_is_another_option_unless_a_plan_decides_it(data, tiny, trained, tmp_path, at_step):
     at_step(1, lambda: signal.raise_signal(signal.SIGINT))
     with pytest.raises(Interrupted):
         train(str(data), str(tmp_path), **tiny())
     without = tiny()
-    without["architecture"] = {key: value for key, value in without["architecture"].items() if key != "anchors"}
-    with pytest.raises(UserError, match=r"other options \(architecture\.anchors\.sizes \[8, .*128\] -> None\)"):
+    del without["weights"]
+    with pytest.raises(UserError, match=r"other options \(weights none -> imagenet\)"):
         train(str(data), str(tmp_path), resume=True, **without)
-    without["architecture"] = None
-    with pytest.raises(UserError, match=r"architecture\.backbone test_resnet -> None"):
-        train(str(data), str(tmp_path), resume=True, **without)
+    planned = {name: value for name, value in tiny().items() if name in ("weights", "optim", "run")}
+    train(str(data), str(tmp_path), resume=True, **planned)
+    one, two = (Detector.load(folder).net.state_dict() for folder in (tmp_path, trained))
+    assert all(torch.equal(one[key], two[key]) for key in two)
 
 
 def test_a_run_may_go_on_elsewhere(data, tiny, trained, tmp_path, at_step):

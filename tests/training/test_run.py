@@ -38,6 +38,7 @@ def same(one, two):
 def test_a_run_leaves_a_whole_folder(trained):
     assert {path.name for path in trained.iterdir() if path.name != "tensorboard"} == {
         "config.yaml",
+        "plan.yaml",
         "config.json",
         "model.safetensors",
         "state.pt",

@@ -16,7 +16,7 @@ from retinanet.model.postprocess import Postprocess
 from retinanet.model.presets import Architecture
 from retinanet.plain import to_plain
 from retinanet.spec import ModelSpec
-from retinanet.training.config import ImageConfig, OptimConfig, RunConfig
+from retinanet.training.config import ImageConfig, OptimConfig, PostprocessConfig, RunConfig
 from retinanet.training.output import check_output
 from retinanet.training.resume import STATE
 from retinanet.training.start import (
@@ -39,9 +39,9 @@ def options(tmp_path, train_config):
 
 def test_a_run_goes_on_with_the_same_options_and_on_other_devices(tmp_path, options):
     check_output(options, resume=True)
-    elsewhere = RunConfig(accelerator="auto", workers=0, save_every=7)
+    elsewhere = RunConfig(accelerator="auto", workers=0, evaluate_every=1, save_every=7)
     assert check_output(replace(options, run=elsewhere), resume=True) == []
-    halves = replace(options, run=RunConfig(devices="2"), optim=OptimConfig(accumulate=2))
+    halves = replace(options, run=RunConfig(devices="2", evaluate_every=1), optim=OptimConfig(accumulate=2))
     assert check_output(halves, resume=True) == [
         "optim.accumulate 1 -> 2",
         "run.devices auto -> 2",
@@ -242,7 +242,7 @@ def test_weights_of_a_backbone_are_refused(go_on, weights):
 def test_thresholds_are_the_folders_where_options_are_at_their_defaults(go_on):
     saved = Postprocess(score=0.0, topk=50, max_detections=20, vote=0.65)  # what the folder was trained with
     assert go_on()[0].spec.postprocess == saved
-    given = Postprocess(nms=0.3, topk=70)
+    given = PostprocessConfig(nms=0.3, topk=70)
     assert go_on(options={"postprocess": given})[0].spec.postprocess == replace(saved, nms=0.3, topk=70)
 
 

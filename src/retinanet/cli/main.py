@@ -26,6 +26,9 @@ COMMANDS = {
         "render a data set, train, evaluate and predict, in a few minutes", (), "[--output runs/demo] [options]"
     ),
     "check": Command("before training: is the data sound, and do the anchors fit it?", ("data",), "DATA [options]"),
+    "plan": Command(
+        "before training: what would be trained on this machine, and why", ("data",), "DATA [--budget 30m] [options]"
+    ),
     "train": Command("learn from annotated images", ("data",), "DATA --output FOLDER [options]"),
     "evaluate": Command(
         "measure average precision on annotated images", ("model", "data"), "MODEL DATA [--split test] [options]"
@@ -112,7 +115,7 @@ def run(name: str, words: Sequence[str]) -> int:
     _, positionals, usage = COMMANDS[name]
     function = importlib.import_module("retinanet.cli.demo").demo if name == "demo" else getattr(retinanet, name)
     usage, aliases, bases = f"retinanet {name} {usage}", ALIASES.get(name), {}
-    if name == "train":
+    if name in ("train", "plan"):
         from retinanet.training.recipes import find_recipe
 
         bases = {"recipe": find_recipe}
@@ -148,6 +151,9 @@ def describe_result(command: str, result: Any, arguments: Mapping[str, Any]) -> 
             return f"{objects} objects in {len(result)} images; {written} are in {output}"
         case "why":
             return f"{result.summary()}\nreport.html, why.json and why.png are in {output}"
+        case "plan":
+            how = f"--plan {arguments['write']}" if arguments["write"] else "with the same options"
+            return f"{result.summary()}\ntrain it: retinanet train {arguments['data']} --output RUN {how}"
         case "check" | "diagnose":
             return str(result.summary())
     return str(result)

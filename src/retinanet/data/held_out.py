@@ -23,7 +23,7 @@ def draw_held_out(paths: Sequence[Path], image_ids: Sequence[str], seed: int) ->
 
     order = sorted(range(len(paths)), key=draw)
     count = max(1, round(len(paths) / 5))
-    copies = _group_copies(paths)
+    copies = group_copies(paths)
     held: set[int] = set()
     for row in order:
         if len(held) < count and len(held) + len(copies[row]) <= max(count, 2 * len(paths) // 5):
@@ -31,7 +31,7 @@ def draw_held_out(paths: Sequence[Path], image_ids: Sequence[str], seed: int) ->
     return sorted(held or order[:count])
 
 
-def _group_copies(paths: Sequence[Path]) -> list[list[int]]:
+def group_copies(paths: Sequence[Path]) -> list[list[int]]:
     """For each file the rows of its copies: files of the same length, start and middle; only such are read."""
     lengths = [path.stat().st_size if path.is_file() else -1 for path in paths]
     by_length: dict[int, set[Path]] = defaultdict(set)

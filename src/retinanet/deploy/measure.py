@@ -114,7 +114,7 @@ def peak_memory(model: str, options: dict[str, Any], images: Sequence[Path]) -> 
     return float(done.stdout.split()[-1])
 
 
-def _peak() -> float:
+def measure_peak() -> float:
     """MB; from the kernel where it tells, because ``ru_maxrss`` begins with the memory of the parent process."""
     status = Path("/proc/self/status")
     if status.is_file():
@@ -138,7 +138,7 @@ def _main() -> None:
         predictor = Predictor.load(model, **options)
     for image in images:
         predictor(image)
-    print(_peak())
+    print(measure_peak())
 
 
 if __name__ == "__main__":

@@ -141,7 +141,7 @@ def build_training(
         start=0,
         stop=-(-len(train_set) // config.batch_size) * config.epochs,
         seed=config.seed,
-        parts=config.optim.accumulate,
+        parts=config.parts,
         rank=fabric.global_rank,
         world=fabric.world_size,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,8 +20,8 @@ class ImageConfig:
     """Size of the images that the network sees; null is the model folder's, or for a new model the paper's 800, 1333.
 
     Attributes:
-        short: pixels of the short side.
-        long: most pixels of the long side.
+        short: pixels of the short side; where the data decide, they do.
+        long: most pixels of the long side, likewise.
         multiple: batches are padded to a multiple of this.
     """
 
@@ -45,7 +45,7 @@ class OptimConfig:
         schedule: ``cosine`` to zero, or ``steps``: divided by 10 after 2/3 and 8/9 of the training, as in the paper.
         warmup: optimiser steps of linear warm-up, at most a tenth of the training.
         clip: largest norm of the gradient; 0 does not clip.
-        accumulate: parts in which a batch is computed one after the other, for less memory.
+        accumulate: parts in which a batch is computed one after the other, for less memory; null as the plan says.
         ema: decay of the moving average of the weights that is evaluated and saved; 0 is off.
     """
 
@@ -57,7 +57,7 @@ class OptimConfig:
     schedule: Literal["cosine", "steps"] = "cosine"
     warmup: int = 500
     clip: float = 10.0
-    accumulate: int = 1
+    accumulate: int | None = None
     ema: float = 0.999
 
     def __post_init__(self) -> None:
@@ -79,8 +79,8 @@ class RunConfig:
         devices: how many devices of a node, or ``auto`` for one CPU process or all accelerators.
         nodes: machines.
         precision: ``auto`` is bf16 where the hardware computes in it, else fp32; or ``32``, ``bf16``, ``16``.
-        workers: processes that read images, per device.
-        evaluate_every: epochs between two evaluations; the last epoch is always evaluated.
+        workers: processes that read images, per device; null as the plan says.
+        evaluate_every: epochs between two evaluations, null as the plan says; the last epoch is always evaluated.
         save_every: optimiser steps between two saves of the training state; epochs' ends are always saved.
         patience: stop after so many evaluations without a better AP; 0 never stops early.
         accept_changed_data: let a run go on although its data are not those that it began with.
@@ -90,8 +90,8 @@ class RunConfig:
     devices: str = "auto"
     nodes: int = 1
     precision: Literal["auto", "32", "bf16", "16"] = "auto"
-    workers: int = 2
-    evaluate_every: int = 1
+    workers: int | None = None
+    evaluate_every: int | None = None
     save_every: int = 500
     patience: int = 0
     accept_changed_data: bool = False
@@ -99,6 +99,40 @@ class RunConfig:
     def __post_init__(self) -> None:
         check_types(self, "run")
         _expect_at_least(self, "run", nodes=1, workers=0, evaluate_every=1, save_every=1, patience=0)
+
+
+@explain_unknown_fields
+@dataclass(frozen=True)
+class PostprocessConfig:
+    """Thresholds for evaluation and prediction, saved with the model; null is the plan's, or the model folder's.
+
+    Attributes:
+        score: a detection scores above this.
+        topk: most candidates (anchor and class) of a level of an image.
+        nms: overlaps above this IoU with a better detection of the same class are suppressed.
+        max_detections: most detections of an image.
+        class_agnostic: suppress across classes.
+        vote: IoU from which on candidates take part in the box of a detection; 0 is off (see Postprocess).
+    """
+
+    score: float | None = None
+    topk: int | None = None
+    nms: float | None = None
+    max_detections: int | None = None
+    class_agnostic: bool | None = None
+    vote: float | None = None
+
+    def __post_init__(self) -> None:
+        check_types(self, "postprocess")
+        self.apply(Postprocess())
+
+    def apply(self, rule: Postprocess) -> Postprocess:
+        """A rule with what is given here.
+
+        Raises:
+            UserError: a number is out of its range.
+        """
+        return replace(rule, **{name: value for name, value in vars(self).items() if value is not None})
 
 
 @dataclass(frozen=True)
@@ -122,7 +156,7 @@ class TrainConfig:
     augment: Augment
     loss: LossConfig
     optim: OptimConfig
-    postprocess: Postprocess
+    postprocess: PostprocessConfig
     run: RunConfig
 
     def __post_init__(self) -> None:
@@ -137,6 +171,21 @@ class TrainConfig:
     def folder(self) -> Path:
         """Of the run."""
         return Path(self.output)
+
+    @property
+    def parts(self) -> int:
+        """In which a batch is computed one after the other."""
+        return self.optim.accumulate or 1
+
+    @property
+    def workers(self) -> int:
+        """Processes that read images, per device."""
+        return 2 if self.run.workers is None else self.run.workers
+
+    @property
+    def evaluate_every(self) -> int:
+        """Epochs between two evaluations."""
+        return self.run.evaluate_every or 1
 
 
 def _expect_at_least(config: object, group: str, **limits: int) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from retinanet.files import explain_failed_write, write_atomically
+from retinanet.planning.speed import format_time
 from retinanet.plotting.html import format_number
 
 STEP_COLUMNS = ("step", "epoch", "loss", "classification", "box", "positives", "lr", "grad_norm", "images_per_s")
 COLUMNS = (*STEP_COLUMNS, "val_loss", "AP", "AP50", "AP75")
+TOLD, PULSE = 3, 30.0  # steps after which the time is told; seconds between two lines where there is no terminal
 
 
 class _Console(Console):
@@ -35,11 +38,25 @@ class RunLog:
         folder: of the run.
         total: optimiser steps of the run.
         start: step it starts at; rows of an earlier attempt from this step on are dropped.
+        per_epoch: steps of an epoch.
         enabled: False for every rank but 0.
+        clock: tells seconds.
     """
 
-    def __init__(self, folder: Path, *, total: int, start: int = 0, enabled: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        total: int,
+        start: int = 0,
+        per_epoch: int = 1,
+        enabled: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.path = folder / "log.csv"
+        self._total, self._start, self._per_epoch, self._clock = total, start, per_epoch, clock
+        self._told = clock()  # when the last line was written
+        self._first = (start, self._told)  # a step and when it was done
         self.enabled = enabled
         self.console = _Console(stderr=True, quiet=not enabled)
         self._board = None
@@ -73,6 +90,30 @@ class RunLog:
         self._write(row)
         loss, speed = f"{row['loss']:.3f}", f"{row['images_per_s']:.1f}"
         self._progress.update(self._task, completed=row["step"], epoch=row["epoch"], loss=loss, speed=speed)
+        self._tell_time(row["step"])
+        now = self._clock()
+        if not self.console.is_terminal and now - self._told >= PULSE:
+            left = format_time((self._total - row["step"]) * self._seconds_per_step(row["step"], now))
+            text = (
+                f"epoch {row['epoch']}  step {row['step']} of {self._total}  loss {loss}  {speed} images/s  {left} left"
+            )
+            self._told = now
+            self.say(text)
+
+    def _tell_time(self, step: int) -> None:
+        """Say how long it will take, once a few steps are done; the first one is slower than the others."""
+        done = step - self._start
+        if done == 1:
+            self._first = (step, self._clock())
+        if done == min(TOLD, self._total - self._start) > 1:
+            each = self._seconds_per_step(step, self._clock())
+            epoch, rest = format_time(each * self._per_epoch), format_time(each * (self._total - step))
+            self.say(f"{each:.2g} s a step: about {epoch} an epoch and {rest} in all, evaluation not counted")
+
+    def _seconds_per_step(self, step: int, now: float) -> float:
+        """Since the first step of this process, with the evaluations between."""
+        first, then = self._first
+        return (now - then) / max(1, step - first)
 
     def evaluation(self, row: Mapping[str, Any], *, best: bool) -> None:
         """One evaluation: a row, and a line for the person."""

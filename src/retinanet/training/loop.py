@@ -48,7 +48,7 @@ def fit(training: Training, progress: Progress, log: RunLog) -> Progress:
         preprocess=training.detector.spec.preprocess,
         augment=config.augment,
         sampler=replace(sampler, start=progress.step),
-        workers=config.run.workers,
+        workers=config.workers,
         assign=training.assign,
     )
     watch = GradientWatch(min(config.optim.warmup, sampler.stop // 10))
@@ -151,7 +151,7 @@ def finish_epoch(training: Training, progress: Progress, log: RunLog) -> None:
     """Evaluate where it is due, keep the best and the last model, and save the state."""
     sampler, folder = training.sampler, training.config.folder
     epoch = -(-progress.step // sampler.steps_per_epoch)
-    if epoch % training.config.run.evaluate_every == 0 or progress.step == sampler.stop:
+    if epoch % training.config.evaluate_every == 0 or progress.step == sampler.stop:
         report, detections = _evaluate(training, log)
         metrics = {"AP": report.metrics.ap, "AP50": report.metrics.ap50, "AP75": report.metrics.ap75}
         ap = -1.0 if math.isnan(metrics["AP"]) else metrics["AP"]
@@ -235,7 +235,7 @@ def _evaluate(training: Training, log: RunLog) -> tuple[EvaluationResult, list[D
         autocast=training.fabric.autocast,
     )
     try:
-        result = measure(workers=training.config.run.workers)
+        result = measure(workers=training.config.workers)
     except WorkerLost as error:  # the epoch must not be lost
         log.say(f"{error}. This evaluation is done again without such processes")
         result = measure(workers=0)

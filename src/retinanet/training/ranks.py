@@ -13,6 +13,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, distributed
 
 from retinanet.errors import UserError
+from retinanet.training.config import RunConfig
 
 PATIENCE = 20.0  # seconds in which a process may notice by itself that its launcher is gone
 
@@ -22,6 +23,14 @@ def is_first_process() -> bool:
     if "RANK" in os.environ:
         return os.environ["RANK"] == "0"
     return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID"))
+
+
+def count_processes(run: RunConfig) -> int:
+    """How many processes a run has, as far as that is known before they have met."""
+    devices = int(run.devices) if str(run.devices).isdigit() else 1
+    if run.devices == "auto" and run.accelerator != "cpu" and torch.accelerator.is_available():
+        devices = torch.accelerator.device_count()
+    return max(int(os.environ.get("WORLD_SIZE", "1")), devices * run.nodes)
 
 
 def sum_over_ranks(fabric: Fabric, tensor: Tensor) -> Tensor:

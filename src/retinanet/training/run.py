@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +15,29 @@ from retinanet.analysis.anchors.audit import audit
 from retinanet.data.transforms import Augment
 from retinanet.data.workers import end_if_imported_by_a_worker
 from retinanet.files import explain_failed_write, write_atomically
-from retinanet.model.postprocess import Postprocess
 from retinanet.options import explain_unknown_options
 from retinanet.plain import to_plain
+from retinanet.planning.plan import NAME as PLAN
+from retinanet.planning.plan import Plan
 from retinanet.plotting.figures import save_figure, training_curves
 from retinanet.training.build import Training, build_training
-from retinanet.training.config import ImageConfig, LossConfig, OptimConfig, RunConfig, TrainConfig
+from retinanet.training.config import ImageConfig, LossConfig, OptimConfig, PostprocessConfig, RunConfig, TrainConfig
 from retinanet.training.log import RunLog, read_log
 from retinanet.training.loop import fit
 from retinanet.training.output import OPTIONS, check_not_in_use, check_output, check_space, lock, remove_drafts
+from retinanet.training.planned import (
+    AUGMENT,
+    IMAGE,
+    LOSS,
+    NONE,
+    OPTIM,
+    POSTPROCESS,
+    RUN,
+    complete,
+    find_given,
+    recall,
+    settle,
+)
 from retinanet.training.precision import build_fabric
 from retinanet.training.ranks import is_first_process
 from retinanet.training.recipes import follow_recipe
@@ -32,7 +47,6 @@ from retinanet.training.transfer import Transfer
 from retinanet.yaml_files import dump_plain
 
 AUDITED = 10_000  # boxes that tell how the anchors fit
-AUGMENT, LOSS, OPTIM = Augment(), LossConfig(), OptimConfig()  # left out, these are the recipe's
 BADLY_COVERED = 0.05  # share of boxes without an anchor at the background IoU from which on there is a hint
 
 
@@ -56,11 +70,13 @@ def train(
     data: str,
     output: str,
     *,
-    model: str = "resnet50",
+    plan: str | None = None,
+    budget: str | None = None,
+    model: str | None = None,
     recipe: str = "default",
     weights: str = "imagenet",
-    epochs: int = 12,
-    batch_size: int = 8,
+    epochs: int | None = None,
+    batch_size: int | None = None,
     seed: int = 0,
     train_split: str | None = None,
     val_split: str | None = None,
@@ -68,18 +84,21 @@ def train(
     strict: bool = False,
     confine: bool = False,
     architecture: dict[str, Any] | None = None,
-    image: ImageConfig = ImageConfig(),
+    image: ImageConfig = IMAGE,
     augment: Augment = AUGMENT,
     loss: LossConfig = LOSS,
     optim: OptimConfig = OPTIM,
-    postprocess: Postprocess = Postprocess(),
-    run: RunConfig = RunConfig(),
+    postprocess: PostprocessConfig = POSTPROCESS,
+    run: RunConfig = RUN,
 ) -> TrainResult:
-    """Train RetinaNet on annotated images.
+    """Train RetinaNet on annotated images; what is left out is decided by the data and the machine, see ``plan``.
 
     Args:
         data: annotated images in COCO, VOC, YOLO or CSV form.
         output: folder of the run, new; it becomes the model folder.
+        plan: file of a plan, whose values hold where nothing else is said; by default a plan is made, and ``none``
+            takes fixed values: a resnet50, 12 epochs, batches of 8 and images of 800 to 1333 pixels.
+        budget: the longest that the training may take, such as 30m, 2h or 1h30m; a step is timed first.
         model: preset (resnet18, resnet34, resnet50, resnet101, resnet152, lite) or a model folder to start from; its
             class layer is made new where its classes are not those of the data.
         recipe: what augment, loss and optim are where they are left out, and whether a new model votes: ``default``,
@@ -107,39 +126,48 @@ def train(
         UserError: a mistake in the data or the options, with nothing written; later a loss that is not finite, a full
             disk, a process of the run that died. Interrupted: after SIGINT or SIGTERM, with the state saved.
     """
-    groups: dict[str, Any] = {"augment": augment, "loss": loss, "optim": optim}
+    options: dict[str, Any] = {
+        **{"data": data, "output": output, "model": model, "recipe": recipe, "weights": weights, "epochs": epochs},
+        **{"batch_size": batch_size, "seed": seed, "train_split": train_split, "val_split": val_split},
+        **{"strict": strict, "confine": confine, "architecture": architecture, "image": image, "augment": augment},
+        **{"loss": loss, "optim": optim, "postprocess": postprocess, "run": run},
+    }
+    if resume:
+        options = recall(options)
+    groups = {name: options[name] for name in ("augment", "loss", "optim")}
     groups = follow_recipe(recipe, groups, {"augment": AUGMENT, "loss": LOSS, "optim": OPTIM})
-    config = TrainConfig(
-        data=data,
-        output=output,
-        model=model,
-        recipe=recipe,
-        weights=weights,
-        epochs=epochs,
-        batch_size=batch_size,
-        seed=seed,
-        train_split=train_split,
-        val_split=val_split,
-        strict=strict,
-        confine=confine,
-        architecture=architecture,
-        image=image,
-        **groups,
-        postprocess=postprocess,
-        run=run,
-    )
-    return run_training(config, resume=resume)
+    config = complete({**options, **groups})
+    return run_training(config, resume=resume, given=find_given(options), plan=plan, budget=budget)
 
 
-def run_training(config: TrainConfig, *, resume: bool = False) -> TrainResult:
-    """Check everything, build the parts, fit them; arguments and errors are those of :func:`train`."""
+def run_training(
+    config: TrainConfig,
+    *,
+    resume: bool = False,
+    given: Mapping[str, Any] | None = None,
+    plan: str | None = NONE,
+    budget: str | None = None,
+) -> TrainResult:
+    """Check everything, build the parts, fit them.
+
+    Args:
+        config: the options, with fixed values where they were left out.
+        resume: go on with the run in the folder.
+        given: the options that the user decided, by dotted names; a plan decides the others.
+        plan: as in :func:`train`, whose errors these are.
+        budget: likewise.
+    """
     end_if_imported_by_a_worker()
     first = is_first_process()
     if first:  # the others may find what this one makes
         check_not_in_use(config.folder)
         check_output(config, resume=resume)
-    origin = find_origin(config.model)
+    origin = find_origin(config.model) if resume or "model" in (given or vars(config)) else None
     train_set, val_set = load_sets(config, origin)
+    made = None
+    if not resume:
+        config, made = settle(config, given or {}, train_set, val_set, plan=plan, budget=budget)
+        origin = find_origin(config.model)
     torch.manual_seed(config.seed)
     detector, moved = adapt_detector(config, origin, train_set) if origin else (build_detector(config, train_set), None)
     if first and not resume:
@@ -149,8 +177,14 @@ def run_training(config: TrainConfig, *, resume: bool = False) -> TrainResult:
     fabric.launch()
     training = build_training(config, fabric, detector, train_set, val_set, untrained=origin is None)
     with lock(config.folder) if fabric.is_global_zero else nullcontext():
-        progress = go_on(training) if resume else begin(training, moved)
-        log = RunLog(config.folder, total=training.sampler.stop, start=progress.step, enabled=fabric.is_global_zero)
+        progress = go_on(training) if resume else begin(training, moved, made)
+        log = RunLog(
+            config.folder,
+            total=training.sampler.stop,
+            start=progress.step,
+            per_epoch=training.sampler.steps_per_epoch,
+            enabled=fabric.is_global_zero,
+        )
         progress = fit(training, progress, log)
         if fabric.is_global_zero:
             with explain_failed_write(config.folder / "curves.png"):
@@ -158,7 +192,7 @@ def run_training(config: TrainConfig, *, resume: bool = False) -> TrainResult:
     return TrainResult(config.folder, progress.best if progress.best >= 0 else float("nan"), progress.step)
 
 
-def begin(training: Training, moved: Transfer | None) -> Progress:
+def begin(training: Training, moved: Transfer | None, made: Plan | None) -> Progress:
     """Make the folder of a run: its first state, its options, what became of each tensor of the model it starts from.
 
     The state comes first and the options last: a folder without both can be started anew.
@@ -167,6 +201,8 @@ def begin(training: Training, moved: Transfer | None) -> Progress:
     if not training.fabric.is_global_zero:
         return progress
     check_output(config, resume=False)  # again: another run may have been here since
+    if made is not None:
+        say(made.summary(given=False))
     describe(training, moved)
     remove_drafts(config.folder)
     check_space(training)
@@ -175,6 +211,8 @@ def begin(training: Training, moved: Transfer | None) -> Progress:
     if moved is not None:
         text = f"weights from {config.model}\n{moved.summary()}\n\n{moved.report()}\n"
         write_atomically(config.folder / "transfer.txt", text)
+    if made is not None:
+        write_atomically(config.folder / PLAN, made.to_yaml())
     write_atomically(config.folder / OPTIONS, dump_plain(to_plain(config)))
     return progress
 

@@ -18,6 +18,7 @@ from retinanet.detector import Detector
 from retinanet.errors import UserError
 from retinanet.images.preprocess import Preprocess
 from retinanet.interop.pretrained import model_folder
+from retinanet.model.postprocess import Postprocess
 from retinanet.model.presets import PRESETS, Architecture, preset
 from retinanet.model.retinanet import RetinaNet
 from retinanet.model_folder import read_spec
@@ -103,7 +104,7 @@ def build_detector(config: TrainConfig, dataset: DetectionDataset) -> Detector:
     preprocess = with_changes(
         Preprocess(mean=net.backbone.mean, std=net.backbone.std), find_differences(config.image), "image"
     )
-    scale, postprocess = magnification(dataset, preprocess), config.postprocess
+    scale, postprocess = magnification(dataset, preprocess), config.postprocess.apply(Postprocess())
     if postprocess.vote is None:
         postprocess = replace(postprocess, vote=VOTES.get(config.recipe))
     spec = ModelSpec(dataset.class_names, preprocess, postprocess, architecture, scale=scale, loss=config.loss)
@@ -131,7 +132,7 @@ def adapt_detector(config: TrainConfig, origin: Path, dataset: DetectionDataset)
     spec = ModelSpec(
         class_names=dataset.class_names,
         preprocess=preprocess,
-        postprocess=with_changes(saved.spec.postprocess, find_differences(config.postprocess), "postprocess"),
+        postprocess=config.postprocess.apply(saved.spec.postprocess),
         architecture=new,
         scale=magnification(dataset, preprocess),
         loss=config.loss,

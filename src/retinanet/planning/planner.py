@@ -1,0 +1,265 @@
+"""From the facts about the data and the machine to a plan: the order in which the rules are asked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from retinanet.analysis.anchors.propose import propose
+from retinanet.errors import UserError
+from retinanet.images.preprocess import Preprocess
+from retinanet.model.postprocess import Postprocess
+from retinanet.model.presets import Architecture
+from retinanet.plain import with_changes
+from retinanet.planning import rules
+from retinanet.planning.fingerprint import Fingerprint
+from retinanet.planning.machine import GB, Host
+from retinanet.planning.memory import MemoryNeed, predict_memory
+from retinanet.planning.plan import Choice, Plan
+from retinanet.planning.rules import Draft, Size
+from retinanet.planning.speed import EVALUATED, Speed, format_time
+from retinanet.types import Sample
+
+START_SECONDS = 15.0  # to load everything and read every image once, of small data
+CROWDED = 0.02  # share of overlapping boxes that is worth a note
+PAPER_SIZE = (800, 1333)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a training starts from: a preset, or a model that has its own anchors and size of images.
+
+    Attributes:
+        architecture: of the network.
+        preprocess: of a saved model; None for a preset.
+        postprocess: of a saved model, whose limits are not lowered.
+    """
+
+    architecture: Architecture
+    preprocess: Preprocess | None = None
+    postprocess: Postprocess = Postprocess()
+
+
+@dataclass(frozen=True)
+class Planner:
+    """All that a plan is made from.
+
+    Attributes:
+        name: of the data.
+        samples: to train on.
+        class_names: K names.
+        facts: about them.
+        host: the machine.
+        given: the user's options by dotted name.
+        recipe: of the training; another than the default decides network, size and schedule itself.
+        budget: seconds, or None.
+        find_origin: what a model's name stands for.
+        time: times a step of an architecture at a size (height, width), or None where none can be timed.
+    """
+
+    name: str
+    samples: Sequence[Sample]
+    class_names: Sequence[str]
+    facts: Fingerprint
+    host: Host
+    given: Mapping[str, Any]
+    recipe: str
+    budget: float | None
+    find_origin: Callable[[str], Origin]
+    time: Callable[[Architecture, tuple[int, int]], Speed] | None
+
+    @cached_property
+    def draft(self) -> Draft:
+        """What is decided so far."""
+        return Draft(dict(self.given))
+
+    @property
+    def planned(self) -> bool:
+        """Whether the rules decide, not a recipe of somebody else."""
+        return self.recipe == "default"
+
+    def make(self) -> Plan:
+        """Ask the rules one after the other.
+
+        Raises:
+            UserError: nothing fits into the budget or the memory, or a given value is impossible.
+        """
+        draft, facts = self.draft, self.facts
+        origin = self._choose_network()
+        batch, speed = self._choose_batch(), None
+        if self.time is not None:
+            speed = self.time(origin.architecture, self._list_sizes(origin)[-1].input(facts))
+        size, memory = self._choose_size(origin, batch, speed)
+        epochs = draft.choices["epochs"].value
+        self._choose_anchors(origin, size)
+        limits = rules.choose_limits(facts)
+        for name, (value, why) in zip(("max_detections", "topk"), limits, strict=True):
+            known = getattr(origin.postprocess, name)
+            draft.set(f"postprocess.{name}", max(value, known), why if value >= known else "the model's")
+        interval = draft.set("run.evaluate_every", *rules.choose_interval(epochs))
+        draft.set("run.workers", *rules.choose_workers(self.host))
+        if self.planned and "augment" not in self.given:
+            draft.set("augment.hflip", *rules.choose_flip(self.class_names))
+        seconds = self._time_epoch(speed, size, interval) if speed else None
+        return Plan(
+            self.name,
+            facts,
+            self.host,
+            tuple(draft.choices.values()),
+            memory,
+            None if seconds is None else START_SECONDS + epochs * seconds,
+            seconds,
+            tuple(self._list_notes(seconds, epochs)),
+        )
+
+    def _choose_network(self) -> Origin:
+        draft = self.draft
+        model, why = rules.choose_model(self.host) if self.planned else ("resnet50", "the recipe's")
+        name = draft.set("model", model, why)
+        origin = self.find_origin(name)
+        if self.planned and origin.preprocess is None and (depth := rules.choose_depth(name)):
+            draft.set("architecture.depth", *depth)
+        parts = {option.partition(".")[2]: value for option, value in draft.given.items() if _of_network(option)}
+        if "architecture.depth" in draft.choices:
+            parts = {"depth": draft.choices["architecture.depth"].value, **parts}
+        return replace(origin, architecture=with_changes(origin.architecture, parts, "architecture"))
+
+    def _choose_batch(self) -> int:
+        if self.planned:
+            value, why = rules.choose_batch(self.facts, self.host.device)
+        else:
+            value, why = 16, "the recipe's"
+        return int(self.draft.set("batch_size", value, why))
+
+    def _list_sizes(self, origin: Origin) -> list[Size]:
+        """The sizes to choose from, the wanted one first."""
+        facts, known = self.facts, origin.preprocess
+        given = (self.given.get("image.short"), self.given.get("image.long"))
+        if known is None and self.planned and given == (None, None):
+            return rules.list_sizes(facts, self.host.device)
+        short, long = rules.complete_size(given, (known.short, known.long) if known else PAPER_SIZE)
+        scale = min(short / max(1, facts.short.median), long / max(1, facts.long.median))
+        return [Size(short, long, facts.small * scale)]
+
+    def _choose_size(self, origin: Origin, batch: int, speed: Speed | None) -> tuple[Size, MemoryNeed]:
+        """The largest size that leaves time for enough epochs and fits into the memory, with the epochs."""
+        sizes = self._list_sizes(origin)
+        full, why = rules.full_epochs(self.facts.images) if self.planned else (rules.EPOCHS, "the recipe's")
+        fitting = [(size, *self._share_batch(origin, size, batch)) for size in sizes]
+        possible = [row for row in fitting if row[2].peak <= rules.FILL * self.host.room]
+        if not possible:
+            raise self._refuse_memory(fitting[-1])
+        chosen, epochs = possible[0], full
+        if self.budget is not None:
+            if speed is None:
+                raise UserError("budget: a step can be timed on this machine only, so a plan for another one has none")
+            chosen, epochs, why = self._spend(possible, full, speed)
+        size, parts, memory = chosen
+        draft = self.draft
+        reason = rules.explain_size(size, self.facts, self.host.device) if self.planned else "the recipe's"
+        if origin.preprocess is not None:
+            reason = "as the model that it starts from was trained"
+        elif size is not possible[0][0]:
+            reason += f"; {possible[0][0].short} would leave too few epochs in the budget"
+        elif size is not sizes[0]:
+            reason += f"; {sizes[0].short} does not fit into the memory"
+        draft.set("image.short", size.short, reason)
+        draft.set("image.long", size.long, "in the shape of the images")
+        draft.set("epochs", epochs, why)
+        need = f"{memory.peak / GB:.1f} GB of {self.host.room / GB:.1f} at once"
+        draft.set("optim.accumulate", parts, need if parts == 1 else f"the batch in {parts} parts takes {need}")
+        return size, memory
+
+    def _share_batch(self, origin: Origin, size: Size, batch: int) -> tuple[int, MemoryNeed]:
+        """In how few parts a batch fits, or in as many as it has images, with the memory of a part."""
+        given = self.given.get("optim.accumulate")
+        options = [given] if given else [parts for parts in range(1, batch + 1) if batch % parts == 0]
+        for parts in options:
+            memory = predict_memory(
+                origin.architecture,
+                max(1, len(self.class_names)),
+                size.input(self.facts),
+                max(1, batch // parts),
+                optimizer=self.given.get("optim.optimizer", "adamw" if self.planned else "sgd"),
+                average=self.planned,
+                bf16=self.host.bf16,
+                accelerator=self.host.device_memory is not None,
+            )
+            if memory.peak <= rules.FILL * self.host.room:
+                break
+        return parts, memory
+
+    def _spend(
+        self, possible: Sequence[tuple[Size, int, MemoryNeed]], full: int, speed: Speed
+    ) -> tuple[tuple[Size, int, MemoryNeed], int, str]:
+        """The largest size at which the budget allows enough epochs, and how many those are."""
+        assert self.budget is not None
+        seconds = self.budget * rules.SPARE - START_SECONDS
+        if "epochs" in self.given:
+            affordable = [row for row in possible if self._time_epoch(speed, row[0]) * self.given["epochs"] <= seconds]
+            return (affordable or possible[-1:])[0], full, "without the budget"
+        counts = [int(seconds / self._time_epoch(speed, size)) for size, _, _ in possible]
+        good, least = rules.good_epochs(self.facts.images), rules.least_epochs(self.facts.images)
+        best = next((index for index, count in enumerate(counts) if count >= good), len(counts) - 1)
+        if counts[best] < least:
+            needed = (self._time_epoch(speed, possible[-1][0]) * least + START_SECONDS) / rules.SPARE
+            raise UserError(
+                f"budget: {format_time(self.budget)} are too few for anything; the least that trains is {least} epochs "
+                f"of images of {possible[-1][0].short} pixels, about {format_time(needed)}: --budget "
+                f"{math.ceil(needed / 60)}m"
+            )
+        epochs = min(counts[best], max(full, rules.MOST_EPOCHS if best == 0 else full))
+        return possible[best], epochs, f"what {format_time(self.budget)} allow at this size"
+
+    def _time_epoch(self, speed: Speed, size: Size, interval: int = 1) -> float:
+        """Seconds of an epoch with its share of evaluation."""
+        views = self.facts.images + EVALUATED * self.facts.val_images / interval
+        return views * speed.of_view(size.pixels(self.facts))
+
+    def _refuse_memory(self, tried: tuple[Size, int, MemoryNeed]) -> UserError:
+        size, parts, memory = tried
+        room = self.host.room
+        text = (
+            f"a step on images of {size.short} to {size.long} pixels takes about {memory.peak / GB:.1f} GB, even in "
+            f"{parts} part{'s' if parts > 1 else ''}, and there are {room / GB:.1f} GB"
+        )
+        share = (rules.FILL * room - memory.weights - memory.process) / max(1.0, memory.activations + memory.passing)
+        if share <= 0:
+            return UserError(f"{text}. Take a smaller model (--model lite), or free some memory")
+        fits = int(size.short * math.sqrt(share) / rules.STEP) * rules.STEP
+        return UserError(f"{text}. Images of {fits} pixels would fit: --image.short {fits} --image.long {2 * fits}")
+
+    def _choose_anchors(self, origin: Origin, size: Size) -> None:
+        if not self.planned or origin.preprocess is not None or not self.facts.boxes:
+            return
+        if "architecture.anchors" in self.given:
+            anchors = self.given["architecture.anchors"]
+            self.draft.choices["architecture.anchors"] = Choice("architecture.anchors", anchors, "yours", given=True)
+            return
+        rule = Preprocess(short=size.short, long=size.long)
+        lattice = origin.architecture.anchors
+        proposal = propose(self.samples, self.class_names, lattice=lattice, preprocess=rule, most_pixels=1.0)
+        if proposal.architecture_anchors:
+            self.draft.set("architecture.anchors", proposal.architecture_anchors, proposal.reason)
+
+    def _list_notes(self, seconds: float | None, epochs: int) -> list[str]:
+        notes = []
+        facts = self.facts
+        if facts.copies:
+            notes.append(f"{facts.copies} validation images are copies of training images")
+        if facts.crowding >= CROWDED:
+            notes.append(
+                f"{facts.crowding:.1%} of the boxes overlap another of their class by an IoU of 0.5 or more, of which "
+                "NMS leaves one: --postprocess.nms 0.6 keeps more of them"
+            )
+        if self.budget and seconds and epochs * seconds + START_SECONDS > self.budget:
+            whole = format_time(epochs * seconds + START_SECONDS)
+            notes.append(f"with your values it takes about {whole}, more than the budget of {format_time(self.budget)}")
+        return notes
+
+
+def _of_network(option: str) -> bool:
+    return option.startswith("architecture.")

@@ -1,0 +1,288 @@
+"""Options that are left out: decided by the plan, for ``train`` and for ``plan``, which trains nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import is_dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from retinanet.data.dataset import DetectionDataset
+from retinanet.data.transforms import Augment
+from retinanet.errors import UserError
+from retinanet.files import write_atomically
+from retinanet.interop.pretrained import model_folder
+from retinanet.model.presets import Architecture, preset
+from retinanet.model_folder import read_spec
+from retinanet.options import explain_unknown_options
+from retinanet.plain import with_changes
+from retinanet.planning.fingerprint import take_fingerprint
+from retinanet.planning.machine import Host, Machine, find_host
+from retinanet.planning.plan import Plan, read_plan
+from retinanet.planning.planner import Origin, Planner
+from retinanet.planning.speed import Speed, parse_budget, time_reading, time_step
+from retinanet.training.config import ImageConfig, LossConfig, OptimConfig, PostprocessConfig, RunConfig, TrainConfig
+from retinanet.training.output import OPTIONS
+from retinanet.training.ranks import count_processes
+from retinanet.training.start import find_origin, load_sets
+from retinanet.yaml_files import find_line, read_mapping
+
+NONE = "none"  # in place of the file of a plan: no plan
+UNPLANNED = {"model": "resnet50", "epochs": 12, "batch_size": 8}
+UNPLANNED_IN: dict[str, dict[str, Any]] = {"optim": {"accumulate": 1}, "run": {"workers": 2, "evaluate_every": 1}}
+TIMED_IMAGES = {"cpu": 2, "mps": 2, "cuda": 8}
+AUGMENT, IMAGE, LOSS, OPTIM = (
+    Augment(),
+    ImageConfig(),
+    LossConfig(),
+    OptimConfig(),
+)  # left out, they are the plan's or the recipe's
+POSTPROCESS, RUN, HERE = PostprocessConfig(), RunConfig(), Machine()
+NESTED = ("image", "optim", "postprocess", "run")  # groups in which null leaves an option to the plan
+PLANNED = {"optim": ("accumulate", "optimizer"), "run": ("workers", "evaluate_every")}  # of those, where not all
+
+
+def find_given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that the user decided, by dotted names, of those that a plan decides.
+
+    Args:
+        options: of ``train``; null, or the very object that is the default of a group, is what was left out.
+    """
+    given = {name: options[name] for name in UNPLANNED if options[name] is not None}
+    given |= {f"architecture.{name}": value for name, value in (options["architecture"] or {}).items()}
+    for group in NESTED:
+        fields = vars(options[group])
+        names = PLANNED.get(group, tuple(fields))
+        given |= {f"{group}.{name}": fields[name] for name in names if fields[name] is not None}
+    return given if options["augment"] is AUGMENT else {**given, "augment": True}
+
+
+def complete(options: dict[str, Any]) -> TrainConfig:
+    """A configuration with fixed values in place of what was left out, which :func:`follow` replaces."""
+    values = {name: value for name, value in options.items() if value is not None or name not in UNPLANNED}
+    for group, fixed in UNPLANNED_IN.items():
+        if not is_dataclass(options[group]):
+            continue  # which TrainConfig refuses
+        missing = {name: value for name, value in fixed.items() if getattr(options[group], name) is None}
+        values[group] = replace(options[group], **missing) if missing else options[group]
+    return TrainConfig(**{**UNPLANNED, **values})
+
+
+def follow(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
+    """A configuration with the values of a plan, by dotted names.
+
+    Raises:
+        UserError: a value is impossible; the message begins with the name of the option.
+    """
+    nested: dict[str, Any] = {}
+    for option, value in values.items():
+        group, _, name = option.partition(".")
+        if name:
+            nested.setdefault(group, {})[name] = value
+        else:
+            nested[group] = value
+    if "architecture" in nested:
+        nested["architecture"] = {**(config.architecture or {}), **nested["architecture"]}
+    return with_changes(config, nested, "")
+
+
+def follow_file(config: TrainConfig, path: Path, given: Mapping[str, Any], class_names: tuple[str, ...]) -> TrainConfig:
+    """A configuration with what the file of a plan says where the user says nothing.
+
+    Raises:
+        UserError: it is no plan for these classes, or a value is impossible; the line is named.
+    """
+    values = {
+        name: value
+        for name, value in read_plan(path, class_names).items()
+        if name not in given and name.partition(".")[0] not in given
+    }
+    for option, value in values.items():
+        try:
+            config = follow(config, {option: value})
+        except UserError as error:
+            raise UserError(f"{path}, line {find_line(path, tuple(option.split('.')))}: {error}") from None
+    return config
+
+
+def make_plan(
+    config: TrainConfig,
+    given: Mapping[str, Any],
+    train_set: DetectionDataset,
+    val_set: DetectionDataset,
+    *,
+    host: Host,
+    budget: str | None = None,
+    timed: bool = False,
+) -> Plan:
+    """The plan for a training.
+
+    Args:
+        config: its options.
+        given: those that the user decided, by dotted names.
+        train_set: what is learned from.
+        val_set: what is evaluated on.
+        host: the machine.
+        budget: such as ``30m``.
+        timed: time a step, also where there is no budget.
+
+    Raises:
+        UserError: nothing fits into the budget or the memory, or a value is impossible.
+    """
+    seconds = None if budget is None else parse_budget(budget)
+    bf16 = host.bf16 if config.run.precision == "auto" else config.run.precision != "32"
+    host = replace(host, bf16=bf16)
+    time = partial(_time, train_set, host) if host.here and (timed or seconds) else None
+    facts = take_fingerprint(train_set, val_set)
+    names = train_set.class_names
+    many = {"optim.accumulate": config.parts} if count_processes(config.run) > 1 else {}  # they must all plan alike
+    if many and budget:
+        raise UserError(
+            "budget: with several processes, make the plan first (retinanet plan DATA --budget ... --write plan.yaml), "
+            "then train with --plan plan.yaml"
+        )
+    planner = Planner(
+        *(train_set.name, train_set.samples, names, facts, host, {**many, **given}, config.recipe, seconds),
+        find_origin=_find_origin,
+        time=time,
+    )
+    return planner.make()
+
+
+def _find_origin(model: str) -> Origin:
+    folder = model_folder(model)
+    if folder is None:
+        return Origin(preset(model))
+    spec = read_spec(folder)
+    return Origin(spec.architecture, spec.preprocess, spec.postprocess)
+
+
+def _time(dataset: DetectionDataset, host: Host, architecture: Architecture, size: tuple[int, int]) -> Speed:
+    images, classes = TIMED_IMAGES[host.device], len(dataset.class_names)
+    reading = time_reading(dataset)
+    # where cores are to spare, images are read while the device computes
+    spare = host.device_memory is not None or host.cores > 4
+    step = time_step(architecture, classes, size, images, host.device, bf16=host.bf16)
+    return Speed(step, 0.0 if spare else reading)
+
+
+def settle(
+    config: TrainConfig,
+    given: Mapping[str, Any],
+    train_set: DetectionDataset,
+    val_set: DetectionDataset,
+    *,
+    plan: str | None,
+    budget: str | None,
+) -> tuple[TrainConfig, Plan | None]:
+    """The configuration of a training with nothing left out, and the plan behind it, if any.
+
+    Args:
+        config: with fixed values where options were left out.
+        given: the options that the user decided.
+        train_set: what is learned from.
+        val_set: what is evaluated on.
+        plan: file of a plan; ``none`` takes the fixed values.
+        budget: such as ``30m``.
+
+    Raises:
+        UserError: as :func:`make_plan` and :func:`follow_file`.
+    """
+    if plan == NONE:
+        if budget is not None:
+            raise UserError("budget: only a plan keeps to it. Leave out --plan none")
+        return config, None
+    if plan is not None:
+        config = follow_file(config, Path(plan), given, train_set.class_names)
+        given = {**read_plan(Path(plan), train_set.class_names), **given}
+    host = find_host(HERE, config.run.accelerator, config.folder)
+    made = make_plan(config, given, train_set, val_set, host=host, budget=budget)
+    return follow(config, made.values), made
+
+
+def recall(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a run that goes on: those that are left out are as it began with."""
+    file = Path(options["output"]) / OPTIONS
+    if not file.is_file():
+        return options
+    then = read_mapping(file)
+    now = dict(options)
+    for name in UNPLANNED:
+        now[name] = then.get(name) if now[name] is None else now[name]
+    now["architecture"] = {**(then.get("architecture") or {}), **(now["architecture"] or {})} or None
+    for group in filter(lambda group: is_dataclass(now[group]), NESTED):
+        values = {name: value for name, value in vars(now[group]).items() if value is not None}
+        now[group] = with_changes(now[group], {**(then.get(group) or {}), **values}, group)
+    if now["augment"] is AUGMENT:
+        now["augment"] = with_changes(AUGMENT, then.get("augment") or {}, "augment")
+    return now
+
+
+@explain_unknown_options
+def plan(
+    data: str,
+    *,
+    write: str | None = None,
+    budget: str | None = None,
+    model: str | None = None,
+    recipe: str = "default",
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    train_split: str | None = None,
+    val_split: str | None = None,
+    confine: bool = False,
+    architecture: dict[str, Any] | None = None,
+    image: ImageConfig = IMAGE,
+    augment: Augment = AUGMENT,
+    loss: LossConfig = LOSS,
+    optim: OptimConfig = OPTIM,
+    postprocess: PostprocessConfig = POSTPROCESS,
+    run: RunConfig = RUN,
+    machine: Machine = HERE,
+    overwrite: bool = False,
+) -> Plan:
+    """Say what ``train`` would do with annotated images, and why; nothing is trained.
+
+    Args:
+        data: annotated images in COCO, VOC, YOLO or CSV form.
+        write: file for the plan, which ``train --plan`` takes.
+        budget: the longest that the training may take on this machine, such as 30m, 2h or 1h30m.
+        model: preset, or a model folder to start from.
+        recipe: as in ``train``.
+        epochs: passes over the training images.
+        batch_size: images per optimiser step.
+        train_split: what to learn from; by default train.
+        val_split: what to evaluate on; by default val, else a seeded hold-out.
+        confine: refuse data that name images outside of their folder.
+        architecture: changes to the preset's or the folder's.
+        image: size of the images.
+        augment: what happens to training images.
+        loss: what is minimised.
+        optim: how it is minimised.
+        postprocess: thresholds for evaluation and prediction.
+        run: devices and precision.
+        machine: another machine to plan for; no step is timed for it.
+        overwrite: replace the file of an earlier plan.
+
+    Raises:
+        UserError: a mistake in the data or the options, or nothing fits into the budget or the memory.
+    """
+    if write is not None and Path(write).exists() and not overwrite:
+        raise UserError(f"--write {write}: the file exists. Name another, or pass --overwrite")
+    groups = {"image": image, "augment": augment, "loss": loss, "optim": optim, "postprocess": postprocess, "run": run}
+    options = {"model": model, "epochs": epochs, "batch_size": batch_size, "architecture": architecture, **groups}
+    config = complete(
+        {
+            **{"data": data, "output": "", "recipe": recipe, "weights": "none", "seed": 0, "strict": False},
+            **{"train_split": train_split, "val_split": val_split, "confine": confine},
+            **options,
+        }
+    )
+    host = find_host(machine, run.accelerator)
+    sets = load_sets(config, find_origin(model) if model else None)
+    made = make_plan(config, find_given(options), *sets, host=host, budget=budget, timed=True)
+    follow(config, made.values)  # which checks them
+    if write is not None:
+        write_atomically(Path(write), made.to_yaml())
+    return made
