@@ -38,6 +38,9 @@ class ImageConfig:
     tile: int | None = None
     overlap: int | None = None
 
+    def __post_init__(self) -> None:
+        check_types(self, "image")
+
 
 @explain_unknown_fields
 @dataclass(frozen=True)
