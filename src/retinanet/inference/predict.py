@@ -104,13 +104,10 @@ def predict(
     sizes, failed = _read_sizes(paths)
     many = len(sizes) > 1 or bool(tile)
     mode = mode or ("throughput" if many and exported_file(model) else "latency")
-    cut = {"tile": tile, "overlap": overlap}
-    how_trusted = {"trust": trust, "trust_code": trust_code}
-    how = {"device": device, "precision": precision, "mode": mode, "compile": compile}
-    predictor = Predictor.load(model, batch_size=batch_size, **how, **cut, **how_trusted)
-    if predictor.tiling is None and tile_scale is not None:
-        raise UserError("--tile_scale is for images that are cut into windows; give --tile too")
-    tiling = None if predictor.tiling is None else {**vars(predictor.tiling), "merge": merge, "scale": tile_scale}
+    how: dict[str, Any] = {"device": device, "precision": precision, "mode": mode, "compile": compile}
+    how |= {"tile": tile, "overlap": overlap, "trust": trust, "trust_code": trust_code}
+    predictor = Predictor.load(model, batch_size=batch_size, **how)
+    tiling = _list_tile_options(predictor, merge, tile_scale)
     spec = predictor.backend.spec
     _warn_of_score(score, spec.postprocess.score)
     least = spec.thresholds if score is None else score
@@ -126,6 +123,15 @@ def _check_options(score: float | None, workers: int | None) -> None:
         raise UserError(f"--score is between 0 and 1, got {score}")
     if workers is not None and workers < 1:
         raise UserError(f"--workers is at least 1, got {workers}")
+
+
+def _list_tile_options(predictor: Predictor, merge: str, scale: float | None) -> dict[str, Any] | None:
+    """The options of ``predict_tiled``; None where images are shown whole."""
+    if predictor.tiling is not None:
+        return {**vars(predictor.tiling), "merge": merge, "scale": scale}
+    if scale is not None:
+        raise UserError("--tile_scale is for images that are cut into windows; give --tile too")
+    return None
 
 
 def _warn_of_score(score: float | None, least: float) -> None:

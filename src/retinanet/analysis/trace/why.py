@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -76,7 +77,8 @@ def why(
     if score is not None:
         detector = detector.with_spec(postprocess=replace(detector.spec.postprocess, score=score))
     dataset, index = find_annotated(Path(image), None if data is None else Path(data), detector.spec.class_names)
-    where, about = choose_device(device), {"model": model, "image": image, "data": dataset.name}
+    where = choose_device(device)
+    about: dict[str, Any] = {"model": model, "image": image, "data": dataset.name}
     if detector.spec.tiling is not None and detector.spec.tiling.cuts(dataset.samples[index].size):
         windows = WindowDataset(dataset.subset([index], dataset.name), detector.spec.tiling)
         place, sample = find_worst_window(detector, windows, where)
