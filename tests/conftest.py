@@ -236,6 +236,7 @@ def full_spec():
     from retinanet.anchors.coding import BoxCoder
     from retinanet.anchors.lattice import AnchorLattice, LatticeCompat
     from retinanet.images.preprocess import Preprocess, PreprocessCompat
+    from retinanet.images.tiling import Tiling
     from retinanet.losses.config import LossConfig
     from retinanet.model.postprocess import Postprocess, PostprocessCompat
     from retinanet.model.presets import Architecture
@@ -286,6 +287,7 @@ def full_spec():
         ),
         thresholds={"пчела": 0.3125, "cow 3": 0.7},
         scale=0.8,
+        tiling=Tiling(tile=2048, overlap=100),
         metrics={"AP": 0.58, "of": "val"},
         loss=LossConfig(
             classification="focal",

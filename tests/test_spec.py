@@ -12,6 +12,7 @@ from retinanet import __version__
 from retinanet.anchors.lattice import AnchorLattice, LatticeCompat
 from retinanet.errors import UserError
 from retinanet.images.preprocess import Preprocess
+from retinanet.images.tiling import Tiling
 from retinanet.losses.config import LossConfig
 from retinanet.model.postprocess import Postprocess
 from retinanet.model.presets import PRESETS, Architecture
@@ -47,7 +48,7 @@ def test_nothing_has_its_default(full_spec):
             elif here == there:
                 yield entry.name
 
-    usual = ModelSpec(("a",), architecture=Architecture(), loss=LossConfig())
+    usual = ModelSpec(("a",), architecture=Architecture(), tiling=Tiling(), loss=LossConfig())
     # the pyramid has these strides and no others; an input settles the spacing, and a model file has none
     assert sorted(defaults(full_spec, usual)) == ["spacing", "strides"]
 

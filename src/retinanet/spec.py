@@ -16,6 +16,7 @@ from retinanet import __version__
 from retinanet.errors import UserError
 from retinanet.images.io import IMAGE_SUFFIXES
 from retinanet.images.preprocess import Preprocess
+from retinanet.images.tiling import Tiling
 from retinanet.model.postprocess import Postprocess
 from retinanet.plain import from_plain, to_plain
 
@@ -45,6 +46,7 @@ class ModelSpec:
             images; a class may be missing, and evaluation does not use them.
         scale: how large the training images were shown to the network, relative to their own pixels (the median);
             tiles of a larger image are shown likewise. None where it is not known.
+        tiling: the windows that it was trained on; larger images are cut likewise. None: on whole images.
         metrics: what it was last evaluated to, e.g. ``{"AP": 0.58}``.
         loss: what it was trained to minimise; None where that is not known, or was read without torch.
     """
@@ -55,6 +57,7 @@ class ModelSpec:
     architecture: Architecture = None  # type: ignore[assignment]
     thresholds: Mapping[str, float] = field(default_factory=dict)
     scale: float | None = None
+    tiling: Tiling | None = None
     metrics: Mapping[str, Any] = field(default_factory=dict)
     loss: LossConfig | None = None
 
@@ -67,13 +70,15 @@ class ModelSpec:
             if not _is_number(self.scale) or not 0 < self.scale <= sys.float_info.max:
                 raise UserError(f"scale is {self.scale!r}, expected a number above 0")
             object.__setattr__(self, "scale", float(self.scale))
+        if not isinstance(self.tiling, Tiling | None):
+            raise UserError(f"tiling is {self.tiling!r}, expected a tile and an overlap")
         if not isinstance(self.metrics, Mapping):
             raise UserError(f"metrics is {self.metrics!r}, expected names with values")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that JSON can hold; :meth:`from_dict` reads them."""
         values = {"format": FORMAT, "library_version": __version__, **to_plain(vars(self))}
-        optional = ("thresholds", "scale", "loss")
+        optional = ("thresholds", "scale", "tiling", "loss")
         return {key: value for key, value in values.items() if value or key not in optional}
 
     @classmethod
@@ -104,9 +109,14 @@ class ModelSpec:
             from_plain(Preprocess, nest_compat(values["preprocess"], Preprocess()), "preprocess"),
             from_plain(Postprocess, nest_compat(values["postprocess"], Postprocess()), "postprocess"),
             architecture,
+            tiling=from_plain(Tiling, values["tiling"], "tiling") if values.get("tiling") is not None else None,
             loss=loss,
             **{name: values[name] for name in ("thresholds", "scale", "metrics") if name in values},
         )
+
+    def sees(self, tiling: Tiling) -> bool:
+        """Whether windows of this tiling are of the size of those of the training."""
+        return self.tiling is not None and self.tiling.tile == tiling.tile
 
     def prepare(self, batch: Batch) -> Tensor:
         """The network's input: (N, 3, H, W) float32 of a batch, on its device; padding is 0."""

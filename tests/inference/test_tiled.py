@@ -18,9 +18,10 @@ from PIL import Image
 
 from retinanet.errors import UserError
 from retinanet.images.preprocess import Preprocess
+from retinanet.images.tiling import find_starts
 from retinanet.inference.backend import Prepared
 from retinanet.inference.predictor import Predictor
-from retinanet.inference.tiled import EDGE, find_starts, predict_tiled
+from retinanet.inference.tiled import EDGE, predict_tiled
 from retinanet.model.postprocess import Postprocess
 from retinanet.spec import ModelSpec
 from retinanet.types import Detections

@@ -28,7 +28,7 @@ from retinanet.analysis.trace.trace import trace
 from retinanet.data.dataset import DetectionDataset, load_dataset
 from retinanet.detector import Detector
 from retinanet.errors import UserError
-from retinanet.evaluation.evaluate import one_pass
+from retinanet.evaluation.evaluate import as_seen, one_pass
 from retinanet.files import check_output_folder
 from retinanet.interop.pretrained import model_folder
 from retinanet.losses.config import CLASSIC
@@ -121,6 +121,9 @@ def diagnose(
 ) -> Diagnosis:
     """Say where the loss of a model goes, what goes wrong and what fixing it would be worth.
 
+    Of a model that was trained on windows, the errors are those of whole images, their windows joined as predict joins
+    them; the loss, the anchors and what happened to each box are those of windows: an object in two counts twice there.
+
     Args:
         model: model folder, torchvision/NAME or a hub repository.
         data: annotated images in COCO, VOC, YOLO or CSV form.
@@ -152,26 +155,21 @@ def diagnose(
     criterion = _criterion_of_training(detector, alpha, gamma)
 
     # One pass: losses and gates are counted while the network sees each batch, errors from the detections.
-    watch = _Watch(detector, criterion, len(dataset))
+    seen = as_seen(detector.spec, dataset)
+    watch = _Watch(detector, criterion, len(seen))
     with watch.progress:
         run = one_pass(
-            detector,
-            dataset,
-            device=where,
-            criterion=criterion,
-            batch_size=batch_size,
-            workers=workers,
-            watch=watch,
+            detector, seen, device=where, criterion=criterion, batch_size=batch_size, workers=workers, watch=watch
         )
     errors = error_report.error_report(dataset.samples, run.detections, dataset.class_names)
     lattice, preprocess, matcher = detector.spec.architecture.anchors, detector.spec.preprocess, criterion.matcher
-    anchors = audit(dataset.samples, dataset.class_names, lattice=lattice, preprocess=preprocess, matcher=matcher)
+    anchors = audit(seen.samples, dataset.class_names, lattice=lattice, preprocess=preprocess, matcher=matcher)
     thresholds = best_thresholds(errors.curves) if write_thresholds else None
     if thresholds is not None:
         store_thresholds(local or model, thresholds)
     result = Diagnosis(watch.focal, errors, watch.gates, anchors, thresholds, folder)
 
-    gates = gate_report.section(result.missed, watch.draw_worst(dataset))
+    gates = gate_report.section(result.missed, watch.draw_worst(seen))
     sections = [
         *error_report.section(errors, dataset.samples, run.detections),
         replace(gates, text=f"{gates.text}\n\n{result.advise_nms()}".rstrip()),

@@ -32,10 +32,11 @@ class StepSampler(Sampler[list[View]]):
     """Which samples make which part of which optimiser step.
 
     Every epoch is a permutation of the data set; its last step is filled up from the beginning of the permutation, so
-    that all steps have the same size. Yields one list of views per part, for the steps ``start`` to ``stop``.
+    that all steps have the same size. Samples at the end of the data set may take turns: an epoch has a few of them,
+    and goes on where the one before ended. Yields one list of views per part, for the steps ``start`` to ``stop``.
 
     Attributes:
-        length: samples in the data set.
+        length: samples of an epoch.
         batch_size: samples of a step, over all ranks and parts.
         start: first step.
         stop: step after the last one.
@@ -43,6 +44,8 @@ class StepSampler(Sampler[list[View]]):
         parts: how many batches a rank accumulates in a step.
         rank: of this process.
         world: number of processes.
+        in_turns: samples of the data set that take turns, in the last ``turns`` places of an epoch.
+        turns: how many of them an epoch has.
     """
 
     length: int
@@ -53,6 +56,8 @@ class StepSampler(Sampler[list[View]]):
     parts: int = 1
     rank: int = 0
     world: int = 1
+    in_turns: int = 0
+    turns: int = 0
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -82,7 +87,16 @@ class StepSampler(Sampler[list[View]]):
         epoch, position = divmod(step, self.steps_per_epoch)
         order = np.random.default_rng((self.seed, epoch)).permutation(self.length)
         rows = np.arange(position * self.batch_size, (position + 1) * self.batch_size) % self.length
-        return [(epoch, int(index)) for index in order[rows]]
+        return [(epoch, self._find_sample(epoch, int(place))) for place in order[rows]]
+
+    def _find_sample(self, epoch: int, place: int) -> int:
+        """The sample of the data set that has a place in an epoch."""
+        always = self.length - self.turns
+        if place < always:
+            return place
+        turn = epoch * self.turns + place - always
+        order = np.random.default_rng((self.seed, turn // self.in_turns, 1)).permutation(self.in_turns)
+        return always + int(order[turn % self.in_turns])
 
 
 @dataclass(frozen=True)

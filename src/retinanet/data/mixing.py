@@ -116,11 +116,27 @@ def place(canvas: Tensor, view: View, corner: tuple[int, int], window: tuple[int
     last_y, last_x = min(bottom, y + image.shape[1]), min(right, x + image.shape[2])
     if first_y < last_y and first_x < last_x:
         canvas[:, first_y:last_y, first_x:last_x] = image[:, first_y - y : last_y - y, first_x - x : last_x - x]
-    boxes = target.boxes + torch.tensor([x, y, x, y], dtype=target.boxes.dtype)
-    limits = torch.tensor([left, top, right, bottom], dtype=boxes.dtype)
-    cut = boxes.maximum(limits[[0, 1, 0, 1]]).minimum(limits[[2, 3, 2, 3]])
-    visible = box_area(cut) / box_area(boxes).clamp(min=1e-9)
-    return canvas, Target(cut, target.labels, target.ignore | (visible < VISIBLE)).select(visible > 0)
+    moved = replace(target, boxes=target.boxes + torch.tensor([x, y, x, y], dtype=target.boxes.dtype))
+    cut, visible = cut_target(moved, window)
+    return canvas, cut.select(visible > 0)
+
+
+def cut_target(target: Target, window: tuple[int, int, int, int]) -> tuple[Target, Tensor]:
+    """What a window shows of the objects.
+
+    Args:
+        target: M objects.
+        window: (top, left, bottom, right) in the pixels of the boxes.
+
+    Returns:
+        The same M objects, boxes clipped to the window, those of which it shows less than half as ignore regions; and
+        (M,) the share of its area that it shows of each, 0 of those outside.
+    """
+    top, left, bottom, right = window
+    limits = torch.tensor([left, top, right, bottom], dtype=target.boxes.dtype)
+    boxes = target.boxes.maximum(limits[[0, 1, 0, 1]]).minimum(limits[[2, 3, 2, 3]])
+    visible = box_area(boxes) / box_area(target.boxes).clamp(min=1e-9)
+    return Target(boxes, target.labels, target.ignore | (visible < VISIBLE)), visible
 
 
 def _random_int(least: int, most: int) -> int:

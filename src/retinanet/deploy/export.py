@@ -12,13 +12,20 @@ from pathlib import Path
 from typing import Literal
 
 from retinanet import __version__
-from retinanet.deploy.parity import Comparison, RawComparison, compare, compare_raw, proof_batches, spread_images
+from retinanet.deploy.parity import (
+    Comparison,
+    RawComparison,
+    compare,
+    compare_raw,
+    proof_batches,
+    read_seen,
+    spread_images,
+)
 from retinanet.detector import Detector
 from retinanet.digest import file_sha256
 from retinanet.errors import UserError
 from retinanet.evaluation.evaluate import evaluate
 from retinanet.files import check_writable, write_folder
-from retinanet.images.io import read_image
 from retinanet.inference.exported import Card, open_exported
 from retinanet.inference.pt2 import COMPILED
 from retinanet.interop.pretrained import model_folder
@@ -218,7 +225,7 @@ def _write_and_prove(
     file = folder / report.file
     _write(report.format, detector, card, file, images, keep_class_output=keep_class_output, compile=compile)
     graph = open_exported(file, raw=report.raw, trust=True).graph
-    batches = proof_batches(detector.spec.preprocess, [read_image(path) for path in shown])
+    batches = proof_batches(detector.spec.preprocess, [read_seen(detector.spec, *one) for one in enumerate(shown)])
     proof = (compare_raw if report.raw else compare)(detector, graph, batches)
     if (not proof.equal) if report.precision == "fp32" else (proof.sure < BROKEN):
         raise UserError(f"the exported model differs from the network, so it was not saved: {proof}")

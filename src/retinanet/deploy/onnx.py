@@ -48,7 +48,7 @@ def write_model(detector: Detector, card: Card, path: Path, images: Sequence[Pat
     if card.precision == "int8":
         from retinanet.deploy.quantise import quantise_model
 
-        model = quantise_model(model, detector.spec.preprocess, images, keep_class_output=keep_class_output)
+        model = quantise_model(model, detector.spec, images, keep_class_output=keep_class_output)
     if path.suffix == ".xml":
         model.set_rt_info(card.to_json(), OPENVINO_KEYS)
         try:

@@ -16,12 +16,14 @@ from retinanet.data.dataset import load_dataset
 from retinanet.data.scenes import paint, plan_scene
 from retinanet.detector import Detector
 from retinanet.errors import UserError
-from retinanet.images.io import picture_pixels
+from retinanet.images.io import picture_pixels, read_image
 from retinanet.images.preprocess import Preprocess
+from retinanet.images.windows import ImageWindows
 from retinanet.inference.exported import Graph
 from retinanet.inference.paths import find_images
 from retinanet.interop.comparison import largest_difference, make_batch, pair_detections, pair_differences
 from retinanet.model.postprocess import Postprocess
+from retinanet.spec import ModelSpec
 from retinanet.types import Batch, Detections
 
 T = TypeVar("T")
@@ -167,6 +169,15 @@ def proof_batches(preprocess: Preprocess, images: Sequence[Tensor] = ()) -> list
     empty = torch.randint(96, 160, (3, 200, 300), dtype=torch.uint8, generator=dice)
     groups = [[empty], [scene, crowd], [crowd], *([image] for image in images[:2]), list(images[2:])]
     return [make_batch(preprocess, group) for group in groups if group]
+
+
+def read_seen(spec: ModelSpec, number: int, path: Path) -> Tensor:
+    """What a model sees of an image, (3, H, W) uint8: the image, or one of its windows by a number."""
+    if spec.tiling is None:
+        return read_image(path)
+    with ImageWindows(path) as windows:
+        places = spec.tiling.windows(windows.size)
+        return torch.from_numpy(windows.read(*places[number % len(places)])).permute(2, 0, 1).contiguous()
 
 
 def spread_images(data: str, most: int, split: str = "train") -> list[Path]:

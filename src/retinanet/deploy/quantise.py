@@ -15,29 +15,29 @@ import nncf
 import onnx
 import openvino
 
-from retinanet.images.io import read_image
-from retinanet.images.preprocess import Preprocess
+from retinanet.deploy.parity import read_seen
 from retinanet.inference.exported import INPUTS
 from retinanet.inference.runtimes import silence
 from retinanet.interop.comparison import make_batch
+from retinanet.spec import ModelSpec
 
 CLASS_OUTPUT = "heads.cls.output.weight"  # how the name of the weights of the class subnet's last convolution ends
 Model = TypeVar("Model", openvino.Model, onnx.ModelProto)
 
 
-def quantise_model(model: Model, preprocess: Preprocess, images: Sequence[Path], *, keep_class_output: bool) -> Model:
+def quantise_model(model: Model, spec: ModelSpec, images: Sequence[Path], *, keep_class_output: bool) -> Model:
     """An int8 copy of a model.
 
     Args:
         model: in fp32, with detections or raw outputs.
-        preprocess: of the model.
+        spec: of the model.
         images: of the kind that the model is for; their activations set the scales.
         keep_class_output: the last convolution of the class subnet stays in fp32.
     """
     with silence("nncf"):  # it reports each step on the console
         result: Model = nncf.quantize(
             model,
-            nncf.Dataset(images, lambda path: _read_inputs(preprocess, path)),
+            nncf.Dataset(list(enumerate(images)), lambda numbered: _read_inputs(spec, *numbered)),
             subset_size=len(images),
             preset=nncf.QuantizationPreset.MIXED,  # activations may be asymmetric: not every backbone ends in a ReLU
             ignored_scope=nncf.IgnoredScope(names=_find_ignored(model, keep_class_output)),
@@ -45,9 +45,9 @@ def quantise_model(model: Model, preprocess: Preprocess, images: Sequence[Path],
     return result
 
 
-def _read_inputs(preprocess: Preprocess, path: Path) -> dict[str, Any]:
+def _read_inputs(spec: ModelSpec, number: int, path: Path) -> dict[str, Any]:
     """What a graph is given for one image: (1, 3, H, W) and (1, 2)."""
-    batch = make_batch(preprocess, [read_image(path)])
+    batch = make_batch(spec.preprocess, [read_seen(spec, number, path)])
     return dict(zip(INPUTS, (batch.images.contiguous().numpy(), batch.sizes.numpy()), strict=True))
 
 

@@ -7,22 +7,26 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import distributed
 
 from retinanet.data.dataset import DetectionDataset, load_dataset
 from retinanet.data.loader import evaluation_batches
+from retinanet.data.windows import WindowDataset
 from retinanet.detector import Detector
 from retinanet.errors import UserError
 from retinanet.evaluation.coco import coco_metrics
 from retinanet.evaluation.report import EvaluationResult, save_coco_results
 from retinanet.files import check_output_folder
+from retinanet.images.tiling import choose_tiling, usual_overlap
 from retinanet.inference.predictor import Predictor
+from retinanet.inference.tiled import join_windows
 from retinanet.losses.detection import DetectionLoss
 from retinanet.model.device import choose_device
 from retinanet.options import explain_unknown_options
-from retinanet.spec import check_model_first, exported_file
+from retinanet.spec import ModelSpec, check_model_first, exported_file
 from retinanet.types import Assignment, Batch, Detections, RawOutput
 
 RESULTS = ("evaluation.json", "predictions.json")
@@ -33,8 +37,9 @@ class Pass:
     """What one pass over a data set gives.
 
     Attributes:
-        detections: one entry per sample, in the order of the data set.
-        loss: divided as the criterion divides it, over the whole set: ``classification``, ``box``, ``total``.
+        detections: one entry per image, in the order of the data set.
+        loss: divided as the criterion divides it, over the whole set: ``classification``, ``box``, ``total``. Where
+            the model sees windows, it is that of the windows.
         images_per_second: from pixels to detections, reading excluded; None if it was not measured.
     """
 
@@ -53,6 +58,8 @@ def evaluate(
     batch_size: int = 8,
     workers: int = 0,
     device: str = "auto",
+    tile: int | None = None,
+    overlap: int | None = None,
     strict: bool = False,
     confine: bool = False,
     trust: bool = False,
@@ -71,6 +78,10 @@ def evaluate(
         batch_size: images per forward pass, where their network input has one size; the result does not depend on it.
         workers: processes that read images; 0 reads in this one.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        tile: cut images into windows of this many pixels, as predict does; by default those that the model was trained
+            on, if it was, and the loss is that of the windows. With another tile there is no loss. 0 shows images
+            whole.
+        overlap: pixels that neighbouring windows share; by default the model's, else 128.
         strict: refuse the data at the first faulty box instead of leaving faulty boxes out.
         confine: refuse data that name images outside of their folder.
         trust: open a pt2 file; torch evaluates expressions in it, which can run code.
@@ -86,13 +97,18 @@ def evaluate(
         raise UserError(f"expected batch_size >= 1 and workers >= 0, got {batch_size} and {workers}")
     if output is not None:
         check_output_folder(Path(output), RESULTS, overwrite=overwrite)
-    if exported_file(model):
-        predictor = Predictor.load(model, device=device, batch_size=batch_size, trust=trust, trust_code=trust_code)
-        dataset = load_dataset(data, split, class_names=predictor.class_names, strict=strict, confine=confine)
-        result, where = Pass(list(predictor.stream([one.path for one in dataset.samples])), {}, None), "cpu"
+    checked = {"strict": strict, "confine": confine}
+    detector = None if exported_file(model) else Detector.load(model)
+    tiling = None if detector is None else choose_tiling(detector.spec.tiling, tile, overlap, usual_overlap)
+    if detector is None or not (tiling is None or detector.spec.sees(tiling)):
+        how: dict[str, Any] = {"tile": tile, "overlap": overlap, "trust": trust, "trust_code": trust_code}
+        predictor = Predictor.load(model, device=device, batch_size=batch_size, **how)
+        dataset = load_dataset(data, split, class_names=predictor.class_names, **checked)
+        result = Pass(list(predictor.stream([one.path for one in dataset.samples])), {}, None)
+        where = "cpu" if detector is None else str(choose_device(device))
     else:
-        detector = Detector.load(model)
-        dataset = load_dataset(data, split, class_names=detector.spec.class_names, strict=strict, confine=confine)
+        detector = detector.with_spec(tiling=tiling)
+        dataset = load_dataset(data, split, class_names=detector.spec.class_names, **checked)
         where = str(choose_device(device))
         detector.net.to(where)
         result = one_pass(detector, dataset, batch_size=batch_size, workers=workers, device=torch.device(where))
@@ -118,24 +134,29 @@ def one_pass(
 ) -> Pass:
     """Run a detector over a data set once; every rank takes its share and all get the whole result.
 
+    A model that was trained on windows sees windows: the loss is theirs, and the detections are those of the images,
+    joined as prediction joins them.
+
     Args:
         detector: its network lies on ``device`` and is put into evaluation mode.
-        dataset: annotated images.
+        dataset: annotated images, or their windows.
         device: of the batches.
         criterion: the loss to report; by default that of the model's training.
         batch_size: images per forward pass, where their network input has one size.
         workers: processes that read images.
         autocast: context of the forward passes.
-        watch: is shown the indices and the raw output of every batch of this rank, in inference mode.
+        watch: is shown the indices and the raw output of every batch of this rank, in inference mode; the indices are
+            those of :func:`as_seen`.
     """
+    seen = as_seen(detector.spec, dataset)
     rank, world = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
-    indices = range(rank, len(dataset), world)
+    indices = (seen.in_order if isinstance(seen, WindowDataset) else range(len(seen)))[rank::world]
     criterion = criterion or detector.spec.criterion()
     detector.net.eval()
     found: dict[int, Detections] = {}
     sums = torch.zeros(4, dtype=torch.float64)  # classification, box, what they are divided by, seconds
     batches = evaluation_batches(
-        dataset, preprocess=detector.spec.preprocess, batch_size=batch_size, indices=indices, workers=workers
+        seen, preprocess=detector.spec.preprocess, batch_size=batch_size, indices=indices, workers=workers
     )
     with closing(batches):
         for places, batch in batches:
@@ -163,8 +184,30 @@ def one_pass(
     classification, box, count, seconds = sums.tolist()
     loss = {"classification": classification / max(count, 1), "box": box / max(count, 1)}
     loss["total"] = loss["classification"] + loss["box"]
-    speed = len(dataset) * world / seconds if seconds else 0.0
-    return Pass([found[index] for index in range(len(dataset))], loss, speed)
+    detections = _join_images(found, seen, detector.spec)
+    speed = len(detections) * world / seconds if seconds else 0.0
+    return Pass(detections, loss, speed)
+
+
+def as_seen(spec: ModelSpec, dataset: DetectionDataset) -> DetectionDataset:
+    """A data set as a model sees it: its windows where the model was trained on windows, else as it is."""
+    if spec.tiling is None or isinstance(dataset, WindowDataset):
+        return dataset
+    return WindowDataset(dataset, spec.tiling)
+
+
+def _join_images(found: Mapping[int, Detections], seen: DetectionDataset, spec: ModelSpec) -> list[Detections]:
+    """The detections of each image, of those of its windows where it was seen in windows."""
+    if not isinstance(seen, WindowDataset):
+        return [found[index] for index in range(len(seen))]
+    joined = []
+    for image, windows in seen.by_image():
+        if len(windows) == 1:  # as predict_tiled does
+            joined.append(found[windows[0]])
+            continue
+        parts, corners = [found[window] for window in windows], [seen.places[window][1] for window in windows]
+        joined.append(join_windows(parts, corners, seen.whole.samples[image].size, spec, spec.preprocess))
+    return joined
 
 
 def _join(found: dict[int, Detections], sums: torch.Tensor) -> tuple[dict[int, Detections], torch.Tensor]:

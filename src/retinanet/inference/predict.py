@@ -50,7 +50,7 @@ def predict(
     compile: bool = False,
     workers: int | None = None,
     tile: int | None = None,
-    overlap: int = 128,
+    overlap: int | None = None,
     merge: Literal["nms", "nmm"] = "nmm",
     tile_scale: float | None = None,
     trust: bool = False,
@@ -77,8 +77,9 @@ def predict(
             tile, latency gives all cores to one image at a time.
         compile: compile the network of a model folder first, which takes minutes.
         workers: threads that read, and as many that draw; by default one per core.
-        tile: cut every image into windows of this many pixels, for images far larger than the model's input.
-        overlap: pixels that neighbouring windows share.
+        tile: cut images into windows of this many pixels, where they are far larger than what the model sees; by
+            default the windows that it was trained on, if it was. 0 shows images whole.
+        overlap: pixels that neighbouring windows share; by default the model's, else 128.
         merge: what becomes of detections of one object in several windows; nms keeps the best, nmm joins them.
         tile_scale: how much windows are enlarged for the model; by default as the images of training were, where the
             model says so.
@@ -96,18 +97,17 @@ def predict(
     """
     images = [str(name) for name in ([images] if isinstance(images, str | Path) else images)]  # one may come alone
     check_model_first(model, next(iter(images), ""))
-    _check_options(score, workers, tile, tile_scale)
+    _check_options(score, workers)
     folder, paths = Path(output), find_images(images)
     names = name_pictures(paths) if pictures else {}
     _check_output(folder, names, overwrite=overwrite)
     sizes, failed = _read_sizes(paths)
-    tiling = None if tile is None else {"tile": tile, "overlap": overlap, "merge": merge, "scale": tile_scale}
-    many = len(sizes) > 1 or tiling is not None
+    many = len(sizes) > 1 or bool(tile)
     mode = mode or ("throughput" if many and exported_file(model) else "latency")
-    how_trusted = {"trust": trust, "trust_code": trust_code}
-    predictor = Predictor.load(
-        model, device=device, batch_size=batch_size, precision=precision, mode=mode, compile=compile, **how_trusted
-    )
+    how: dict[str, Any] = {"device": device, "precision": precision, "mode": mode, "compile": compile}
+    how |= {"tile": tile, "overlap": overlap, "trust": trust, "trust_code": trust_code}
+    predictor = Predictor.load(model, batch_size=batch_size, **how)
+    tiling = _list_tile_options(predictor, merge, tile_scale)
     spec = predictor.backend.spec
     _warn_of_score(score, spec.postprocess.score)
     least = spec.thresholds if score is None else score
@@ -118,13 +118,20 @@ def predict(
     return predictions
 
 
-def _check_options(score: float | None, workers: int | None, tile: int | None, tile_scale: float | None) -> None:
+def _check_options(score: float | None, workers: int | None) -> None:
     if score is not None and not 0 <= score <= 1:
         raise UserError(f"--score is between 0 and 1, got {score}")
     if workers is not None and workers < 1:
         raise UserError(f"--workers is at least 1, got {workers}")
-    if tile is None and tile_scale is not None:
+
+
+def _list_tile_options(predictor: Predictor, merge: str, scale: float | None) -> dict[str, Any] | None:
+    """The options of ``predict_tiled``; None where images are shown whole."""
+    if predictor.tiling is not None:
+        return {**vars(predictor.tiling), "merge": merge, "scale": scale}
+    if scale is not None:
         raise UserError("--tile_scale is for images that are cut into windows; give --tile too")
+    return None
 
 
 def _warn_of_score(score: float | None, least: float) -> None:
@@ -193,7 +200,7 @@ def _predict_and_draw(
                     if isinstance(result, UserError):
                         predictions.failed[path] = str(result)
                         continue
-                    if predictor.is_at_limit(result):
+                    if tiling is None and predictor.is_at_limit(result):
                         full.append(path)
                     predictions.append(Prediction(path, size, result.above(least)))
                     yield predictions[-1]

@@ -15,6 +15,7 @@ from PIL import Image
 from retinanet.errors import UserError
 from retinanet.images.colours import picture_array
 from retinanet.images.io import read_pixels
+from retinanet.images.tiling import choose_tiling, usual_overlap
 from retinanet.inference.backend import Backend, Mode, Prepared
 from retinanet.inference.exported import open_exported
 from retinanet.inference.stream import stream_detections
@@ -34,13 +35,19 @@ class Predictor:
     Args:
         backend: what runs the model.
         batch_size: images per forward pass.
+        tile: side of the windows that larger images are cut into, in their pixels; by default as the model was trained,
+            and 0 shows all images whole.
+        overlap: pixels that neighbouring windows share; by default the model's, else 128.
     """
 
-    def __init__(self, backend: Backend, *, batch_size: int = 8) -> None:
+    def __init__(
+        self, backend: Backend, *, batch_size: int = 8, tile: int | None = None, overlap: int | None = None
+    ) -> None:
         if batch_size < 1:
             raise UserError(f"batch_size is at least 1, got {batch_size}")
         self.backend = backend
         self.batch_size = batch_size
+        self.tiling = choose_tiling(backend.spec.tiling, tile, overlap, usual_overlap)
         self._warned = False  # of an image whose detections are as many as the model reports
 
     @classmethod
@@ -54,6 +61,8 @@ class Predictor:
         precision: Literal["fp32", "bf16"] = "fp32",
         mode: Mode = "latency",
         compile: bool = False,
+        tile: int | None = None,
+        overlap: int | None = None,
         trust: bool = False,
         trust_code: bool = False,
     ) -> Predictor:
@@ -71,6 +80,8 @@ class Predictor:
             mode: of an exported model: ``latency``, one forward pass at a time on all cores; ``throughput``, one image
                 per core at a time, which is faster for many images.
             compile: of a model folder: compile the network first, which takes minutes.
+            tile: see :class:`Predictor`.
+            overlap: likewise.
             trust: of a pt2 file: open it, though torch evaluates expressions in it, which can run code.
             trust_code: of a pt2 file that has pickled or compiled parts: load them as well, which runs code.
 
@@ -83,14 +94,14 @@ class Predictor:
         if file := exported_file(model):
             backend: Backend = open_exported(file, mode, trust=trust, trust_code=trust_code)
             _check_exported(backend, file, device, precision, compile)
-            return cls(backend, batch_size=batch_size)
+            return cls(backend, batch_size=batch_size, tile=tile, overlap=overlap)
         if mode == "throughput":
             raise UserError("mode throughput is for exported models; make one with: retinanet export MODEL")
         from retinanet.detector import Detector
         from retinanet.inference.torch_backend import TorchBackend
 
-        detector = Detector.load(model)
-        return cls(TorchBackend(detector, device=device, precision=precision, compile=compile), batch_size=batch_size)
+        backend = TorchBackend(Detector.load(model), device=device, precision=precision, compile=compile)
+        return cls(backend, batch_size=batch_size, tile=tile, overlap=overlap)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -113,7 +124,8 @@ class Predictor:
         """Detections in one image, or in each image of a list: all that the model reports.
 
         That is what AP counts, from the model's own threshold (``postprocess.score``, usually 0.05) on. The command
-        ``predict`` shows fewer: ``predictor(image).above(predictor.thresholds)``.
+        ``predict`` shows fewer: ``predictor(image).above(predictor.thresholds)``. An image that is larger than the tile
+        of the model is cut into windows.
 
         Args:
             images: a path, a picture of Pillow, an array (H, W, 3) uint8 RGB, a tensor (3, H, W) uint8 RGB, or a list
@@ -127,7 +139,11 @@ class Predictor:
         """
         if isinstance(images, list | tuple):
             return list(self.stream(images))
-        return self._warn_at_limit(self.backend.run([self._prepare(images)])[0])
+        return self.at_once(images) if self.tiling is None else self.tiled(images, **vars(self.tiling))
+
+    def at_once(self, image: Any) -> Detections:
+        """Detections in one image that is shown to the network whole, however large it is."""
+        return self._warn_at_limit(self.backend.run([self._prepare(image)])[0])
 
     def stream(self, images: Iterable[Any], *, workers: int | None = None) -> Generator[Detections]:
         """Detections in each of any number of images, in their order; see :meth:`attempt`.
@@ -153,6 +169,8 @@ class Predictor:
         """
         if workers is not None and workers < 1:
             raise UserError(f"workers is at least 1, got {workers}")
+        if self.tiling is not None:
+            return self._attempt_tiled(images)
         return stream_detections(self.backend, self._prepare, images, batch_size=self.batch_size, workers=workers)
 
     def is_at_limit(self, detections: Detections) -> bool:
@@ -176,6 +194,15 @@ class Predictor:
 
         return predict_tiled(self, image, tile=tile, overlap=overlap, merge=merge, scale=scale, progress=progress)
 
+    def _attempt_tiled(self, images: Iterable[Any]) -> Generator[Detections | UserError]:
+        """One image after the other; what is read ahead are the windows of one image."""
+        assert self.tiling is not None
+        for image in images:
+            try:
+                yield self.tiled(image, **vars(self.tiling))
+            except UserError as error:
+                yield error
+
     def _prepare(self, image: Any) -> Prepared:
         return self.backend.prepare(to_array(image))
 
@@ -184,7 +211,7 @@ class Predictor:
             for result in results:
                 if isinstance(result, UserError):
                     raise result
-                yield self._warn_at_limit(result)
+                yield self._warn_at_limit(result) if self.tiling is None else result  # its windows were looked at
 
     def _warn_at_limit(self, detections: Detections) -> Detections:
         if not self._warned and self.is_at_limit(detections):

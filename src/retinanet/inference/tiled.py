@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from PIL import Image
 
 from retinanet.errors import UserError
 from retinanet.images.preprocess import Preprocess
+from retinanet.images.tiling import Size, Window, check_sides, fix_scale, list_windows
 from retinanet.images.windows import ImageWindows
 from retinanet.inference.backend import Prepared
 from retinanet.inference.merge import DETECTION, Merge, merge_detections
@@ -24,9 +23,7 @@ from retinanet.inference.stream import stream_detections
 from retinanet.spec import ModelSpec
 from retinanet.types import Detections
 
-SMALLEST_TILE = 32
 EDGE = 2.0  # pixels of the network's input: a box that ends this near to a border of its window is cut by it
-Corner = tuple[int, int]
 _log = logging.getLogger(__name__)
 
 
@@ -67,47 +64,68 @@ def predict_tiled(
     sides = check_tile_options(tile, overlap, merge, scale)
     report = progress or (lambda done, total: None)
     with ImageWindows(image if isinstance(image, str | Path | Image.Image) else to_array(image)) as windows:
-        height, width = windows.size
-        window = min(sides[0], height), min(sides[1], width)
-        if window == (height, width) and scale is None:
-            whole = predictor(windows.read(0, 0, height, width))
+        corners = list_windows(windows.size, sides, overlap)
+        if len(corners) == 1 and scale is None:
+            whole = predictor.at_once(windows.read(*corners[0]))
             report(1, 1)
             return whole
-        rule = _choose_rule(predictor.backend.spec, window, scale)
-        edge = max(1.0, EDGE * window[0] / rule.size(*window)[0])
-        corners = list(product(find_starts(height, window[0], overlap), find_starts(width, window[1], overlap)))
+        spec, size = predictor.backend.spec, windows.size
+        rule = _choose_rule(spec, _size(corners[0]), scale)
 
-        def prepare(corner: Corner) -> Prepared:
-            y, x = corner
-            return predictor.backend.prepare(windows.read(y, x, y + window[0], x + window[1]), rule)
+        def prepare(window: Window) -> Prepared:
+            return predictor.backend.prepare(windows.read(*window), rule)
 
-        parts, full = [], 0
+        parts: list[Detections] = []
         with closing(stream_detections(predictor.backend, prepare, corners, batch_size=predictor.batch_size)) as stream:
-            for corner, detections in zip(corners, stream, strict=True):
+            for detections in stream:
                 if isinstance(detections, UserError):
                     raise detections
-                parts.append(_place(detections, corner, window, windows.size, edge))
-                full += predictor.is_at_limit(detections)
+                parts.append(detections)
                 report(len(parts), len(corners))
-                like = detections
-    limits = predictor.backend.spec.postprocess
-    if full:
+    if full := sum(map(predictor.is_at_limit, parts)):
         _log.warning(
             "%d of %d tiles hold %d detections, the most that the model reports of an image: choose smaller tiles, or "
             "objects may be missing",
-            *(full, len(parts), limits.max_detections),
+            *(full, len(parts), spec.postprocess.max_detections),
         )
+    return join_windows(parts, corners, size, spec, rule, merge)
+
+
+def join_windows(
+    parts: Sequence[Detections],
+    windows: Sequence[Window],
+    size: Size,
+    spec: ModelSpec,
+    rule: Preprocess,
+    merge: Merge = "nmm",
+) -> Detections:
+    """The detections of all windows of an image as those of the image.
+
+    Args:
+        parts: in pixels of their windows.
+        windows: where these lie.
+        size: (height, width) of the image.
+        spec: of the model.
+        rule: how windows were resized.
+        merge: see :mod:`retinanet.inference.merge`.
+
+    Returns:
+        Boxes in pixels of the image, best score first.
+    """
+    height, width = _size(windows[0])
+    edge = max(1.0, EDGE * height / rule.size(height, width)[0])
+    placed = [_place(part, window, size, edge) for part, window in zip(parts, windows, strict=True)]
+    limits = spec.postprocess
     merged = merge_detections(
-        np.concatenate(parts), how=merge, iou=limits.nms, class_agnostic=limits.class_agnostic, tolerance=edge
+        np.concatenate(placed), how=merge, iou=limits.nms, class_agnostic=limits.class_agnostic, tolerance=edge
     )
+    like = parts[-1]
     boxes, scores = _convert(merged["box"], like.boxes), _convert(merged["score"], like.scores)
     return Detections(boxes, scores, _convert(merged["label"], like.labels), like.class_names)
 
 
-def find_starts(length: int, window: int, overlap: int) -> list[int]:
-    """Where windows begin along one side: regularly, but the last ends with the image."""
-    last, step = length - window, max(1, window - overlap)
-    return [min(start, last) for start in range(0, last + step, step)]
+def _size(window: Window) -> Size:
+    return window[2] - window[0], window[3] - window[1]
 
 
 def check_tile_options(tile: int | tuple[int, int], overlap: int, merge: str, scale: float | None) -> tuple[int, int]:
@@ -117,10 +135,7 @@ def check_tile_options(tile: int | tuple[int, int], overlap: int, merge: str, sc
         UserError: an option of :func:`predict_tiled` is out of its range.
     """
     sides = (tile, tile) if isinstance(tile, int) else tuple(tile)
-    if len(sides) != 2 or min(sides) < SMALLEST_TILE:
-        raise UserError(f"tile is at least {SMALLEST_TILE} pixels, one number or height and width; got {tile}")
-    if not 0 <= overlap < min(sides):
-        raise UserError(f"overlap is at least 0 and smaller than the tile ({min(sides)} pixels), got {overlap}")
+    check_sides(sides, overlap)
     if merge not in ("nms", "nmm"):
         raise UserError(f"merge is nms or nmm, got {merge!r}")
     if scale is not None and not 0 < scale < float("inf"):
@@ -131,6 +146,8 @@ def check_tile_options(tile: int | tuple[int, int], overlap: int, merge: str, sc
 def _choose_rule(spec: ModelSpec, window: tuple[int, int], scale: float | None) -> Preprocess:
     """The resize rule for windows: of the wanted magnification, the aspect kept."""
     rule, known = spec.preprocess, scale or spec.scale
+    if scale is None and spec.tiling is not None and max(window) == spec.tiling.tile:
+        return rule  # a window of the training
     if known is None:
         height, width = rule.size(*window)
         _log.warning(
@@ -140,17 +157,14 @@ def _choose_rule(spec: ModelSpec, window: tuple[int, int], scale: float | None) 
             *(window[1], window[0], width, height, height / window[0]),
         )
         return rule
-    short = max(1, round(min(window) * known))
-    return replace(rule, short=short, long=-(-short * max(window) // min(window)))  # long never limits
+    return fix_scale(rule, window, known)
 
 
-def _place(
-    detections: Detections, corner: Corner, window: tuple[int, int], size: tuple[int, int], edge: float
-) -> NDArray[Any]:
+def _place(detections: Detections, window: Window, size: Size, edge: float) -> NDArray[Any]:
     """Detections of a window as (n,) ``DETECTION``, in pixels of the image and with the borders that cut them."""
-    (y, x), (height, width) = corner, window
+    (y, x, bottom, right), (height, width) = window, _size(window)
     boxes = np.asarray(detections.boxes, np.float64).reshape(-1, 4)
-    outer = np.array([x == 0, y == 0, x + width == size[1], y + height == size[0]])
+    outer = np.array([x == 0, y == 0, right == size[1], bottom == size[0]])
     placed = np.empty(len(detections), DETECTION)
     placed["box"], placed["score"], placed["label"] = (
         boxes + np.array([x, y, x, y]),

@@ -11,6 +11,7 @@ from typing import Any
 from retinanet.analysis.anchors.propose import propose
 from retinanet.errors import UserError
 from retinanet.images.preprocess import Preprocess
+from retinanet.images.tiling import Tiling
 from retinanet.model.postprocess import Postprocess
 from retinanet.model.presets import Architecture
 from retinanet.plain import with_changes
@@ -58,6 +59,8 @@ class Planner:
         budget: seconds, or None.
         find_origin: what a model's name stands for.
         time: times a step of an architecture at a size (height, width), or None where none can be timed.
+        tiling: the windows that are trained on, of which ``samples`` and ``facts`` are; None for whole images.
+        why_tiling: and why.
     """
 
     name: str
@@ -70,6 +73,8 @@ class Planner:
     budget: float | None
     find_origin: Callable[[str], Origin]
     time: Callable[[Architecture, tuple[int, int]], Speed] | None
+    tiling: Tiling | None = None
+    why_tiling: str = ""
 
     @cached_property
     def draft(self) -> Draft:
@@ -89,6 +94,9 @@ class Planner:
         """
         draft, facts = self.draft, self.facts
         origin = self._choose_network()
+        if self.tiling is not None:
+            draft.set("image.tile", self.tiling.tile, self.why_tiling)
+            draft.set("image.overlap", self.tiling.overlap, "more than nearly all objects have")
         batch, speed = self._choose_batch(), None
         if self.time is not None:
             speed = self.time(origin.architecture, self._list_sizes(origin)[-1].input(facts))
@@ -138,6 +146,10 @@ class Planner:
         """The sizes to choose from, the wanted one first."""
         facts, known = self.facts, origin.preprocess
         given = (self.given.get("image.short"), self.given.get("image.long"))
+        if self.tiling is not None:
+            scale = rules.find_window_scale(facts)
+            side = given[0] or (known.short if known else rules.to_step(self.tiling.tile * scale))
+            return [Size(side, side, facts.small * side / self.tiling.tile)]
         if known is None and self.planned and given == (None, None):
             return rules.list_sizes(facts, self.host.device)
         short, long = rules.complete_size(given, (known.short, known.long) if known else PAPER_SIZE)
@@ -167,7 +179,7 @@ class Planner:
         elif size is not sizes[0]:
             reason += f"; {sizes[0].short} does not fit into the memory"
         draft.set("image.short", size.short, reason)
-        draft.set("image.long", size.long, "in the shape of the images")
+        draft.set("image.long", size.long, "in the shape of the images" if self.tiling is None else "of a window")
         draft.set("epochs", epochs, why)
         need = f"{memory.peak / GB:.1f} GB of {self.host.room / GB:.1f} at once"
         draft.set("optim.accumulate", parts, need if parts == 1 else f"the batch in {parts} parts takes {need}")

@@ -23,6 +23,7 @@ LEAST_SIDE = 16  # that they need: two cells
 STEP = 32  # of image sizes
 CAP = {"cpu": (640, 1067), "mps": (640, 1067), "cuda": (800, 1333)}  # the paper's on a GPU
 LEAST_SHORT = 192
+WINDOW = {"cpu": 512, "mps": 512, "cuda": 800}  # sides of windows as the network sees them
 LONGEST = 5 / 3  # long by short side at most, as 1333 by 800
 VIEWS, GOOD_VIEWS, LEAST_VIEWS = 10_000, 2_500, 800  # images shown in a training: enough, good, least
 EPOCHS, MOST_EPOCHS, GOOD_EPOCHS = 12, 72, 3
@@ -106,8 +107,8 @@ def list_sizes(facts: Fingerprint, device: str) -> list[Size]:
     wanted = min(max(wanted, min(short, 2 * LEAST_SHORT)), most)
     least = max(min(short * LEAST_SIDE / small, wanted), min(wanted, LEAST_SHORT))
     sizes = []
-    for side in range(_to_step(wanted), _to_step(least) - 1, -STEP):
-        long = min(_to_step(side * ratio), _to_step(longest))
+    for side in range(to_step(wanted), to_step(least) - 1, -STEP):
+        long = min(to_step(side * ratio), to_step(longest))
         scale = min(side / short, long / max(1.0, facts.long.median))
         sizes.append(Size(side, long, small * scale))
     return sizes
@@ -121,8 +122,31 @@ def complete_size(given: tuple[int | None, int | None], default: tuple[int, int]
     return short, long or max(short, math.ceil(short * default[1] / default[0]))
 
 
-def _to_step(side: float) -> int:
+def to_step(side: float) -> int:
+    """The next multiple of ``STEP``, at least one."""
     return max(1, round(side / STEP)) * STEP
+
+
+def choose_tile(facts: Fingerprint, device: str) -> tuple[int | None, str]:
+    """Side of the windows to train on, in pixels of the images; None where whole images do.
+
+    Windows are taken where small boxes would have fewer pixels than they need once a whole image is as small as the
+    device bears.
+    """
+    most, longest = CAP[device]
+    short, long, small = max(1.0, facts.short.median), max(1.0, facts.long.median), facts.small or SMALL_SIDE
+    whole = small * min(1.0, most / short, longest / long)
+    scale = find_window_scale(facts)
+    tile = to_step(WINDOW[device] / scale)
+    if whole >= LEAST_SIDE or tile >= long:
+        return None, ""
+    seen = f"small boxes ({small:.3g} pixels) would get {whole:.2g} pixels in a whole image of {most}"
+    return tile, f"{seen}; docs/results/tiles.md"
+
+
+def find_window_scale(facts: Fingerprint) -> float:
+    """How large windows are shown, relative to their own pixels: small boxes as large as they should be, at most 1."""
+    return min(1.0, SMALL_SIDE / (facts.small or SMALL_SIDE))
 
 
 def explain_size(size: Size, facts: Fingerprint, device: str) -> str:

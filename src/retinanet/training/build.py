@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from retinanet.data.dataset import DetectionDataset
 from retinanet.data.loader import Assign, StepSampler
+from retinanet.data.windows import WindowDataset, count_drawn
 from retinanet.detector import Detector
 from retinanet.errors import UserError
 from retinanet.losses.detection import DetectionLoss, Losses
@@ -62,6 +63,11 @@ class Training:
     def best_net(self) -> RetinaNet:
         """The network that is evaluated and saved: the average where there is one."""
         return self.detector.net if self.average is None else cast(RetinaNet, self.average.module)
+
+    @property
+    def val_images(self) -> DetectionDataset:
+        """The images that AP is measured on, whole."""
+        return self.val_set.whole if isinstance(self.val_set, WindowDataset) else self.val_set
 
     @property
     def assign(self) -> Assign:
@@ -135,15 +141,18 @@ def build_training(
     optimizer = build_optimizer(detector.net, config.optim, config.batch_size)
     net, optimizer = fabric.setup(LossModule(detector.net), optimizer)
     net.train()
+    always, turns = count_drawn(train_set)
     sampler = StepSampler(
-        length=len(train_set),
+        length=always + turns,
         batch_size=config.batch_size,
         start=0,
-        stop=-(-len(train_set) // config.batch_size) * config.epochs,
+        stop=-(-(always + turns) // config.batch_size) * config.epochs,
         seed=config.seed,
         parts=config.parts,
         rank=fabric.global_rank,
         world=fabric.world_size,
+        in_turns=len(train_set) - always,
+        turns=turns,
     )
     criterion = config.loss.build()
     data = describe_data(train_set, val_set, Path(config.data))

@@ -19,15 +19,27 @@ from retinanet.plain import check_types
 class ImageConfig:
     """Size of the images that the network sees; null is the model folder's, or for a new model the paper's 800, 1333.
 
+    A new model sees whole images where ``tile`` is null.
+
     Attributes:
         short: pixels of the short side; where the data decide, they do.
         long: most pixels of the long side, likewise.
         multiple: batches are padded to a multiple of this.
+        tile: train on windows of this many pixels of the original images, for objects that are small in large images;
+            prediction cuts likewise. The network sees a window at its own size, or resized to ``short`` where that is
+            given. 0: whole images.
+        overlap: pixels that neighbouring windows share; by default more than 99 % of the objects have, at least 64 and
+            less than half the tile.
     """
 
     short: int | None = None
     long: int | None = None
     multiple: int | None = None
+    tile: int | None = None
+    overlap: int | None = None
+
+    def __post_init__(self) -> None:
+        check_types(self, "image")
 
 
 @explain_unknown_fields

@@ -168,7 +168,7 @@ def finish_epoch(training: Training, progress: Progress, log: RunLog) -> None:
             if best:
                 training.detector.save(folder, tensors)
                 report.to_json(folder / "evaluation.json")
-                dataset = training.val_set
+                dataset = training.val_images
                 save_coco_results(folder / "predictions.json", dataset.samples, detections, dataset.category_ids)
     save(training, progress)
 
@@ -224,11 +224,11 @@ def check_first_loss(training: Training, parts: Sequence[Batch], losses: Losses,
 
 
 def _evaluate(training: Training, log: RunLog) -> tuple[EvaluationResult, list[Detections]]:
-    dataset = training.val_set
+    dataset = training.val_images
     measure = partial(
         one_pass,
         replace(training.detector, net=training.best_net),
-        dataset,
+        training.val_set,
         device=training.fabric.device,
         criterion=training.criterion,
         batch_size=max(1, training.sampler.batch_size // training.sampler.parts // training.sampler.world),

@@ -10,6 +10,7 @@ from typing import Any
 
 from retinanet.data.dataset import DetectionDataset
 from retinanet.data.transforms import Augment
+from retinanet.data.windows import WindowDataset, count_drawn
 from retinanet.errors import UserError
 from retinanet.files import write_atomically
 from retinanet.interop.pretrained import model_folder
@@ -21,11 +22,12 @@ from retinanet.planning.fingerprint import take_fingerprint
 from retinanet.planning.machine import Host, Machine, find_host
 from retinanet.planning.plan import Plan, read_plan
 from retinanet.planning.planner import Origin, Planner
+from retinanet.planning.rules import choose_tile
 from retinanet.planning.speed import Speed, parse_budget, time_reading, time_step
 from retinanet.training.config import ImageConfig, LossConfig, OptimConfig, PostprocessConfig, RunConfig, TrainConfig
 from retinanet.training.output import OPTIONS
 from retinanet.training.ranks import count_processes
-from retinanet.training.start import find_origin, load_sets
+from retinanet.training.start import Sets, cut_sets, find_origin, load_sets
 from retinanet.yaml_files import find_line, read_mapping
 
 NONE = "none"  # in place of the file of a plan: no plan
@@ -109,8 +111,7 @@ def follow_file(config: TrainConfig, path: Path, given: Mapping[str, Any], class
 def make_plan(
     config: TrainConfig,
     given: Mapping[str, Any],
-    train_set: DetectionDataset,
-    val_set: DetectionDataset,
+    sets: Sets,
     *,
     host: Host,
     budget: str | None = None,
@@ -121,8 +122,7 @@ def make_plan(
     Args:
         config: its options.
         given: those that the user decided, by dotted names.
-        train_set: what is learned from.
-        val_set: what is evaluated on.
+        sets: images to learn from and to evaluate on.
         host: the machine.
         budget: such as ``30m``.
         timed: time a step, also where there is no budget.
@@ -133,9 +133,17 @@ def make_plan(
     seconds = None if budget is None else parse_budget(budget)
     bf16 = host.bf16 if config.run.precision == "auto" else config.run.precision != "32"
     host = replace(host, bf16=bf16)
-    time = partial(_time, train_set, host) if host.here and (timed or seconds) else None
-    facts = take_fingerprint(train_set, val_set)
-    names = train_set.class_names
+    facts, origin = take_fingerprint(*sets), find_origin(str(given["model"])) if "model" in given else None
+    tile, why = given.get("image.tile"), "yours"
+    if tile is None and origin is None and config.recipe == "default":
+        tile, why = choose_tile(facts, host.device)
+    known = read_spec(origin).tiling if origin else None
+    sets = cut_sets(sets, known, tile, given.get("image.overlap"))
+    tiling = sets[0].tiling if isinstance(sets[0], WindowDataset) else None
+    if tiling:
+        facts = replace(take_fingerprint(*sets), images=sum(count_drawn(sets[0])))
+    time = partial(_time, sets[0], host) if host.here and (timed or seconds) else None
+    names = sets[0].class_names
     many = {"optim.accumulate": config.parts} if count_processes(config.run) > 1 else {}  # they must all plan alike
     if many and budget:
         raise UserError(
@@ -143,9 +151,11 @@ def make_plan(
             "then train with --plan plan.yaml"
         )
     planner = Planner(
-        *(train_set.name, train_set.samples, names, facts, host, {**many, **given}, config.recipe, seconds),
+        *(sets[0].name, sets[0].samples, names, facts, host, {**many, **given}, config.recipe, seconds),
         find_origin=_find_origin,
         time=time,
+        tiling=tiling,
+        why_tiling=why,
     )
     return planner.make()
 
@@ -170,8 +180,7 @@ def _time(dataset: DetectionDataset, host: Host, architecture: Architecture, siz
 def settle(
     config: TrainConfig,
     given: Mapping[str, Any],
-    train_set: DetectionDataset,
-    val_set: DetectionDataset,
+    sets: Sets,
     *,
     plan: str | None,
     budget: str | None,
@@ -181,8 +190,7 @@ def settle(
     Args:
         config: with fixed values where options were left out.
         given: the options that the user decided.
-        train_set: what is learned from.
-        val_set: what is evaluated on.
+        sets: images to learn from and to evaluate on.
         plan: file of a plan; ``none`` takes the fixed values.
         budget: such as ``30m``.
 
@@ -194,10 +202,10 @@ def settle(
             raise UserError("budget: only a plan keeps to it. Leave out --plan none")
         return config, None
     if plan is not None:
-        config = follow_file(config, Path(plan), given, train_set.class_names)
-        given = {**read_plan(Path(plan), train_set.class_names), **given}
+        config = follow_file(config, Path(plan), given, sets[0].class_names)
+        given = {**read_plan(Path(plan), sets[0].class_names), **given}
     host = find_host(HERE, config.run.accelerator, config.folder)
-    made = make_plan(config, given, train_set, val_set, host=host, budget=budget)
+    made = make_plan(config, given, sets, host=host, budget=budget)
     return follow(config, made.values), made
 
 
@@ -281,7 +289,7 @@ def plan(
     )
     host = find_host(machine, run.accelerator)
     sets = load_sets(config, find_origin(model) if model else None)
-    made = make_plan(config, find_given(options), *sets, host=host, budget=budget, timed=True)
+    made = make_plan(config, find_given(options), sets, host=host, budget=budget, timed=True)
     follow(config, made.values)  # which checks them
     if write is not None:
         write_atomically(Path(write), made.to_yaml())

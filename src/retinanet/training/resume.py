@@ -14,6 +14,7 @@ import torch
 
 from retinanet.data.dataset import DetectionDataset
 from retinanet.data.faults import name_list
+from retinanet.data.windows import WindowDataset
 from retinanet.digest import check_seal
 from retinanet.errors import UserError
 from retinanet.files import write_tensors
@@ -121,7 +122,8 @@ def describe_data(train_set: DetectionDataset, val_set: DetectionDataset, root: 
         labels and ignore flags, a space, its name.
     """
     texts = {"classes": "\n".join(train_set.class_names)}
-    for split, dataset in (("train", train_set), ("validation", val_set)):
+    for split, seen in (("train", train_set), ("validation", val_set)):
+        dataset = seen.whole if isinstance(seen, WindowDataset) else seen
         texts[split] = "\n".join(
             f"{_digest(sample)} {os.path.relpath(sample.path, root)}" for sample in dataset.samples
         )

@@ -15,6 +15,7 @@ from retinanet.analysis.anchors.audit import audit
 from retinanet.data.transforms import Augment
 from retinanet.data.workers import end_if_imported_by_a_worker
 from retinanet.files import explain_failed_write, write_atomically
+from retinanet.model_folder import read_spec
 from retinanet.options import explain_unknown_options
 from retinanet.plain import to_plain
 from retinanet.planning.plan import NAME as PLAN
@@ -42,7 +43,7 @@ from retinanet.training.precision import build_fabric
 from retinanet.training.ranks import is_first_process
 from retinanet.training.recipes import follow_recipe
 from retinanet.training.resume import Progress, load_state, save_state
-from retinanet.training.start import adapt_detector, build_detector, check_images, find_origin, load_sets
+from retinanet.training.start import adapt_detector, build_detector, check_images, cut_sets, find_origin, load_sets
 from retinanet.training.transfer import Transfer
 from retinanet.yaml_files import dump_plain
 
@@ -163,11 +164,12 @@ def run_training(
         check_not_in_use(config.folder)
         check_output(config, resume=resume)
     origin = find_origin(config.model) if resume or "model" in (given or vars(config)) else None
-    train_set, val_set = load_sets(config, origin)
-    made = None
+    sets, made = load_sets(config, origin), None
     if not resume:
-        config, made = settle(config, given or {}, train_set, val_set, plan=plan, budget=budget)
+        config, made = settle(config, given or {}, sets, plan=plan, budget=budget)
         origin = find_origin(config.model)
+    tiling = read_spec(origin).tiling if origin else None
+    train_set, val_set = cut_sets(sets, tiling, config.image.tile, config.image.overlap)
     torch.manual_seed(config.seed)
     detector, moved = adapt_detector(config, origin, train_set) if origin else (build_detector(config, train_set), None)
     if first and not resume:

@@ -14,9 +14,11 @@ from rich.console import Console
 from rich.progress import track
 
 from retinanet.data.dataset import DetectionDataset, training_datasets
+from retinanet.data.windows import WindowDataset, choose_overlap
 from retinanet.detector import Detector
 from retinanet.errors import UserError
 from retinanet.images.preprocess import Preprocess
+from retinanet.images.tiling import Tiling, choose_tiling
 from retinanet.interop.pretrained import model_folder
 from retinanet.model.postprocess import Postprocess
 from retinanet.model.presets import PRESETS, Architecture, preset
@@ -24,7 +26,7 @@ from retinanet.model.retinanet import RetinaNet
 from retinanet.model_folder import read_spec
 from retinanet.plain import find_differences, flatten_fields, with_changes
 from retinanet.spec import ModelSpec
-from retinanet.training.config import TrainConfig
+from retinanet.training.config import ImageConfig, TrainConfig
 from retinanet.training.recipes import VOTES
 from retinanet.training.transfer import Transfer, named_as, transfer
 
@@ -43,7 +45,10 @@ def find_origin(model: str) -> Path | None:
     return folder
 
 
-def load_sets(config: TrainConfig, origin: Path | None) -> tuple[DetectionDataset, DetectionDataset]:
+Sets = tuple[DetectionDataset, DetectionDataset]
+
+
+def load_sets(config: TrainConfig, origin: Path | None) -> Sets:
     """What to learn from and what to evaluate on; labels in the order of a model that knows the same classes.
 
     Args:
@@ -68,6 +73,25 @@ def load_sets(config: TrainConfig, origin: Path | None) -> tuple[DetectionDatase
     return load(class_names=known)
 
 
+def cut_sets(sets: Sets, known: Tiling | None, tile: int | None, overlap: int | None) -> Sets:
+    """The windows of both sets, where windows are trained on; a :class:`WindowDataset` knows its images.
+
+    Args:
+        sets: images to learn from and to evaluate on.
+        known: tiling of the model that the run starts from.
+        tile: as in ``image.tile``.
+        overlap: as in ``image.overlap``.
+
+    Raises:
+        UserError: windows that cannot be.
+    """
+    try:
+        tiling = choose_tiling(known, tile, overlap, partial(choose_overlap, sets[0]))
+    except UserError as error:
+        raise UserError(f"image: {error}") from None
+    return sets if tiling is None else (WindowDataset(sets[0], tiling), WindowDataset(sets[1], tiling))
+
+
 def check_images(*datasets: DetectionDataset) -> None:
     """Read every image once before anything is written, so that a damaged one does not end the run hours later.
 
@@ -75,10 +99,15 @@ def check_images(*datasets: DetectionDataset) -> None:
         UserError: an image cannot be read, or is not of the annotated size.
     """
 
-    def read(one: tuple[DetectionDataset, int]) -> int:
-        return len(one[0][one[1]].target)
+    def read(one: tuple[DetectionDataset, int]) -> None:
+        dataset, index = one
+        if isinstance(dataset, WindowDataset):
+            dataset.check_image(index)
+        else:
+            dataset[index]
 
-    images = [(dataset, index) for dataset in datasets for index in range(len(dataset))]
+    wholes = [(one, one.whole if isinstance(one, WindowDataset) else one) for one in datasets]
+    images = [(dataset, index) for dataset, whole in wholes for index in range(len(whole))]
     console = Console(stderr=True)
     pool = ThreadPoolExecutor(min(16, os.cpu_count() or 1))
     try:
@@ -101,13 +130,19 @@ def build_detector(config: TrainConfig, dataset: DetectionDataset) -> Detector:
         base = replace(base, norm="batch")
     architecture = with_changes(base, changes, "architecture")
     net = _build_net(architecture, len(dataset.class_names), config.weights)
-    preprocess = with_changes(
-        Preprocess(mean=net.backbone.mean, std=net.backbone.std), find_differences(config.image), "image"
-    )
-    scale, postprocess = magnification(dataset, preprocess), config.postprocess.apply(Postprocess())
+    preprocess = choose_size(Preprocess(mean=net.backbone.mean, std=net.backbone.std), None, config.image, dataset)
+    postprocess = config.postprocess.apply(Postprocess())
     if postprocess.vote is None:
         postprocess = replace(postprocess, vote=VOTES.get(config.recipe))
-    spec = ModelSpec(dataset.class_names, preprocess, postprocess, architecture, scale=scale, loss=config.loss)
+    spec = ModelSpec(
+        class_names=dataset.class_names,
+        preprocess=preprocess,
+        postprocess=postprocess,
+        architecture=architecture,
+        scale=magnification(dataset, preprocess),
+        tiling=_tiling(dataset),
+        loss=config.loss,
+    )
     return Detector(spec, net)
 
 
@@ -128,23 +163,56 @@ def adapt_detector(config: TrainConfig, origin: Path, dataset: DetectionDataset)
     net = _build_net(new, len(dataset.class_names), "none")
     fresh = starts_anew(old, new, saved.spec.class_names, dataset.class_names)
     moved = transfer(named_as(saved.net, net), net, fresh=fresh)
-    preprocess = with_changes(saved.spec.preprocess, find_differences(config.image), "image")
+    preprocess = choose_size(saved.spec.preprocess, saved.spec.tiling, config.image, dataset)
     spec = ModelSpec(
         class_names=dataset.class_names,
         preprocess=preprocess,
         postprocess=config.postprocess.apply(saved.spec.postprocess),
         architecture=new,
         scale=magnification(dataset, preprocess),
+        tiling=_tiling(dataset),
         loss=config.loss,
     )
     return Detector(spec, net), moved
 
 
+def choose_size(base: Preprocess, known: Tiling | None, image: ImageConfig, dataset: DetectionDataset) -> Preprocess:
+    """The resize rule of a model: ``base`` with the changes that the options ask for.
+
+    Where windows are trained on, ``short`` and ``long`` are one number, so that a window at the edge of a narrow image
+    has the magnification of all others: that of ``image.short``, else of a model with the same tile, else 1.
+
+    Args:
+        base: of the model to start from, or a new model's.
+        known: its tiling.
+        image: the options.
+        dataset: what is learned from.
+
+    Raises:
+        UserError: a size is out of its range, or there are two of a window.
+    """
+    changes = {name: value for name, value in find_differences(image).items() if name not in ("tile", "overlap")}
+    tiling = _tiling(dataset)
+    if tiling is None:
+        return with_changes(base, changes, "image")
+    kept = base.short if known is not None and known.tile == tiling.tile else tiling.tile
+    side = kept if image.short is None else image.short
+    if image.long not in (None, side):
+        raise UserError(f"image.long is {image.long}: windows are square and resized to {side}. Leave it out")
+    return with_changes(base, {**changes, "short": side, "long": side}, "image")
+
+
+def _tiling(dataset: DetectionDataset) -> Tiling | None:
+    return dataset.tiling if isinstance(dataset, WindowDataset) else None
+
+
 def magnification(dataset: DetectionDataset, preprocess: Preprocess) -> float:
     """How large the images of a data set are shown to the network, relative to their own pixels: the median.
 
-    It is taken from the sizes in the annotations; no image is read.
+    It is taken from the sizes in the annotations; no image is read. Of windows it is that of a full one.
     """
+    if tiling := _tiling(dataset):
+        return preprocess.size(tiling.tile, tiling.tile)[0] / tiling.tile
     return statistics.median(sum(preprocess.size(*sample.size)) / sum(sample.size) for sample in dataset.samples)
 
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -18,6 +19,7 @@ from retinanet.analysis.trace.outcomes import GATES, ImageTrace
 from retinanet.analysis.trace.trace import trace
 from retinanet.data.dataset import DetectionDataset, load_dataset, splits
 from retinanet.data.loader import Collate, resized
+from retinanet.data.windows import WindowDataset
 from retinanet.detector import Detector
 from retinanet.errors import UserError
 from retinanet.evaluation.matching import match_image
@@ -47,6 +49,9 @@ def why(
 ) -> ImageTrace:
     """Say what happened to every annotated box and every detection of one image; write a report, a picture and JSON.
 
+    A model that was trained on windows sees windows of a larger image. Then the report is on one of them: the one with
+    the most missed boxes.
+
     Args:
         model: model folder, torchvision/NAME or a hub repository.
         image: an annotated image.
@@ -57,7 +62,7 @@ def why(
         overwrite: replace the results of an earlier call in output.
 
     Returns:
-        The trace, boxes in pixels of the original image.
+        The trace, boxes in pixels of the original image, or of the window.
 
     Raises:
         UserError: no usable model or image, no data set with the image, or results are there already.
@@ -72,9 +77,17 @@ def why(
     if score is not None:
         detector = detector.with_spec(postprocess=replace(detector.spec.postprocess, score=score))
     dataset, index = find_annotated(Path(image), None if data is None else Path(data), detector.spec.class_names)
-    sample = dataset[index]
-    result, detections = trace_sample(detector, sample, choose_device(device))
-    about = {"model": model, "image": image, "data": dataset.name, "score": result.score, "version": __version__}
+    where = choose_device(device)
+    about: dict[str, Any] = {"model": model, "image": image, "data": dataset.name}
+    if detector.spec.tiling is not None and detector.spec.tiling.cuts(dataset.samples[index].size):
+        windows = WindowDataset(dataset.subset([index], dataset.name), detector.spec.tiling)
+        place, sample = find_worst_window(detector, windows, where)
+        y0, x0, y1, x1 = windows.places[place][1]
+        about["window"] = f"x {x0} to {x1}, y {y0} to {y1}: of {len(windows)} windows the one with most missed boxes"
+    else:
+        sample = dataset[index]
+    result, detections = trace_sample(detector, sample, where)
+    about |= {"score": result.score, "version": __version__}
     picture = draw_trace(sample.image, result, legible=LEGIBLE)
     shown = detections.above(max(result.score, DEFAULT_THRESHOLD))
     compared = draw_comparison(sample.image, shown, sample.target, *match_image(shown, sample.target), zoom=2)
@@ -82,6 +95,18 @@ def why(
     write_report(folder, RESULTS, f"Why: {Path(image).name}", parts, about, result.to_dict())
     picture.save(folder / RESULTS[2])
     return result
+
+
+def find_worst_window(detector: Detector, windows: WindowDataset, device: torch.device) -> tuple[int, Sample]:
+    """The window with the most missed boxes, its index and its sample; of equals the first."""
+
+    def count_missed(place: int) -> int:
+        result, _ = trace_sample(detector, windows[place], device)
+        return sum(not box.found for box in result.boxes)
+
+    missed = {place: count_missed(place) for place in windows.in_order if place < max(1, windows.occupied)}
+    worst = max(missed, key=missed.__getitem__)
+    return worst, windows[worst]
 
 
 def find_annotated(
