@@ -76,7 +76,7 @@ def test_a_dense_scene_holds_what_was_asked_for():
     scene = plan_scene(0, "train", 8, (256, 192), 75)  # without a number, scene 8 is empty
     assert 70 <= len(scene.things) <= 75
     sides = scene.boxes[:, 2:] - scene.boxes[:, :2]
-    assert 5 < sides.min() and sides.max() < 32 and (scene.boxes >= 0).all() and (scene.boxes[:, 2] <= 192).all()
+    assert sides.min() > 5 and sides.max() < 32 and (scene.boxes >= 0).all() and (scene.boxes[:, 2] <= 192).all()
     assert (scene.areas >= LEAST_VISIBLE * np.array([thing.mask.sum() for thing in scene.things]) / FINE**2).all()
     assert np.array_equal(pixels(scene), pixels(plan_scene(0, "train", 8, (256, 192), 75)))
 

@@ -64,6 +64,7 @@ CHANGES = {
     "hardly any suppression": {"nms": 0.95},
     "hardly any overlap": {"nms": 0.05},
     "no threshold": {"score": 0.0},
+    "a crowd": {"score": 0.02, "nms": 0.7, "topk": 4000, "max_detections": 2000, "vote": 0.6},
     "more than there are": {"score": 0.0, "topk": 5000, "max_detections": 40},
 }
 
