@@ -40,13 +40,15 @@ def make_outputs(scene: Scene, seed: int = 0) -> RawOutput:
     logits = [torch.randn(1, templates * classes, *grid, generator=dice) * 0.5 - 6 for grid in grids]
     deltas = [torch.randn(1, templates * 4, *grid, generator=dice) * 0.1 for grid in grids]
 
-    # Who overlaps what; later entries of an anchor win, so the best box comes last.
+    # Who overlaps what; an anchor answers for the object that it overlaps most.
     reach, rows = Reach(LATTICE, grids, boxes), torch.arange(len(boxes))
     found = list(reach.overlapping(rows, reach.overlap_for_iou(rows, 0.3)))
     row, anchor = (torch.cat([getattr(part, name) for part in found]) for name in ("row", "anchor"))
     anchors = torch.cat([part.anchor_boxes for part in found])
     iou = paired(boxes[row], anchors)
     order = iou.argsort(stable=True)
+    order = order[anchor[order].argsort(stable=True)]  # by anchor, and then by IoU
+    order = order[torch.cat([anchor[order].diff() > 0, torch.ones(1, dtype=torch.bool)])]
     row, anchor, anchors, iou = row[order], anchor[order], anchors[order], iou[order]
     level, y, x, a = LATTICE.locate(anchor, grids)
     score = -8 + 14 * iou + 0.7 * torch.randn(len(iou), generator=dice)
