@@ -19,6 +19,7 @@ from retinanet.images.preprocess import Preprocess
 from retinanet.images.tiling import Tiling
 from retinanet.model.postprocess import Postprocess
 from retinanet.plain import from_plain, to_plain
+from retinanet.types import DEFAULT_THRESHOLD
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -121,6 +122,13 @@ class ModelSpec:
     def prepare(self, batch: Batch) -> Tensor:
         """The network's input: (N, 3, H, W) float32 of a batch, on its device; padding is 0."""
         return self.preprocess.normalise(batch.images, batch.sizes)
+
+    def is_at_limit(self, detections: Detections) -> bool:
+        """Whether an image has as many detections as the model reports at most, and the last is shown too."""
+        if len(detections) < self.postprocess.max_detections:
+            return False
+        name = self.class_names[int(detections.labels[-1])]
+        return float(detections.scores[-1]) >= self.thresholds.get(name, DEFAULT_THRESHOLD)
 
     def criterion(self) -> DetectionLoss:
         """The loss that the network was trained with; the paper's where that is not known."""

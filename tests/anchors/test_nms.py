@@ -1,10 +1,10 @@
-"""Suppression against a plain greedy loop."""
+"""Suppression against a plain greedy loop, and votes against a plain mean."""
 
 import pytest
 import torch
 from torchvision.ops import box_iou
 
-from retinanet.anchors.nms import nms, nms_keep
+from retinanet.anchors.nms import BAND, count_voters, nms, nms_keep, vote_in_bands
 
 
 def greedy(boxes, scores, labels, threshold: float, class_agnostic: bool = False) -> list[int]:
@@ -100,6 +100,25 @@ def test_nothing_in_nothing_out(class_agnostic):
     empty = torch.zeros(0, dtype=torch.int64)
     kept = nms(torch.zeros(0, 4), torch.zeros(0), empty, 0.5, class_agnostic)
     assert kept.dtype == torch.int64 and kept.shape == (0,)
+
+
+def test_votes_in_bands_are_the_votes_of_all():
+    """As a loop over the detections in float64, each with all candidates; more than fit into one band."""
+    boxes, scores, labels = crowd(2500, 3, seed=5, extent=500)
+    boxes[:5] = torch.tensor([-50.0, -50, 600, 600]) + torch.arange(20.0).reshape(5, 4)  # as high as the image
+    chosen = nms(boxes, scores, labels, 0.6)[:700]
+    found = vote_in_bands(boxes[chosen], labels[chosen], boxes, scores, labels, 0.4)
+    assert len(chosen) > 3 * BAND and (found != boxes[chosen]).any(dim=1).sum() > 100
+    for row, moved in zip(chosen.tolist(), found.double(), strict=True):
+        votes = (labels == labels[row]) & (box_iou(boxes[row][None], boxes)[0] >= 0.4)
+        wanted = (scores[votes, None].double() * boxes[votes].double()).sum(dim=0) / scores[votes].double().sum()
+        torch.testing.assert_close(moved, wanted, rtol=0, atol=1e-3)
+    assert torch.equal(vote_in_bands(boxes[:3], labels[:3], boxes[:0], scores[:0], labels[:0], 0.4), boxes[:3])
+    assert vote_in_bands(boxes[:0], labels[:0], boxes, scores, labels, 0.4).shape == (0, 4)
+
+
+def test_more_candidates_vote_where_more_is_detected():
+    assert [count_voters(most) for most in (1, 100, 300, 2000)] == [1000, 1000, 1500, 10_000]
 
 
 def candidates(images=3, count=150, classes=4):

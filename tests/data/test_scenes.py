@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from retinanet.data.scenes import FINE, GLYPHS, LEAST_VISIBLE, MOST_OBJECTS, SMALLEST, paint, plan_scene
+from retinanet.data.painting import paint
+from retinanet.data.scenes import FINE, GLYPHS, LEAST_VISIBLE, MOST_OBJECTS, SMALLEST, plan_scene
 
 SIZE = (96, 128)
 
@@ -69,6 +70,15 @@ def test_classes_are_imbalanced_and_all_there(scenes):
     assert counts[-1] < 0.08 * counts.sum()
     assert sum(glyph.share for glyph in GLYPHS) == pytest.approx(1)
     assert len({glyph.name for glyph in GLYPHS}) == len(GLYPHS)
+
+
+def test_a_dense_scene_holds_what_was_asked_for():
+    scene = plan_scene(0, "train", 8, (256, 192), 75)  # without a number, scene 8 is empty
+    assert 70 <= len(scene.things) <= 75
+    sides = scene.boxes[:, 2:] - scene.boxes[:, :2]
+    assert sides.min() > 5 and sides.max() < 32 and (scene.boxes >= 0).all() and (scene.boxes[:, 2] <= 192).all()
+    assert (scene.areas >= LEAST_VISIBLE * np.array([thing.mask.sum() for thing in scene.things]) / FINE**2).all()
+    assert np.array_equal(pixels(scene), pixels(plan_scene(0, "train", 8, (256, 192), 75)))
 
 
 def test_some_scenes_are_empty_and_some_are_crowded(scenes):

@@ -33,6 +33,18 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(rendered, tm
     assert not any(other[name] == data for name, data in contents(rendered).items())
 
 
+def test_objects_says_how_many_there_are_in_an_image(tmp_path):
+    dense = render_scenes(tmp_path / "dense", train=2, val=0, test=0, size=(80, 96), objects=15)
+    rows = json.loads((dense / "annotations" / "instances_train.json").read_text())["annotations"]
+    assert [13 <= sum(row["image_id"] == image for row in rows) <= 15 for image in (1, 2)] == [True, True]
+    assert render_scenes(dense, train=2, val=0, test=0, size=(80, 96), objects=15) == dense
+    with pytest.raises(UserError, match="does not hold the demo data set"):
+        render_scenes(dense, train=2, val=0, test=0, size=(80, 96))
+    for wrong in (0, 100):
+        with pytest.raises(UserError, match=f"of 80 x 96 pixels are 1 to 22, got {wrong}"):
+            render_scenes(tmp_path / "wrong", size=(80, 96), objects=wrong)
+
+
 def test_an_image_does_not_depend_on_how_many_there_are(rendered, tmp_path):
     fewer = contents(render_scenes(tmp_path / "fewer", train=2, val=0, test=1, size=SMALL["size"]))
     for name in ("train/train_00000.jpg", "train/train_00001.jpg"):

@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from retinanet.data.scenes import paint, plan_scene
+from retinanet.data.painting import paint
+from retinanet.data.scenes import plan_scene
 from retinanet.deploy.export import export
 from retinanet.deploy.onnx import to_onnx
 from retinanet.detector import Detector

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from retinanet.data.dataset import load_dataset
-from retinanet.data.scenes import paint, plan_scene
+from retinanet.data.painting import paint
+from retinanet.data.scenes import plan_scene
 from retinanet.detector import Detector
 from retinanet.evaluation.coco import coco_metrics
 from retinanet.evaluation.evaluate import evaluate, one_pass

@@ -262,12 +262,22 @@ def test_perfect_detections_of_a_crowd_have_ap_one():
     boxes = torch.tensor([[12 * x, 12 * y, 12 * x + 10, 12 * y + 10] for x in range(25) for y in range(15)])
     sample, scores = make_sample(boxes), torch.linspace(1, 0.5, 375)
     all_found = coco_metrics([sample], [make_detections(boxes, scores)], ["cell"])
-    assert (all_found.ap, all_found.limit, all_found.crowded, set(all_found.ar)) == (1.0, 375, 0, {1, 10, 375})
-    capped = coco_metrics([sample], [make_detections(boxes[:100], scores[:100])], ["cell"])
-    assert capped.ap == pytest.approx(27 / 101) and (capped.limit, capped.crowded) == (100, 1)
-    two_classes = make_sample(boxes[:200], torch.arange(200) % 2)  # 100 of each: COCO's limit leaves none out
-    usual = coco_metrics([two_classes], [make_detections(boxes, scores, [0] * 375, ("a", "b"))], ["a", "b"])
-    assert (usual.limit, usual.crowded) == (100, 0)
+    assert (all_found.ap, all_found.limit, set(all_found.ar)) == (1.0, 375, {1, 10, 100, 375})
+    assert all_found.ap100 == pytest.approx(27 / 101) and all_found.ar[100] == pytest.approx(100 / 375)
+    assert coco_metrics([sample], [make_detections(boxes, scores)], ["cell"], cap=500).limit == 500
+    capped = coco_metrics([sample], [make_detections(boxes[:100], scores[:100])], ["cell"], cap=100)
+    assert capped.ap == capped.ap100 == pytest.approx(27 / 101) and capped.limit == 100
+
+
+def test_all_detections_count_beside_the_hundred_of_coco():
+    """By the same rule whether the objects are many or few: 150 false ones before the object halve nothing at 100."""
+    boxes = torch.tensor([[12.0 * x, 0, 12 * x + 10, 10] for x in range(151)])
+    found = make_detections(boxes, torch.linspace(1, 0.5, 151))
+    metrics = coco_metrics([make_sample(boxes[150])], [found], ["cell"], cap=300)
+    assert (metrics.ap, metrics.ap100, metrics.limit) == (pytest.approx(1 / 151), 0.0, 300)
+    spread = make_detections(boxes, torch.linspace(1, 0.5, 151), torch.arange(151) % 2, ("a", "b"))
+    usual = coco_metrics([make_sample(boxes[150])], [spread], ["a", "b"], cap=300)
+    assert usual.limit == 100 and usual.ap == usual.ap100 == pytest.approx(1 / 76)
 
 
 def test_a_class_without_objects_has_no_ap_and_no_weight():

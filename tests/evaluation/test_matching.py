@@ -37,16 +37,14 @@ def test_average_precision_equals_the_evaluator(make_scene, seed, ties):
     assert 0.05 < mean(ap50) < 0.95
 
 
-@pytest.mark.parametrize(("objects", "counted"), [(90, 100), (130, 110)])
-def test_a_hundred_of_a_class_in_an_image_count_and_all_where_there_are_more_objects(
-    make_sample, make_detections, objects, counted
-):
+@pytest.mark.parametrize("objects", [90, 130])
+def test_all_detections_of_a_class_in_an_image_count(make_sample, make_detections, objects):
     boxes = np.array([[0, 0, 10, 10]] * 130) + np.arange(130)[:, None] * 20.0
     sample = make_sample(boxes[130 - objects :], [0] * objects)
     labels = [0] * 110 + [1] * 20
     found = make_detections(boxes, np.linspace(0.9, 0.1, 130), labels)
     overlaps = find_overlaps([sample], [found], NAMES)
-    assert np.bincount(overlaps.label).tolist() == [counted, 20]
+    assert np.bincount(overlaps.label).tolist() == [110, 20]
     ap = ap_by_class(overlaps, 0.5)
     assert ap[0] == pytest.approx(coco_metrics([sample], [found], NAMES).classes[0].ap50, abs=1e-9)
     assert np.isnan(ap[1:]).all()

@@ -13,7 +13,10 @@ from rich.console import Console
 
 from retinanet.errors import UserError
 from retinanet.evaluation.coco import ClassMetrics, CocoMetrics, SizeMetrics
+from retinanet.evaluation.cut import CutImages, find_cut_images
 from retinanet.evaluation.report import EvaluationResult, save_coco_results
+from retinanet.model.postprocess import Postprocess
+from retinanet.spec import ModelSpec
 from retinanet.types import Detections, Sample, Target
 
 NAN = float("nan")
@@ -83,12 +86,34 @@ def test_what_ap_could_not_count_is_told():
     assert "cannot be measured" not in str(RESULT) and "AP counts" not in str(RESULT)
     nothing = replace(METRICS, boxes=0, images=6, ap=NAN)
     assert "no object in the 6 images: AP cannot be measured" in str(EvaluationResult(nothing))
-    assert "AP counts 375 detections of an image and class; COCO's AP" in str(
-        EvaluationResult(replace(METRICS, limit=375))
-    )
-    text = " ".join(str(EvaluationResult(replace(METRICS, crowded=2))).split())
-    assert "2 images hold more than 100 objects of a class" in text and "raise postprocess.max_detections" in text
-    assert EvaluationResult(replace(METRICS, crowded=2)).to_dict()["crowded"] == 2 and RESULT.to_dict()["limit"] == 100
+    many = EvaluationResult(replace(METRICS, limit=375, ap100=0.125))
+    text = " ".join(str(many).split())
+    assert "AP counts up to 375 detections of an image and class; with 100, as COCO counts, it is 0.125" in text
+    header = next(line.split() for line in str(many).splitlines() if "AR@10" in line)
+    assert header[:4] == ["AP", "AP50", "AP75", "AP@100"]
+    assert RESULT.to_dict()["limit"] == 100 and many.to_dict()["ap100"] == 0.125
+    cut = EvaluationResult(METRICS, cut=CutImages(100, 2, 1, "a.jpg", 375))
+    text = " ".join(str(cut).split())
+    assert "warning: the model reports at most 100 detections of an image: 2 images hold more objects than that" in text
+    assert "and 1 have that many" in text and "worst is image a.jpg with 375 objects" in text
+    assert "Raise postprocess.max_detections" in text and cut.to_dict()["cut"]["crowded"] == 2
+    assert RESULT.to_dict()["cut"] is None
+
+
+@pytest.mark.parametrize(("last", "full"), [(0.29, 0), (0.31, 1)])
+def test_images_of_which_too_little_is_reported_are_counted(make_sample, make_detections, last, full):
+    spec = ModelSpec(("a", "b", "c"), postprocess=Postprocess(max_detections=3))
+    boxes = [[9.0 * k, 0, 9 * k + 8, 8] for k in range(5)]
+    samples = [
+        make_sample(boxes, [0] * 5, image_id="crowd"),
+        make_sample(boxes, [0] * 5, [False] * 3 + [True] * 2, image_id="enough"),
+        make_sample(boxes[:1], [0], image_id="full"),
+    ]
+    few = make_detections(boxes[:2], [0.9, 0.8], [0, 0])
+    found = [few, few, make_detections(boxes[:3], [0.9, 0.8, last], [0, 0, 1])]
+    assert find_cut_images(spec, samples, found) == CutImages(3, 1, full, "crowd", 5)
+    assert find_cut_images(replace(spec, thresholds={"b": 0.9}), samples, found).full == 0
+    assert find_cut_images(replace(spec, postprocess=Postprocess()), samples, found) is None
 
 
 def test_long_class_names_are_folded_not_cut():

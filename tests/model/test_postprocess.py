@@ -73,7 +73,7 @@ def dense(raw, image, size, rule):
                  if row[0] > threshold]  # fmt: skip
         chosen = sorted(range(len(found)), key=lambda i, found=found: (-found[i][0], i))[: rule.topk]
         candidates += [found[i] for i in sorted(chosen)]
-    voters = sorted(shown(candidates, size, rule), key=lambda row: -row[0])[:1000]
+    voters = sorted(shown(candidates, size, rule), key=lambda row: -row[0])[: max(1000, 5 * rule.max_detections)]
     if rule.compat.clip == "before":
         candidates = shown(candidates, size, rule)
     elif rule.compat.clip == "half":

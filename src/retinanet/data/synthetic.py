@@ -1,4 +1,4 @@
-"""The built-in data set of the demo, rendered by :mod:`retinanet.data.scenes` and written to disk as COCO."""
+"""The built-in data set of the demo, planned by :mod:`retinanet.data.scenes`, painted and written to disk as COCO."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from retinanet.data.scenes import GLYPHS, paint, plan_scene
+from retinanet.data.painting import paint
+from retinanet.data.scenes import GLYPHS, MOST_THINGS, SMALLEST, dense_diameter, plan_scene
 from retinanet.errors import UserError
 
 DESCRIPTION = "Scenes rendered by retinanet.data.scenes, version 1"
@@ -21,6 +22,7 @@ def render_scenes(
     test: int = 60,
     size: tuple[int, int] = (256, 320),
     seed: int = 0,
+    objects: int | None = None,
 ) -> Path:
     """Render a data set and write it as COCO: ``annotations/instances_<split>.json`` and ``<split>/*.jpg``.
 
@@ -33,6 +35,7 @@ def render_scenes(
         test: images of the split ``test``. A split of 0 images is not written.
         size: (height, width) of the images in pixels, each at least 64.
         seed: not negative; the same seed gives the same files.
+        objects: in every image, as small as it takes; 1,500 fit into 1024 x 1024 pixels. By default 0 to 25.
 
     Returns:
         The folder.
@@ -46,8 +49,12 @@ def render_scenes(
         raise UserError(f"need a seed >= 0 and at least one image, got seed {seed} and {splits} images")
     if min(size) < 64:
         raise UserError(f"size is (height, width) in pixels, each at least 64, got {tuple(size)}")
+    most = min(int((dense_diameter(size, 1) / SMALLEST) ** 2), MOST_THINGS)
+    if objects is not None and not 1 <= objects <= most:
+        raise UserError(f"objects in an image of {size[0]} x {size[1]} pixels are 1 to {most}, got {objects}")
     splits = {split: count for split, count in splits.items() if count}
     info = {"description": DESCRIPTION, "seed": seed, "size": list(size), "images": splits}
+    info |= {} if objects is None else {"objects": objects}
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         if _is_complete(folder, info):
             return folder
@@ -72,7 +79,7 @@ def _write_split(folder: Path, split: str, count: int, size: tuple[int, int], in
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for index in range(count):
-        scene = plan_scene(info["seed"], split, index, size)
+        scene = plan_scene(info["seed"], split, index, size, info.get("objects"))
         name = f"{split}_{index:05d}.jpg"
         paint(scene).save(folder / split / name, quality=93, subsampling=0)
         images.append({"id": index + 1, "file_name": name, "height": size[0], "width": size[1]})

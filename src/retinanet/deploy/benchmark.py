@@ -175,7 +175,9 @@ def _measure_throughput(
         _say(f"{competitor.name}: AP on {len(dataset)} images")
         detections = list(predictor.stream([sample.path for sample in dataset.samples]))
         metrics[competitor.name] = coco_metrics(
-            dataset.samples, detections, dataset.class_names, category_ids=dataset.category_ids
+            *(dataset.samples, detections, dataset.class_names),
+            category_ids=dataset.category_ids,
+            cap=predictor.backend.spec.postprocess.max_detections,
         )
         _say(f"{competitor.name}: AP {format_number(metrics[competitor.name].ap, 4)}")
         streams[competitor.name] = lambda predictor=predictor: deque(predictor.stream(chosen), maxlen=0)

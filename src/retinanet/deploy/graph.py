@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.nn import functional
 
-from retinanet.anchors.nms import VOTERS, nms_keep, vote
+from retinanet.anchors.nms import BAND, count_voters, nms_keep, vote
 from retinanet.detector import Detector
 from retinanet.digest import seal
 from retinanet.errors import UserError
@@ -133,8 +133,12 @@ class DetectionModule(RawModule):
         scores, voters, shown = candidates
         shown = torch.minimum(shown.clamp(min=0), limit)
         scores = torch.where(self._visible(shown), scores, 0.0)
-        scores, voters, shown = _best(scores, voters, shown, min(VOTERS, scores.shape[1]))
-        return vote(boxes, labels, shown, scores, voters, self.post.vote or 0.0)
+        scores, voters, shown = _best(
+            scores, voters, shown, min(count_voters(self.post.max_detections), scores.shape[1])
+        )
+        bands = zip(boxes.split(BAND, dim=1), labels.split(BAND, dim=1), strict=True)  # for the sake of memory
+        rule = shown, scores, voters, self.post.vote or 0.0
+        return torch.cat([vote(some, theirs, *rule) for some, theirs in bands], dim=1)
 
     def _visible(self, boxes: Tensor) -> Tensor:
         """Which of the clipped boxes (N, n, 4) are shown, (N, n) bool."""

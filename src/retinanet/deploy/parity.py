@@ -13,7 +13,8 @@ from torch import Tensor
 
 from retinanet.anchors.geometry import iou
 from retinanet.data.dataset import load_dataset
-from retinanet.data.scenes import paint, plan_scene
+from retinanet.data.painting import paint
+from retinanet.data.scenes import plan_scene
 from retinanet.detector import Detector
 from retinanet.errors import UserError
 from retinanet.images.io import picture_pixels, read_image

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from retinanet.errors import UserError
 from retinanet.types import Detections, Sample
 
+COCO_LIMIT = 100  # detections of an image and class that count in the COCO challenge
 # Annotated areas in square pixels; both ends belong to the range, so a box of exactly 32 x 32 counts twice, as in COCO.
 AREA_RANGES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 10**10)}
 
@@ -66,8 +67,8 @@ class CocoMetrics:
         ap50: AP at IoU 0.50.
         ap75: AP at IoU 0.75.
         ar: average recall for each limit of detections per image and class, {1: .., 10: .., 100: ..}.
-        limit: the largest of these limits, which AP and the sizes count with.
-        crowded: images with more objects of a class than that, which cannot all be found.
+        limit: the largest of these limits, which AP, the sizes and the classes count with.
+        ap100: AP with 100 detections of an image and class, as COCO counts; ``ap`` unless an image has more of a class.
         small: objects of at most 32 x 32 pixels.
         medium: objects from 32 x 32 to 96 x 96 pixels.
         large: objects of at least 96 x 96 pixels.
@@ -91,7 +92,7 @@ class CocoMetrics:
     ignored: int
     detections: int
     limit: int = 100
-    crowded: int = 0
+    ap100: float = float("nan")
 
 
 def coco_metrics(
@@ -100,6 +101,7 @@ def coco_metrics(
     class_names: Sequence[str],
     *,
     category_ids: Sequence[int] | None = None,
+    cap: int | None = None,
     max_detections: Sequence[int] | None = None,
 ) -> CocoMetrics:
     """Average precision and recall as COCO defines them (Lin et al. 2014; the maths of pycocotools in float64).
@@ -113,8 +115,9 @@ def coco_metrics(
         detections: what was found in each of them, in the same order, boxes in the same pixels.
         class_names: K names; labels index them.
         category_ids: K ids of the annotation file, reported with each class; label + 1 by default.
+        cap: how many detections of an image the model reports at most.
         max_detections: limits of detections per image and class, for AR; AP and the sizes use the largest. By default
-            1, 10 and :func:`choose_limit`.
+            those of :func:`choose_limits`.
 
     Raises:
         UserError: the two sequences differ in length, an image id occurs twice, the class names of the detections are
@@ -122,26 +125,28 @@ def coco_metrics(
     """
     ids = tuple(category_ids) if category_ids is not None else tuple(range(1, len(class_names) + 1))
     _check(samples, detections, tuple(class_names), ids)
-    limits = sorted(set((1, 10, choose_limit(samples, detections)) if max_detections is None else max_detections))
+    limits = sorted(set(choose_limits(detections, cap) if max_detections is None else max_detections))
     if not limits or limits[0] < 1:
         raise UserError(f"max_detections is {limits}: expected at least one limit, each 1 or more")
-    precision, recall = _evaluate(*_datasets(samples, detections, class_names), limits)
+    every = sorted({*limits, COCO_LIMIT})
+    last, usual = every.index(limits[-1]), every.index(COCO_LIMIT)
+    precision, recall = _evaluate(*_datasets(samples, detections, class_names), every)
     boxes = np.concatenate([np.zeros(0, bool), *(~sample.target.ignore.numpy() for sample in samples)])
     areas = np.concatenate([np.zeros(0), *(sample.areas.double().numpy() for sample in samples)])[boxes]
     sizes = {
         name: SizeMetrics(
             boxes=int(((areas >= low) & (areas <= high)).sum()),
-            ap=mean(precision[..., index, -1]),
-            ar=mean(recall[..., index, -1]),
+            ap=mean(precision[..., index, last]),
+            ar=mean(recall[..., index, last]),
         )
         for index, (name, (low, high)) in enumerate(AREA_RANGES.items(), start=1)
     }
-    everything = precision[:, :, :, 0, -1]  # (T, R, K): all areas, the largest limit; T = 0.50, 0.55, .. 0.95
+    everything = precision[:, :, :, 0, last]  # (T, R, K): all areas, the largest limit; T = 0.50, 0.55, .. 0.95
     return CocoMetrics(
         ap=mean(everything),
         ap50=mean(everything[0]),
         ap75=mean(everything[5]),
-        ar={limit: mean(recall[:, :, 0, index]) for index, limit in enumerate(limits)},
+        ar={limit: mean(recall[:, :, 0, every.index(limit)]) for limit in limits},
         **sizes,
         classes=_classes(samples, detections, class_names, ids, everything),
         images=len(samples),
@@ -149,22 +154,22 @@ def coco_metrics(
         ignored=len(boxes) - len(areas),
         detections=sum(len(found) for found in detections),
         limit=limits[-1],
-        crowded=sum(_count_largest_class(sample) > limits[-1] for sample in samples),
+        ap100=mean(precision[:, :, :, 0, usual]),
     )
 
 
-def choose_limit(samples: Sequence[Sample], detections: Sequence[Detections]) -> int:
-    """How many detections of an image and class count: 100 as in COCO, or all where an image holds more objects.
+def choose_limits(detections: Sequence[Detections], cap: int | None = None) -> tuple[int, ...]:
+    """How many detections of an image and class count: all that a model reports; COCO's 1, 10 and 100 beside them.
 
-    So AP is COCO's, except on crowded images, where COCO's limit would leave out what a model may report.
+    Args:
+        detections: of each image.
+        cap: what the model reports of an image at most; by default the most that there are.
+
+    Returns:
+        1, 10 and 100, and ``cap`` where an image has more than 100 detections of a class.
     """
-    crowded = any(_count_largest_class(sample) > 100 for sample in samples)
-    return max([100, *map(len, detections)]) if crowded else 100
-
-
-def _count_largest_class(sample: Sample) -> int:
-    """The most objects of one class, ignore regions left out."""
-    return int(sample.target.labels[~sample.target.ignore].bincount(minlength=1).max())
+    most = max((int(np.bincount(np.asarray(found.labels), minlength=1).max()) for found in detections), default=0)
+    return (1, 10, COCO_LIMIT) if most <= COCO_LIMIT else (1, 10, COCO_LIMIT, max(most, cap or 0))
 
 
 def _check(

@@ -18,6 +18,7 @@ from retinanet.data.windows import WindowDataset
 from retinanet.detector import Detector
 from retinanet.errors import UserError
 from retinanet.evaluation.coco import coco_metrics
+from retinanet.evaluation.cut import find_cut_images
 from retinanet.evaluation.report import EvaluationResult, save_coco_results
 from retinanet.files import check_output_folder
 from retinanet.images.tiling import choose_tiling, usual_overlap
@@ -68,7 +69,8 @@ def evaluate(
 ) -> EvaluationResult:
     """COCO average precision of a model on annotated images.
 
-    As in COCO, 100 detections of an image and class count; where an image holds more objects of a class, all do.
+    All detections that the model reports count; where an image has more than 100 of a class, AP with COCO's 100 is
+    given beside it. A warning names the images of which the model reports too few.
 
     Args:
         model: model folder, exported model, torchvision/NAME or a hub repository. An exported model has no loss.
@@ -103,22 +105,33 @@ def evaluate(
     if detector is None or not (tiling is None or detector.spec.sees(tiling)):
         how: dict[str, Any] = {"tile": tile, "overlap": overlap, "trust": trust, "trust_code": trust_code}
         predictor = Predictor.load(model, device=device, batch_size=batch_size, **how)
+        spec = predictor.backend.spec
         dataset = load_dataset(data, split, class_names=predictor.class_names, **checked)
         result = Pass(list(predictor.stream([one.path for one in dataset.samples])), {}, None)
         where = "cpu" if detector is None else str(choose_device(device))
     else:
         detector = detector.with_spec(tiling=tiling)
+        spec = detector.spec
         dataset = load_dataset(data, split, class_names=detector.spec.class_names, **checked)
         where = str(choose_device(device))
         detector.net.to(where)
         result = one_pass(detector, dataset, batch_size=batch_size, workers=workers, device=torch.device(where))
-    metrics = coco_metrics(dataset.samples, result.detections, dataset.class_names, category_ids=dataset.category_ids)
-    about = {"model": str(model), "data": str(data), "split": split, "device": where}
-    report = EvaluationResult(metrics, result.loss, result.images_per_second, about)
+    report = judge(spec, dataset, result, {"model": str(model), "data": str(data), "split": split, "device": where})
     if output is not None:
         report.to_json(Path(output) / RESULTS[0])
         save_coco_results(Path(output) / RESULTS[1], dataset.samples, result.detections, dataset.category_ids)
     return report
+
+
+def judge(spec: ModelSpec, dataset: DetectionDataset, result: Pass, about: Mapping[str, str]) -> EvaluationResult:
+    """The numbers of a pass over annotated images, by a model of this spec; ``about`` says what was evaluated."""
+    metrics = coco_metrics(
+        *(dataset.samples, result.detections, dataset.class_names),
+        category_ids=dataset.category_ids,
+        cap=spec.postprocess.max_detections,
+    )
+    cut = find_cut_images(spec, dataset.samples, result.detections)
+    return EvaluationResult(metrics, result.loss, result.images_per_second, about, cut)
 
 
 def one_pass(

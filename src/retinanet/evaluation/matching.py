@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from retinanet.evaluation.coco import check_samples, choose_limit, rank_by_id, to_xywh
+from retinanet.evaluation.coco import check_samples, rank_by_id, to_xywh
 from retinanet.types import Detections, Sample, Target
 
 Floats = NDArray[np.float64]
@@ -181,26 +181,19 @@ class Overlaps:
 
 
 def find_overlaps(samples: Sequence[Sample], detections: Sequence[Detections], class_names: Sequence[str]) -> Overlaps:
-    """The overlaps of a data set, as COCO counts them: the best detections of every image and class.
+    """The overlaps of a data set, as AP counts them: equal scores are ranked as in COCO, and all detections count.
 
     Args:
         samples: N annotated images, boxes in pixels of the original image; equal scores are ranked by image id.
-        detections: N, what was found in each of them, in the same pixels; :func:`choose_limit` says how many count.
+        detections: N, what was found in each of them, in the same pixels.
         class_names: K names.
 
     Raises:
         UserError: the two differ in length, or a label is no index of the class names.
     """
     check_samples(samples, detections, len(class_names))
-    limit = choose_limit(samples, detections)
     targets, areas = [sample.target for sample in samples], [sample.areas for sample in samples]
-    overlaps = overlap_boxes(detections, targets, class_names, areas=areas, rank=rank_by_id(samples))
-    # how many better detections of its image and class each has
-    group = overlaps.image * len(class_names) + overlaps.label
-    order = np.argsort(group, kind="stable")
-    better = np.empty(len(group), np.int64)
-    better[order] = np.arange(len(group)) - np.searchsorted(group[order], group[order])
-    return overlaps.select(better < limit)
+    return overlap_boxes(detections, targets, class_names, areas=areas, rank=rank_by_id(samples))
 
 
 def overlap_boxes(

@@ -12,7 +12,8 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from retinanet.errors import UserError
-from retinanet.evaluation.coco import CocoMetrics
+from retinanet.evaluation.coco import COCO_LIMIT, CocoMetrics
+from retinanet.evaluation.cut import CutImages
 from retinanet.files import make_json_safe, write_atomically
 from retinanet.plotting.html import Table, format_number, render_text
 from retinanet.types import Detections, Sample
@@ -27,12 +28,14 @@ class EvaluationResult:
         loss: loss per component (classification, box, total), or empty if it was not computed.
         images_per_second: images through the model and its post-processing, or None if it was not measured.
         about: what was evaluated on what, for the heading and the JSON, such as model, data and split.
+        cut: the images of which the model reports too few detections; None if there is none, or nobody looked.
     """
 
     metrics: CocoMetrics
     loss: Mapping[str, float] = field(default_factory=dict)
     images_per_second: float | None = None
     about: Mapping[str, str] = field(default_factory=dict)
+    cut: CutImages | None = None
 
     def __str__(self) -> str:
         return render_text(self.to_table())
@@ -51,6 +54,7 @@ class EvaluationResult:
         if self.loss:
             lines.append("loss: " + ", ".join(f"{name} {format_number(value, 4)}" for name, value in self.loss.items()))
         overall = {"AP": metrics.ap, "AP50": metrics.ap50, "AP75": metrics.ap75}
+        overall |= {f"AP@{COCO_LIMIT}": metrics.ap100} if metrics.limit > COCO_LIMIT else {}
         overall |= {f"AR@{limit}": value for limit, value in metrics.ar.items()}
         sizes = {"small": metrics.small, "medium": metrics.medium, "large": metrics.large}
         by_class = [(row.name, row.images, row.boxes, row.detections, row.ap, row.ap50) for row in metrics.classes]
@@ -64,23 +68,24 @@ class EvaluationResult:
         )
 
     def describe_limits(self) -> list[str]:
-        """What AP could not count: nothing in most sets, so no line."""
+        """What AP counts beyond COCO's, and what it could not count: nothing in most sets, so no line."""
         metrics, lines = self.metrics, []
         if not metrics.boxes:
             lines.append(f"no object in the {metrics.images} images: AP cannot be measured")
-        if metrics.limit != 100:
-            lines.append(f"AP counts {metrics.limit} detections of an image and class; COCO's AP counts 100")
-        if metrics.crowded:
+        if metrics.limit > COCO_LIMIT:
             lines.append(
-                f"{metrics.crowded} images hold more than {metrics.limit} objects of a class, and no more detections "
-                "than that were made or counted: raise postprocess.max_detections of the model"
+                f"AP counts up to {metrics.limit} detections of an image and class; with {COCO_LIMIT}, as COCO counts, "
+                f"it is {format_number(metrics.ap100)}"
             )
+        if self.cut is not None:
+            lines.append(f"warning: {self.cut}")
         return lines
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that JSON can hold; NaN and infinity become None."""
         numbers = {**asdict(self.metrics), "loss": self.loss, "images_per_second": self.images_per_second}
-        return make_json_safe({"about": self.about, **numbers})
+        cut = None if self.cut is None else asdict(self.cut)
+        return make_json_safe({"about": self.about, **numbers, "cut": cut})
 
     def to_json(self, path: str | Path) -> None:
         """Writes :meth:`to_dict` to ``path``, whole or not at all.

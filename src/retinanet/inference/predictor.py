@@ -175,9 +175,7 @@ class Predictor:
 
     def is_at_limit(self, detections: Detections) -> bool:
         """Whether there are as many detections in an image as the model reports at most, and the last is shown too."""
-        if len(detections) < self.backend.spec.postprocess.max_detections:
-            return False
-        return float(detections.scores[-1]) >= self.thresholds[detections.names[-1]]
+        return self.backend.spec.is_at_limit(detections)
 
     def tiled(
         self,

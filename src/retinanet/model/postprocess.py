@@ -189,12 +189,14 @@ class Candidates:
 
     def vote(self) -> Candidates:
         """The same, with the boxes of detections as all candidates see them."""
-        from retinanet.anchors.nms import VOTERS, vote
+        from retinanet.anchors.nms import count_voters, vote_in_bands
 
         chosen, voters = self.detections, self.visible.nonzero()[:, 0]
-        voters = voters[self.scores[voters].argsort(descending=True, stable=True)[:VOTERS]]
+        voters = voters[
+            self.scores[voters].argsort(descending=True, stable=True)[: count_voters(self.rule.max_detections)]
+        ]
         shown = self.shown.clone()
-        shown[chosen] = vote(
+        shown[chosen] = vote_in_bands(
             *(shown[chosen], self.labels[chosen]),
             *(self.shown[voters], self.scores[voters], self.labels[voters]),
             self.rule.vote or 0.0,

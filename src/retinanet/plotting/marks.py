@@ -6,6 +6,7 @@ Straight edges lie on whole pixels, so they are crisp at any size; only the roun
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -39,6 +40,9 @@ NO_ROOM = 0.6
 """A tag that would hide more than this share of the boxes it lies on, added up, is left out."""
 MOST_TAGS = 0.12
 """Share of the picture that tags may cover together: in a crowd the first marks are named and the others bare."""
+
+CROWD = 0.5
+"""Share of the picture from which on tags, one for each mark, would hide too much: then there are none at all."""
 
 
 @dataclass(frozen=True)
@@ -99,15 +103,28 @@ def _can_draw(letter: str) -> bool:
 
 
 def draw_marks(picture: Image.Image, marks: Sequence[Mark]) -> None:
-    """Draw marks on an RGB picture, in place: large boxes first, then all tags; earlier marks get the better places."""
+    """Draw marks on an RGB picture, in place: large boxes first, then all tags; earlier marks get the better places.
+
+    In a crowd there are no tags, and the lines are thin: see ``CROWD``.
+    """
     if not marks:
         return
-    width = line_width(picture.size)
+    crowded = _is_crowd(picture, marks)
+    width = min(2, line_width(picture.size)) if crowded else line_width(picture.size)
     frames = [_snap(mark.box, width, picture.size) for mark in marks]
     for i in sorted(range(len(marks)), key=lambda i: -_area(frames[i][0])):
         outer, thickness = frames[i]
         draw_frame(picture, outer, thickness, marks[i].colour, marks[i].dash)
-    _draw_tags(picture, marks, [outer for outer, _ in frames])
+    if not crowded:
+        _draw_tags(picture, marks, [outer for outer, _ in frames])
+
+
+def _is_crowd(picture: Image.Image, marks: Sequence[Mark]) -> bool:
+    """Whether the shortest tags of all marks would cover too much of a picture."""
+    font = font_for(picture.size)
+    counts = Counter(mark.captions[-1] for mark in marks if mark.captions)
+    length = sum(count * font.getlength(text) for text, count in counts.items())
+    return length * font.size > CROWD * picture.width * picture.height
 
 
 def _area(rect: Rect) -> int:

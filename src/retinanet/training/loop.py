@@ -17,8 +17,7 @@ from torch import Tensor
 from retinanet.data.loader import training_batches
 from retinanet.data.workers import WorkerLost
 from retinanet.errors import Interrupted, UserError
-from retinanet.evaluation.coco import coco_metrics
-from retinanet.evaluation.evaluate import one_pass
+from retinanet.evaluation.evaluate import judge, one_pass
 from retinanet.evaluation.report import EvaluationResult, save_coco_results
 from retinanet.files import make_json_safe
 from retinanet.losses.detection import Losses
@@ -158,6 +157,8 @@ def finish_epoch(training: Training, progress: Progress, log: RunLog) -> None:
         best = ap > progress.best or progress.best < 0
         progress.best, progress.stale = (ap, 0) if best else (progress.best, progress.stale + 1)
         log.evaluation({"step": progress.step, "epoch": epoch, "val_loss": report.loss["total"], **metrics}, best=best)
+        for line in report.describe_limits():
+            log.say(line)
 
         if training.fabric.is_global_zero:
             known = make_json_safe({name: metrics[name] for name in ("AP", "AP50")})
@@ -240,6 +241,5 @@ def _evaluate(training: Training, log: RunLog) -> tuple[EvaluationResult, list[D
         log.say(f"{error}. This evaluation is done again without such processes")
         result = measure(workers=0)
     training.net.train()
-    metrics = coco_metrics(dataset.samples, result.detections, dataset.class_names, category_ids=dataset.category_ids)
     about = {"run": str(training.config.folder), "data": dataset.name}
-    return EvaluationResult(metrics, result.loss, result.images_per_second, about), result.detections
+    return judge(training.detector.spec, dataset, result, about), result.detections

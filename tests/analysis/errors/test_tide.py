@@ -18,7 +18,7 @@ A, B = 0, 1
 
 
 def by_image(result, detections):
-    """What became of each image, its detections and objects by their rows; "left out" is beyond the limit."""
+    """What became of each image, its detections and objects by their rows."""
     overlaps = result.overlaps
     images = []
     for index, found in enumerate(detections):
@@ -180,10 +180,10 @@ def test_every_detection_and_object_is_accounted_for(make_scene, seed):
     assert result.counts["missed"].sum() == sum(len(image.missed) for image in images)
 
 
-def test_a_detection_beyond_the_limit_is_no_error(make_sample, make_detections):
+def test_all_detections_are_judged(make_sample, make_detections):
     found = make_detections([at(0)] * 101, np.linspace(0.9, 0.1, 101), [A] * 101)
     (image,) = by_image(analyse_errors(find_overlaps([make_sample([at(0)], [A])], [found], NAMES)), [found])
-    assert image.kinds == ("hit", *["duplicate"] * 99, "left out")
+    assert image.kinds == ("hit", *["duplicate"] * 100)
 
 
 def test_without_objects_or_detections(make_sample, make_detections):
