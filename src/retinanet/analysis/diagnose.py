@@ -17,6 +17,7 @@ from retinanet.analysis.anchors.audit import AnchorAudit, audit
 from retinanet.analysis.errors import report as error_report
 from retinanet.analysis.errors.curves import best_thresholds
 from retinanet.analysis.errors.report import ErrorReport
+from retinanet.analysis.errors.verdict import judge_model
 from retinanet.analysis.loss import report as focal_report
 from retinanet.analysis.loss.statistics import FocalStatistics
 from retinanet.analysis.output import write_report
@@ -26,8 +27,10 @@ from retinanet.analysis.trace.outcomes import ImageTrace
 from retinanet.analysis.trace.shares import Shares
 from retinanet.analysis.trace.trace import trace
 from retinanet.data.dataset import DetectionDataset, load_dataset
+from retinanet.data.faults import short
 from retinanet.detector import Detector
 from retinanet.errors import UserError
+from retinanet.evaluation.coco import coco_metrics
 from retinanet.evaluation.evaluate import one_pass
 from retinanet.files import check_output_folder
 from retinanet.interop.pretrained import model_folder
@@ -173,14 +176,18 @@ def diagnose(
 
     gates = gate_report.section(result.missed, watch.draw_worst(dataset))
     sections = [
-        *error_report.section(errors, dataset.samples, run.detections),
+        *error_report.section(errors),
         replace(gates, text=f"{gates.text}\n\n{result.advise_nms()}".rstrip()),
         focal_report.section(result.focal, dataset.class_names),
         anchor_report.section(result.anchors),
     ]
     about = {"model": model, "data": data, "split": split, "images": len(dataset), "version": __version__}
     about |= {"alpha": watch.focal.alpha, "gamma": watch.focal.gamma}
-    write_report(folder, RESULTS, f"Diagnosis of {Path(model).name}", sections, about, result.to_dict())
+    ap = coco_metrics(dataset.samples, run.detections, dataset.class_names).ap
+    verdict = judge_model(errors, result.missed, ap)
+    pictures = error_report.picture_worst(errors, dataset.samples, run.detections)
+    title = f"Diagnosis of {Path(model).name}"
+    write_report(folder, RESULTS, title, sections, about, result.to_dict(), verdict, pictures)
     return result
 
 
@@ -233,5 +240,7 @@ class _Watch:
         for _, index, result in self.worst:
             sample = dataset[index]
             picture = draw_trace(sample.image, result, legible=LEGIBLE)
-            pictures.append((f"{sample.path.name}: {result.summary()}", picture))
+            found = sum(box.found for box in result.boxes)
+            caption = f"What happened in {short(sample.path.name)}: {found} of {len(result.boxes)} objects found"
+            pictures.append((caption, picture))
         return pictures

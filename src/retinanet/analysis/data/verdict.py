@@ -125,10 +125,8 @@ def _list_numbers(report: DoctorReport, anchors: AnchorAudit | None) -> list[Key
     if anchors is not None and len(anchors):
         side = format(float(np.median(np.sqrt(anchors.sides.prod(axis=1)))), ".0f")
         state: State = "good" if anchors.covered >= 0.99 else "fair" if anchors.covered >= 0.9 else "bad"
-        label = f"of the boxes have an anchor at IoU {anchors.foreground:g}"
-        numbers.append(
-            KeyNumber(label, _percent(anchors.covered), f"median size {side} pixels after the resize", state)
-        )
+        note = f"at IoU {anchors.foreground:g}; median box {side} pixels after the resize"
+        numbers.append(KeyNumber("boxes with an anchor", _percent(anchors.covered), note, state))
     return numbers
 
 
