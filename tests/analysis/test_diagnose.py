@@ -41,9 +41,11 @@ def test_files(diagnosed):
     result, folder = diagnosed
     assert sorted(path.name for path in folder.iterdir()) == ["diagnosis.json", "report.html"]
     numbers = json.loads((folder / "diagnosis.json").read_text())
-    assert numbers.keys() == {"about", "errors", "missed", "focal", "anchors", "thresholds"}
+    assert numbers.keys() == {"about", "verdict", "errors", "missed", "focal", "anchors", "thresholds"}
     assert numbers["about"]["split"] == "test" and numbers["thresholds"] is None
     page = (folder / "report.html").read_text()
+    assert page.index('class="headline"') < page.index('class="gallery"') < page.index("<details")
+    assert numbers["verdict"]["headline"] in page and "<script" not in page
     assert page.count("<h2") >= 7 and page.count("data:image/png") >= 10 and page.count("data:image/jpeg") >= 1
     assert str(folder / "report.html") in result.summary()
 

@@ -11,7 +11,7 @@ import rich
 from matplotlib.figure import Figure
 from PIL import Image
 
-from retinanet.plotting.html import Section, Table, format_number, write_html
+from retinanet.plotting.html import KeyNumber, Picture, Point, Section, Table, Verdict, format_number, write_html
 
 NASTY = "<script>alert('1')</script> & \"x\" [red] a|b"
 VOID = {"meta", "img"}
@@ -43,8 +43,8 @@ class Page(HTMLParser):
         return ["".join(text) for t, a, text in self.elements if t == tag and attributes.items() <= a.items()]
 
 
-def page(tmp_path, *sections, title="A title", **about):
-    path = write_html(tmp_path / "new" / "report.html", title, sections, about)
+def page(tmp_path, *sections, title="A title", verdict=None, pictures=(), **about):
+    path = write_html(tmp_path / "new" / "report.html", title, sections, about, verdict, pictures)
     assert path == tmp_path / "new" / "report.html" and [entry.name for entry in path.parent.iterdir()] == [path.name]
     return Page(path.read_text(encoding="utf-8"))
 
@@ -54,7 +54,7 @@ def test_text_and_tables_of_a_page(tmp_path):
     section = Section(NASTY, f"One {NASTY}.\n\n    as it is\n    {NASTY}", tables=[table])
     seen = page(tmp_path, section, title=NASTY, data=NASTY, split="test")
     assert seen.texts("title") == seen.texts("h1") == seen.texts("h2", id="part0") == [NASTY]
-    assert seen.texts("a", href="#part0") == [NASTY]
+    assert seen.texts("a", href="#part0") == [NASTY] and seen.texts("summary") == [f" {NASTY}, boxes, AP"]
     assert seen.texts("p", **{"class": "about"}) == [f"data: {NASTY} · split: test"]
     assert f"One {NASTY}." in seen.texts("p") and seen.texts("pre") == [f"    as it is\n    {NASTY}"]
     assert seen.texts("th") == [NASTY, "boxes", "AP"] and seen.texts("th", **{"class": "number"}) == ["boxes", "AP"]
@@ -75,11 +75,39 @@ def test_figures_and_pictures_lie_inside(tmp_path):
     assert not {tag for tag, _, _ in seen.elements} & {"script", "link", "iframe", "object"}
     assert "url(" not in seen.texts("style")[0] and "@import" not in seen.texts("style")[0]
     inside = [a for tag, a, _ in seen.elements if tag == "img"]
-    assert [image["alt"] for image in inside] == seen.texts("figcaption") == [NASTY, "a picture"]
+    assert [image["alt"] for image in inside] == [NASTY, "a picture"]
+    assert seen.texts("summary") == [f" {NASTY}", " a picture"]
+    assert seen.texts("span", **{"class": "kind"}) == ["Figure", "Picture"]
     assert [image["src"].split(";")[0] for image in inside] == ["data:image/png", "data:image/jpeg"]
     images = [Image.open(io.BytesIO(base64.b64decode(image["src"].split(",")[1]))) for image in inside]
     assert images[0].size == (390, 260) and images[1].size == (40, 30)
     assert max(abs(a - b) for a, b in zip(images[1].getpixel((20, 15)), (250, 0, 0), strict=True)) < 6
+
+
+def test_the_verdict_and_the_pictures_come_first(tmp_path):
+    verdict = Verdict(
+        "fair",
+        NASTY,
+        [Point(f"Fix {NASTY}", f"One {NASTY}.", f"retinanet {NASTY}")],
+        [KeyNumber(f"boxes {NASTY}", f"5 {NASTY}", f"note {NASTY}", "bad")],
+        [(f"epochs {NASTY}", NASTY, f"why {NASTY}")],
+    )
+    picture = Picture(f"title {NASTY}", f"file {NASTY}", Image.new("RGB", (40, 30)), columns=4)
+    part = Section(
+        "Part", f"In words {NASTY}.", [Table(("a",), [(1,)], point=f"point {NASTY}")], point=f"It says {NASTY}."
+    )
+    seen = page(tmp_path, part, verdict=verdict, pictures=[picture])
+    assert seen.texts("p", **{"class": "headline"}) == [NASTY]
+    assert seen.texts("dt") == [f"Fix {NASTY}"] and seen.texts("code") == [f"retinanet {NASTY}"]
+    assert seen.texts("b")[:1] == [f"5 {NASTY}"] and seen.texts("span", **{"class": "more"}) == [f"note {NASTY}"]
+    assert seen.texts("td") == [f"epochs {NASTY}", NASTY, f"why {NASTY}", "1"]
+    assert seen.texts("b")[1:] == [f"title {NASTY}"]
+    assert [a["alt"] for tag, a, _ in seen.elements if tag == "img"] == [f"title {NASTY}: file {NASTY}"]
+    assert seen.texts("summary") == [" In words, and how to read the numbers", f" point {NASTY}"]
+    assert f"It says {NASTY}." in seen.texts("p") and f"In words {NASTY}." in seen.texts("p")
+    order = [tag for tag, a, _ in seen.elements if tag in ("h1", "dl", "ul", "figure", "nav", "details")]
+    assert order == ["h1", "dl", "ul", "figure", "nav", "details", "details"] and not seen.texts("script")
+    assert verdict.summary() == f"verdict: {NASTY}\nFix {NASTY}: One {NASTY}. retinanet {NASTY}"
 
 
 def test_an_empty_table_and_an_old_page(tmp_path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from retinanet.analysis.anchors.audit import AnchorAudit, audit
 from retinanet.analysis.errors import report as error_report
 from retinanet.analysis.errors.curves import best_thresholds
 from retinanet.analysis.errors.report import ErrorReport
+from retinanet.analysis.errors.verdict import judge_model
 from retinanet.analysis.loss import report as focal_report
 from retinanet.analysis.loss.statistics import FocalStatistics
 from retinanet.analysis.output import write_report
@@ -26,8 +27,10 @@ from retinanet.analysis.trace.outcomes import ImageTrace
 from retinanet.analysis.trace.shares import Shares
 from retinanet.analysis.trace.trace import trace
 from retinanet.data.dataset import DetectionDataset, load_dataset
+from retinanet.data.faults import short
 from retinanet.detector import Detector
 from retinanet.errors import UserError
+from retinanet.evaluation.coco import coco_metrics
 from retinanet.evaluation.evaluate import as_seen, one_pass
 from retinanet.files import check_output_folder
 from retinanet.interop.pretrained import model_folder
@@ -38,7 +41,7 @@ from retinanet.model.device import choose_device
 from retinanet.model_folder import write_thresholds as store_thresholds
 from retinanet.options import explain_unknown_options
 from retinanet.spec import check_model_first
-from retinanet.types import Assignment, Batch, RawOutput
+from retinanet.types import Assignment, Batch, Detections, RawOutput
 
 RESULTS = ("report.html", "diagnosis.json")
 WORST = 4  # images that are traced in pictures
@@ -169,17 +172,32 @@ def diagnose(
         store_thresholds(local or model, thresholds)
     result = Diagnosis(watch.focal, errors, watch.gates, anchors, thresholds, folder)
 
-    gates = gate_report.section(result.missed, watch.draw_worst(seen))
+    about = {"model": model, "data": data, "split": split, "images": len(dataset), "version": __version__}
+    _write_pages(result, dataset, run.detections, watch.draw_worst(seen), about)
+    return result
+
+
+def _write_pages(
+    result: Diagnosis,
+    dataset: DetectionDataset,
+    detections: Sequence[Detections],
+    worst: Sequence[tuple[str, Image.Image]],
+    about: Mapping[str, Any],
+) -> None:
+    """The report, which begins with the verdict, and the numbers as JSON."""
+    gates = gate_report.section(result.missed, worst)
     sections = [
-        *error_report.section(errors, dataset.samples, run.detections),
+        *error_report.section(result.errors),
         replace(gates, text=f"{gates.text}\n\n{result.advise_nms()}".rstrip()),
         focal_report.section(result.focal, dataset.class_names),
         anchor_report.section(result.anchors),
     ]
-    about = {"model": model, "data": data, "split": split, "images": len(dataset), "version": __version__}
-    about |= {"alpha": watch.focal.alpha, "gamma": watch.focal.gamma}
-    write_report(folder, RESULTS, f"Diagnosis of {Path(model).name}", sections, about, result.to_dict())
-    return result
+    ap = coco_metrics(dataset.samples, detections, dataset.class_names).ap
+    verdict = judge_model(result.errors, result.missed, ap)
+    pictures = error_report.picture_worst(result.errors, dataset.samples, detections)
+    loss = {"alpha": result.focal.alpha, "gamma": result.focal.gamma}
+    title = f"Diagnosis of {Path(str(about['model'])).name}"
+    write_report(result.output, RESULTS, title, sections, {**about, **loss}, result.to_dict(), verdict, pictures)
 
 
 def _criterion_of_training(detector: Detector, alpha: float | None, gamma: float | None) -> DetectionLoss:
@@ -231,5 +249,7 @@ class _Watch:
         for _, index, result in self.worst:
             sample = dataset[index]
             picture = draw_trace(sample.image, result, legible=LEGIBLE)
-            pictures.append((f"{sample.path.name}: {result.summary()}", picture))
+            found = sum(box.found for box in result.boxes)
+            caption = f"What happened in {short(sample.path.name)}: {found} of {len(result.boxes)} objects found"
+            pictures.append((caption, picture))
         return pictures

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from retinanet.files import write_atomically
-from retinanet.plotting.html import Section, write_html
+from retinanet.plotting.html import Picture, Section, Verdict, write_html
 
 
 def write_report(
@@ -18,6 +18,8 @@ def write_report(
     sections: Sequence[Section],
     about: Mapping[str, object],
     numbers: Mapping[str, Any],
+    verdict: Verdict,
+    pictures: Sequence[Picture] = (),
 ) -> None:
     """Write the page and the numbers, each whole or not at all.
 
@@ -28,10 +30,12 @@ def write_report(
         sections: of the page.
         about: what the report is of.
         numbers: the same as plain values, without NaN.
+        verdict: what comes first on the page, and is among the numbers.
+        pictures: what comes next on the page.
 
     Raises:
         UserError: the folder cannot be written.
     """
-    write_html(folder / names[0], title, sections, about)
-    text = json.dumps({"about": dict(about), **numbers}, indent=1, allow_nan=False)
+    write_html(folder / names[0], title, sections, about, verdict, pictures)
+    text = json.dumps({"about": dict(about), "verdict": verdict.to_dict(), **numbers}, indent=1, allow_nan=False)
     write_atomically(folder / names[1], text + "\n")

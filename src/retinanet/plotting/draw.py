@@ -184,6 +184,20 @@ def contact_sheet(images: Sequence[Image.Image], columns: int = 3, *, width: int
     return sheet
 
 
+def cut_out(picture: Image.Image, region: Rect, size: tuple[int, int]) -> Image.Image:
+    """A region of a picture, enlarged or reduced to ``size`` (width, height); what lies outside the picture is dark.
+
+    Args:
+        picture: RGB.
+        region: xyxy in its pixels, also beyond its edges.
+        size: of the same shape as the region.
+    """
+    left, top, right, bottom = region
+    cut = Image.new("RGB", (right - left, bottom - top), STRIP)
+    cut.paste(picture, (-left, -top))
+    return cut.resize(size, Image.Resampling.BICUBIC)
+
+
 def to_picture(image: Drawable, zoom: int = 1) -> Image.Image:
     """An RGB copy of a (3, H, W) uint8 tensor, a (H, W, 3) uint8 array or a picture, enlarged ``zoom`` times."""
     if zoom < 1:

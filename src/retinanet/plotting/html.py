@@ -1,4 +1,7 @@
-"""Reports: tables that print on a terminal, as Markdown and as HTML, and one page that opens without a network."""
+"""Reports: tables that print on a terminal, as Markdown and as HTML, and one page that opens without a network.
+
+A page begins with its verdict and key numbers, then shows pictures of what is worst; everything else is folded below.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -19,6 +22,8 @@ if TYPE_CHECKING:  # tables are printed without loading matplotlib
     from matplotlib.figure import Figure
     from PIL import Image
     from rich.table import Table as RichTable
+
+State = Literal["good", "fair", "bad", "plain"]
 
 MOST_UNFOLDED = 30  # letters of a text that a terminal shows in one line
 
@@ -32,12 +37,14 @@ class Table:
         rows: as many entries each; see :func:`format_number` for numbers. Columns of numbers are set to the right.
         note: a sentence below it.
         digits: decimals of floats, one number for all columns or one for each.
+        point: what it says in a line, which a page shows while the table is folded.
     """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[object]]
     note: str = ""
     digits: int | Sequence[int] = 3
+    point: str = ""
 
     @property
     def cells(self) -> list[list[str]]:
@@ -87,7 +94,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a report.
+    """A part of a report. On a page its tables, figures and pictures are folded, each below a line that says its point.
 
     Attributes:
         title: its heading.
@@ -95,6 +102,7 @@ class Section:
         tables: below the text.
         figures: (caption, figure), below the tables.
         pictures: (caption, picture), below the figures.
+        point: what it says in a sentence; where there is one, the text is folded too.
     """
 
     title: str
@@ -102,11 +110,73 @@ class Section:
     tables: Sequence[Table] = ()
     figures: Sequence[tuple[str, Figure]] = ()
     pictures: Sequence[tuple[str, Image.Image]] = ()
+    point: str = ""
 
     @property
     def paragraphs(self) -> list[str]:
         """Those of the text."""
         return [paragraph for paragraph in self.text.split("\n\n") if paragraph.strip()]
+
+
+class Picture(NamedTuple):
+    """A picture among the first things on a page."""
+
+    title: str  # what it shows
+    text: str  # where it is from: the file and the box
+    image: Image.Image
+    columns: int = 2  # how wide it is shown: of six that a page has
+    rows: int = 1  # how many of smaller pictures stand beside it
+
+
+class KeyNumber(NamedTuple):
+    """A number that is shown large."""
+
+    label: str
+    value: str  # with its unit
+    note: str = ""
+    state: State = "plain"  # its colour
+
+
+class Point(NamedTuple):
+    """A sentence of a verdict."""
+
+    about: str  # what it answers, in a word or two
+    sentence: str
+    command: str = ""  # for a shell, which does what the sentence says
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a reader has to know, first on a page.
+
+    Attributes:
+        state: its colour; the words say the same.
+        headline: the answer in a sentence.
+        points: about two sentences more.
+        numbers: four to six.
+        plan: (label, value, reason) of what is to come, as a table below; none is shown without rows.
+    """
+
+    state: State
+    headline: str
+    points: Sequence[Point] = ()
+    numbers: Sequence[KeyNumber] = ()
+    plan: Sequence[tuple[str, str, str]] = ()
+
+    def summary(self) -> str:
+        """The headline and the points for a terminal, a line each."""
+        points = [" ".join(filter(None, (f"{about}: {sentence}", command))) for about, sentence, command in self.points]
+        return "\n".join([f"verdict: {self.headline}", *points])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "state": self.state,
+            "headline": self.headline,
+            "points": [point._asdict() for point in self.points],
+            "numbers": [number._asdict() for number in self.numbers],
+            "plan": [{"label": label, "value": value, "reason": reason} for label, value, reason in self.plan],
+        }
 
 
 def format_number(value: object, digits: int = 3) -> str:
@@ -137,7 +207,14 @@ def render_text(renderable: object, width: int = 100) -> str:
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines()).rstrip()
 
 
-def write_html(path: str | Path, title: str, sections: Sequence[Section], about: Mapping[str, object]) -> Path:
+def write_html(
+    path: str | Path,
+    title: str,
+    sections: Sequence[Section],
+    about: Mapping[str, object],
+    verdict: Verdict | None = None,
+    pictures: Sequence[Picture] = (),
+) -> Path:
     """Write a report with everything inside one file, whole or not at all.
 
     Args:
@@ -145,6 +222,8 @@ def write_html(path: str | Path, title: str, sections: Sequence[Section], about:
         title: of the page.
         sections: in order.
         about: what the report is of, such as the model, the data and the version.
+        verdict: what comes first.
+        pictures: what comes next.
 
     Returns:
         The file.
@@ -160,7 +239,9 @@ def write_html(path: str | Path, title: str, sections: Sequence[Section], about:
         lstrip_blocks=True,
     )
     environment.filters["address"] = _make_address
-    page = environment.get_template("report.html.jinja").render(title=title, sections=sections, about=about)
+    page = environment.get_template("report.html.jinja").render(
+        title=title, sections=sections, about=about, verdict=verdict, pictures=pictures
+    )
     write_atomically(path, page.encode("utf-8", errors="replace"))  # names of files may hold what UTF-8 cannot
     return Path(path)
 
@@ -171,5 +252,5 @@ def _make_address(image: Figure | Image.Image) -> str:
     if hasattr(image, "savefig"):
         image.savefig(stream, format=kind, dpi=130, facecolor="white")
     else:
-        image.convert("RGB").save(stream, format=kind, quality=88)
+        image.convert("RGB").save(stream, format=kind, quality=86, optimize=True)
     return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode()}"

@@ -28,7 +28,7 @@ def test_a_sound_set(data, tmp_path, capsys):
         and numbers["anchors"]["below_foreground"] > numbers["proposal"]["after"]["below_foreground"]
     )
     page = (tmp_path / "out" / "report.html").read_text()
-    assert page.count("<h2") == 2 and page.count("data:image/png") >= 3
+    assert page.count("<h2 id=") == 2 and page.count("data:image/png") >= 3
 
 
 def test_the_proposal_is_taken_by_train(data, tmp_path, tiny_words):

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from retinanet.analysis.errors.curves import best_thresholds
-from retinanet.analysis.errors.report import error_report, section, worst_images
+from retinanet.analysis.errors.report import error_report, picture_worst, section, worst_images
 from retinanet.analysis.errors.tide import TYPES
 from retinanet.evaluation.matching import match_image
 from retinanet.plotting.html import write_html
@@ -66,14 +66,17 @@ def test_numbers_and_page(scene, tmp_path):
     table = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert table["errors"]["ap50"] == pytest.approx(report.errors.ap50, abs=1e-6) and len(table["curves"]) == 3
     assert report.errors.summary() in report.summary() and report.calibration[0].summary() in report.summary()
-    sections = section(report, samples, detections, worst=2)
-    assert [len(part.pictures) for part in sections] == [2, 0, 0, 0]
+    sections, pictures = section(report), picture_worst(report, samples, detections, most=2)
+    for picture, (index, number) in zip(pictures, worst_images(report.shown, 2), strict=True):
+        hits, false, missed = map(len, report.shown.judge_image(index))
+        assert picture.title == samples[index].path.name and false + missed == number
+        assert picture.text == f"{hits} found, {false} false and {missed} missed at the thresholds of the best F1"
     assert [len(part.figures) for part in sections] == [1, 2, 1, 1]
     costs = sections[0].tables[0].rows
     gains = [row[3] for row in costs[:6]]
     assert gains == sorted(gains, reverse=True) and {row[0] for row in costs[:6]} == set(TYPES)
-    page = write_html(tmp_path / "page.html", "errors", sections, {}).read_text()
-    assert page.count("<figure>") == 7 and "nan" not in page.split("base64")[0]
+    page = write_html(tmp_path / "page.html", "errors", sections, {}, None, pictures).read_text()
+    assert page.count("<img") == 7 and "nan" not in page.split("base64")[0]
 
 
 def test_a_class_never_seen_and_never_found(make_sample, make_detections, tmp_path):
@@ -84,5 +87,5 @@ def test_a_class_never_seen_and_never_found(make_sample, make_detections, tmp_pa
     assert (
         "a: no detection is right, 1 objects" in report.summary() and "AP by sizes: small 0.000 (1)" in report.summary()
     )
-    write_html(tmp_path / "page.html", "errors", section(report, [sample], [found], worst=0), {})
+    write_html(tmp_path / "page.html", "errors", section(report), {})
     assert torch.isnan(torch.tensor(report.curves[1].f1))

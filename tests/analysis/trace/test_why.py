@@ -32,6 +32,10 @@ def test_the_report_of_one_image(trained, data, tmp_path):
     assert [one["gate"] for one in written["boxes"]] == [one.gate for one in result.boxes]
     assert written["about"]["score"] == 0.0 and sum(written["counts"].values()) == 2 and len(written["detections"]) > 5
     page = (tmp_path / "why" / "report.html").read_text()
+    found, false = written["counts"].get("found", 0), sum(one.false for one in result.detections)
+    headline = f"{found} of 2 objects found, {2 - found} missed, {false} false detections above score 0."
+    assert written["verdict"]["headline"] == headline and headline in page
+    assert page.index('class="headline"') < page.index('class="gallery"') < page.index("<details")
     assert "Every annotated box" in page and "best anchor IoU" in page and "<script" not in page
     with Image.open(tmp_path / "why" / "why.png") as picture:
         assert picture.width == 15 * 80 and picture.height > 15 * 64  # enlarged to 900, and a legend

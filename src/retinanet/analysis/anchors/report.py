@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from textwrap import indent
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 
-from retinanet.analysis.anchors.audit import PARTS, AnchorAudit, name_octave
+from retinanet.analysis.anchors.audit import PARTS, AnchorAudit, Group, name_octave
 from retinanet.analysis.anchors.propose import Proposal, format_values
 from retinanet.plotting.figures import BLUE, FAINT, INK, LEGEND, ORANGE, VERMILION, make_axes, style_axes
 from retinanet.plotting.html import Section, Table
@@ -40,18 +41,33 @@ def section(audited: AnchorAudit, proposal: Proposal | None = None) -> Section:
                 for option in proposal.list_options()
             ]
             note = "Share of the boxes with an anchor at this IoU, on a sample where boxes are many."
-            tables.append(Table(columns, rows, note))
+            tables.append(Table(columns, rows, note, point=f"What was compared: {proposal.reason}"))
     if not len(audited):
         return Section("Anchors", "\n\n".join(text))
+    point = (
+        f"{audited.below(high):.1%} of {len(audited):,} boxes have no anchor at IoU {high:g}; a box has "
+        f"{audited.positives.mean():.1f} positives on average."
+    )
     heads = (f"below {high:g}", f"below {low:g}", "mean best IoU", "positives per box", "forced only", "no positive")
-    tables += [Table((f"by {name}", "boxes", *heads), groups) for name, groups in audited.tables.items()]
+    tables += [
+        Table((f"by {name}", "boxes", *heads), groups, point=f"By {name}: {_name_worst(groups, high)}")
+        for name, groups in audited.tables.items()
+    ]
     figures = [
         ("The best IoU of each box with any anchor.", draw_best_iou(audited, after)),
         ("Boxes and anchors by their sides, now.", draw_sides(audited)),
         *([("Boxes and anchors by their sides, as proposed.", draw_sides(after))] if after is not None else []),
         ("Positive anchors of a box by its size.", draw_positives(audited)),
     ]
-    return Section("Anchors", "\n\n".join(text), tables, figures)
+    return Section("Anchors", "\n\n".join(text), tables, figures, point=point)
+
+
+def _name_worst(groups: Sequence[Group], high: float) -> str:
+    """The group that the anchors fit least, and the share of it that they miss."""
+    worst = max((group for group in groups if group.boxes), key=lambda group: group.below_foreground)
+    if not worst.below_foreground:
+        return f"every box has an anchor at IoU {high:g}"
+    return f"{worst.below_foreground:.1%} of {worst.name} have no anchor at IoU {high:g}, the most"
 
 
 def draw_best_iou(now: AnchorAudit, proposed: AnchorAudit | None = None) -> Figure:

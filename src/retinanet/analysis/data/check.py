@@ -14,6 +14,8 @@ from retinanet.analysis.anchors.propose import Proposal, propose
 from retinanet.analysis.data import doctor
 from retinanet.analysis.data.findings import DoctorReport
 from retinanet.analysis.data.fix import refuse_output, write_fixed_copy
+from retinanet.analysis.data.pictures import picture_findings
+from retinanet.analysis.data.verdict import judge_data
 from retinanet.analysis.output import write_report
 from retinanet.anchors.lattice import AnchorLattice
 from retinanet.data.dataset import training_datasets
@@ -26,6 +28,8 @@ from retinanet.model.presets import Architecture, preset
 from retinanet.model_folder import read_spec
 from retinanet.options import explain_unknown_options
 from retinanet.plain import with_changes
+from retinanet.plotting.html import Verdict
+from retinanet.types import Sample
 
 RESULTS = ("report.html", "check.json")
 
@@ -35,6 +39,7 @@ class CheckResult:
     """What a check found.
 
     Attributes:
+        verdict: what to know first.
         doctor: the findings about the data.
         anchors: how the anchors fit, or None where the data cannot be read as training would.
         proposal: what to change, likewise.
@@ -42,6 +47,7 @@ class CheckResult:
         output: the folder of the report.
     """
 
+    verdict: Verdict
     doctor: DoctorReport
     anchors: AnchorAudit | None
     proposal: Proposal | None
@@ -55,7 +61,7 @@ class CheckResult:
 
     def summary(self) -> str:
         """For the console."""
-        parts = [self.doctor.summary()]
+        parts = [self.verdict.summary(), self.doctor.summary()]
         if self.anchors is not None and self.proposal is not None:
             parts += [self.anchors.summary(), self.proposal.summary()]
         return "\n\n".join([*parts, *self.notes, f"report: {self.output / RESULTS[0]}"])
@@ -122,9 +128,10 @@ def check(
         data, preprocess=preprocess, min_side=min_side, pixels=pixels, workers=workers, confine=confine
     )
     notes: list[str] = []
-    anchors, proposal = None, None
+    anchors, proposal, samples = None, None, list[Sample]()
     try:
         train_set, _ = training_datasets(data)
+        samples = train_set.samples
         anchors = audit(train_set.samples, train_set.class_names, lattice=lattice, preprocess=preprocess)
         proposal = propose(train_set.samples, train_set.class_names, lattice=lattice, preprocess=preprocess)
     except UserError as error:
@@ -136,13 +143,16 @@ def check(
     if write is not None:
         notes.append(_write(Path(write), proposal))
     refused = _write_fixed(data, fix, report, notes) if fix is not None else None
-    result = CheckResult(report, anchors, proposal, tuple(notes), folder)
+    verdict = judge_data(report, anchors, proposal, data=data)
+    result = CheckResult(verdict, report, anchors, proposal, tuple(notes), folder)
     sections = [doctor.section(report)]
     if anchors is not None:
         sections.append(anchor_report.section(anchors, proposal))
     about = {"data": data, "model": model, "images": f"{preprocess.short} to {preprocess.long} pixels"}
     about["version"] = __version__
-    write_report(folder, RESULTS, f"Check of {Path(data).name}", sections, about, result.to_dict())
+    pictures = picture_findings(report, Path(data), samples, anchors)
+    title = f"Check of {Path(data).name}"
+    write_report(folder, RESULTS, title, sections, about, result.to_dict(), verdict, pictures)
     if refused is not None:
         raise UserError(f"{refused} All findings are in {folder / RESULTS[0]}")
     return result

@@ -13,8 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
-from PIL import Image
 
 from retinanet.analysis.data.boxes import box_findings
 from retinanet.analysis.data.findings import DoctorReport
@@ -23,17 +21,13 @@ from retinanet.data.check import Split, judge_split
 from retinanet.data.dataset import read_parts
 from retinanet.data.faults import KINDS, Fault
 from retinanet.data.files import split_word
-from retinanet.errors import UserError
-from retinanet.images.io import read_image
 from retinanet.images.preprocess import Preprocess
-from retinanet.plotting.draw import draw_boxes
 from retinanet.plotting.html import Section, Table
 
 RARE = 10
 """Boxes below which a class is hardly seen."""
 
 _ROWS = 200  # of the table of findings
-_LEGIBLE, _WIDEST = 600, 1200  # pixels of a picture in the report
 
 # What a fault that stands for several files says of each of them.
 _EACH = {
@@ -194,22 +188,18 @@ def class_findings(parts: Sequence[Split], data: Path) -> list[Fault]:
     return found
 
 
-def section(report: DoctorReport, *, pictures: int = 6) -> Section:
-    """The report as a part of a page, with the worst images and the boxes concerned.
-
-    Args:
-        report: what was found.
-        pictures: at most so many; every kind of finding that has one is shown before a kind is shown twice.
-    """
-    groups = report.groups()
+def section(report: DoctorReport) -> Section:
+    """The report as a part of a page: what was found by kind, the boxes of each class, and every finding."""
     sizes = ", ".join(f"{name or 'one set without splits'}: {count}" for name, count in report.splits.items())
-    verdict = "Training or evaluation would stop at the errors." if report.stops else "Nothing would stop training."
+    point = (
+        f"{report.images:,} images ({sizes}), {report.boxes:,} boxes, {report.classes} classes: "
+        f"{report.count('error')} errors, {report.count('warning')} warnings and {report.count('note')} notes."
+    )
     text = (
-        f"{report.images} images ({sizes}), {report.boxes} boxes, {report.classes} classes: {report.count('error')} "
-        f"errors, {report.count('warning')} warnings and {report.count('note')} notes. {verdict}\n\n"
         "An error stops training or evaluation. A warning hurts: training leaves the thing out, or learns or measures "
         "something wrong. A note is for you to judge."
     )
+    groups = report.groups()
     kinds = [
         (KINDS[kind].severity, KINDS[kind].title, len(faults), faults[0].where, faults[0].remedy)
         for kind, faults in groups.items()
@@ -218,52 +208,27 @@ def section(report: DoctorReport, *, pictures: int = 6) -> Section:
     note = f"{_ROWS} of {len(rows)}; the JSON file holds all of them." if len(rows) > _ROWS else ""
     splits = list(report.splits)
     tables = [
-        Table(("severity", "what", "count", "for instance", "what to do"), kinds),
+        Table(
+            ("severity", "what", "count", "for instance", "what to do"),
+            kinds,
+            point="Findings by kind: " + "; ".join(f"{count:,} {title}" for _, title, count, _, _ in kinds[:4]),
+        ),
         Table(
             ("class", *(f"boxes in {name}" if name else "boxes" for name in splits)),
             [(name, *(counts.get(split, 0) for split in splits)) for name, counts in report.per_class.items()],
             "Ignore regions and faulty boxes are not counted.",
+            point=_name_classes(report),
         ),
-        Table(("kind", "where", "reason"), rows[:_ROWS], note),
+        Table(("kind", "where", "reason"), rows[:_ROWS], note, point=f"Every finding with its place: {len(rows):,}"),
     ]
-    return Section("Data", text, tables=[table for table in tables if table.rows], pictures=_pictures(report, pictures))
+    return Section("Data", text, tables=[table for table in tables if table.rows], point=point)
 
 
-def _pictures(report: DoctorReport, count: int) -> list[tuple[str, Image.Image]]:
-    """The images with the most boxes of a kind, one for each kind in turn, worst first."""
-    queues = []
-    for faults in report.groups().values():
-        images = Counter(fault.image for fault in faults if fault.image is not None and fault.box is not None)
-        queues.append([path for path, _ in images.most_common(count)])
-    turns = [queue[turn] for turn in range(count) for queue in queues if turn < len(queue)]
-    drawn: list[tuple[str, Image.Image]] = []
-    for path in dict.fromkeys(turns):
-        concerned = [fault for fault in report.findings if fault.image == path and fault.box is not None]
-        if len(drawn) < count and (picture := _picture(path, concerned)) is not None:
-            kinds = ", ".join(
-                f"{number} x {kind}" for kind, number in Counter(fault.kind for fault in concerned).items()
-            )
-            drawn.append((f"{path}: {kinds}", picture))
-    return drawn
-
-
-def _picture(path: Path, concerned: Sequence[Fault]) -> Image.Image | None:
-    """The image with the boxes of its findings, a colour for each kind; None if it cannot be read."""
-    try:
-        pixels = read_image(path)
-    except UserError:
-        return None
-    kinds = list(dict.fromkeys(fault.kind for fault in concerned))
-    boxes = torch.tensor([fault.box for fault in concerned], dtype=torch.float64)
-    corners = boxes.reshape(-1, 2, 2)  # drawn from the smaller to the larger side, and not endlessly far outside
-    height, width = pixels.shape[1:]
-    low, high = corners.amin(1).clamp(min=-9), corners.amax(1).minimum(torch.tensor([width + 9, height + 9]))
-    drawn = draw_boxes(
-        pixels,
-        torch.cat([low.minimum(high), high], dim=1),
-        torch.tensor([kinds.index(fault.kind) for fault in concerned]),
-        class_names=kinds,
-        zoom=max(1, _LEGIBLE // min(height, width)),
-    )
-    drawn.thumbnail((_WIDEST, _WIDEST))
-    return drawn
+def _name_classes(report: DoctorReport) -> str:
+    """The classes with the most and the fewest boxes."""
+    totals = {name: sum(counts.values()) for name, counts in report.per_class.items()}
+    if not totals:
+        return "Boxes of each class"
+    most, least = max(totals, key=totals.__getitem__), min(totals, key=totals.__getitem__)
+    words = "Boxes of each class: most are " if len(totals) > 1 else "Boxes of the class "
+    return f"{words}{most} ({totals[most]:,})" + (f", fewest {least} ({totals[least]:,})" if len(totals) > 1 else "")

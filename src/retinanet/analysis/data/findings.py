@@ -5,12 +5,25 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from retinanet.data.faults import KINDS, Fault, Severity, short
 
 _ORDER: tuple[Severity, ...] = ("error", "warning", "note")
 _LISTED = 3
+_OF_CLASSES = ("class-not-in-train", "rare-class", "similar-classes")
+_OF_THE_WHOLE = ("corners", "one-based")
+_IDLE = ("unseen-class", "unused-image", "missing-test")
+"""Warnings about what training does not touch."""
+
+
+class Harm(NamedTuple):
+    """How much of the data set the findings of a kind concern."""
+
+    kind: str
+    faults: tuple[Fault, ...]
+    share: float  # 0 to 1
+    words: str
 
 
 @dataclass(frozen=True)
@@ -51,6 +64,28 @@ class DoctorReport:
             by_kind[fault.kind].append(fault)
         kinds = sorted((kind for kind in KINDS if kind in by_kind), key=lambda kind: _ORDER.index(KINDS[kind].severity))
         return {kind: tuple(by_kind[kind]) for kind in kinds}
+
+    def harms(self) -> list[Harm]:
+        """Errors and warnings, the most harmful first: errors as ``KINDS`` has them, then by the share they concern."""
+        harms = [self._measure_harm(kind, faults) for kind, faults in self.groups().items()]
+        errors = [harm for harm in harms if KINDS[harm.kind].severity == "error"]
+        warnings = [harm for harm in harms if KINDS[harm.kind].severity == "warning"]
+        return errors + sorted(warnings, key=lambda harm: -harm.share)
+
+    def _measure_harm(self, kind: str, faults: tuple[Fault, ...]) -> Harm:
+        """Against the boxes, images or classes, by what the kind is about."""
+        if kind in _OF_THE_WHOLE:
+            return Harm(kind, faults, 1.0, "")
+        if kind in _OF_CLASSES or kind == "unseen-class":
+            whole, what = self.classes, "classes"
+        elif faults[0].box is not None:
+            whole, what = self.boxes, "boxes"
+        else:
+            whole, what = self.images, "images"
+        count = len(faults)
+        known = what == "classes" or faults[0].image is not None
+        words = f"{count:,} of {whole:,} {what}" if known else f"{count:,}" if count > 1 else ""
+        return Harm(kind, faults, 0.0 if kind in _IDLE else count / max(whole, 1), words)
 
     def summary(self) -> str:
         """A few lines per kind for the console: how many, the first places, and the remedy."""

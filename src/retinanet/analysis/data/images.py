@@ -197,10 +197,10 @@ def copy_findings(parts: Sequence[Split], looks: Mapping[Path, Look]) -> list[Fa
 
 
 def _copy(kind: str, look: Look, first: Look, home: Mapping[Path, str], how: str) -> Fault:
-    one, other = home[look.path], home[first.path]
+    one, other, pair = home[look.path], home[first.path], (look.path, first.path)
     if one == other:
-        return Fault(kind, look.path, f"{how} {first.path}", image=look.path)
-    return Fault(f"{kind}s", look.path, f"(in {one}) {how} {first.path} (in {other})", image=look.path)
+        return Fault(kind, look.path, f"{how} {first.path}", image=look.path, members=pair)
+    return Fault(f"{kind}s", look.path, f"(in {one}) {how} {first.path} (in {other})", image=look.path, members=pair)
 
 
 def _near_copies(looks: Sequence[Look], home: Mapping[Path, str]) -> Iterator[tuple[Look, Look]]:

@@ -21,13 +21,14 @@ from retinanet.analysis.errors.curves import (
 )
 from retinanet.analysis.errors.groups import GROUPINGS, GroupAP, by_group
 from retinanet.analysis.errors.tide import SPECIAL, TYPES, ErrorAnalysis, analyse_errors, round_numbers
-from retinanet.evaluation.matching import find_overlaps
+from retinanet.data.faults import short
+from retinanet.evaluation.matching import Floats, find_overlaps
 from retinanet.images.io import read_image
 from retinanet.plotting.draw import draw_comparison
-from retinanet.plotting.html import Section, Table
+from retinanet.plotting.html import Picture, Section, Table
 from retinanet.types import Detections, Sample
 
-LEGIBLE = 600
+LEGIBLE, WIDEST = 600, 1100  # pixels of the short side that small images are enlarged to; of a picture at most
 REMEDIES = {
     "classification": "Right boxes get the wrong class. The confusion matrix names the pairs: check their annotations, "
     "then add examples of them.",
@@ -100,26 +101,40 @@ def error_report(
     )
 
 
-def section(
-    report: ErrorReport, samples: Sequence[Sample], detections: Sequence[Detections], *, worst: int = 6
-) -> list[Section]:
-    """The report as parts of a page: errors and their cost with the worst images drawn, operating points, calibration.
+def section(report: ErrorReport) -> list[Section]:
+    """The report as parts of a page: errors and their cost, operating points, calibration, groups."""
+    return [
+        _show_costs(report),
+        _show_operating_points(report),
+        _show_calibration(report.calibration),
+        _show_groups(report.groups),
+    ]
+
+
+def picture_worst(
+    report: ErrorReport, samples: Sequence[Sample], detections: Sequence[Detections], *, most: int = 6
+) -> list[Picture]:
+    """The images with the most false detections and overlooked objects at the thresholds, drawn.
 
     Args:
         report: of the samples and detections.
         samples: N annotated images; those that are drawn are read from their files.
         detections: N, what was found in each of them.
-        worst: images to draw: those with the most false detections and overlooked objects at the thresholds.
+        most: how many.
 
     Raises:
         UserError: an image cannot be read.
     """
-    return [
-        _show_costs(report, samples, detections, worst),
-        _show_operating_points(report),
-        _show_calibration(report.calibration),
-        _show_groups(report.groups),
-    ]
+    pictures = []
+    for index, _ in worst_images(report.shown, most):
+        sample, zoom = samples[index], max(1, LEGIBLE // min(samples[index].size))
+        judged = report.shown.judge_image(index)
+        drawn = draw_comparison(read_image(sample.path), detections[index], sample.target, *judged, zoom=zoom)
+        drawn.thumbnail((WIDEST, WIDEST))
+        hits, false, missed = map(len, judged)
+        text = f"{hits} found, {false} false and {missed} missed at the thresholds of the best F1"
+        pictures.append(Picture(short(sample.path.name), text, drawn, columns=3))
+    return pictures
 
 
 def worst_images(shown: ErrorAnalysis, most: int) -> list[tuple[int, int]]:
@@ -131,9 +146,7 @@ def worst_images(shown: ErrorAnalysis, most: int) -> list[tuple[int, int]]:
     return [(int(image), int(errors[image])) for image in ranked if errors[image]]
 
 
-def _show_costs(
-    report: ErrorReport, samples: Sequence[Sample], detections: Sequence[Detections], worst: int
-) -> Section:
+def _show_costs(report: ErrorReport) -> Section:
     errors, shown, gains = report.errors, report.shown, report.errors.dap
     counts = {kind: int(errors.counts[kind].sum()) for kind in TYPES}
     rows: list[tuple[object, ...]] = [
@@ -145,20 +158,28 @@ def _show_costs(
     by_type = [errors.dap_by_class[kind].tolist() for kind in TYPES]
     columns = (errors.overlaps.class_names, errors.objects.tolist(), errors.ap50_by_class.tolist(), *by_type)
     classes = list(zip(*columns, strict=True))
-    pictures = []
-    for index, number in worst_images(shown, worst):
-        sample, zoom = samples[index], max(1, LEGIBLE // min(samples[index].size))
-        pixels, judged = read_image(sample.path), shown.judge_image(index)
-        picture = draw_comparison(pixels, detections[index], sample.target, *judged, zoom=zoom)
-        pictures.append((f"{sample.path.name}: {number} errors", picture))
+    known = errors.objects > 0
+    ranked = [name for name, there in zip(errors.overlaps.class_names, known, strict=True) if there]
+    ends = ", ".join(
+        f"{ranked[i]} {errors.ap50_by_class[known][i]:.3f}" for i in _find_ends(errors.ap50_by_class[known])
+    )
     return Section(
         "Errors and what they cost",
         f"AP50 is {errors.ap50:.3f}. The table says how much it would be if all errors of one type were fixed and no "
         "other (Bolya et al. 2020), costliest first; the gains do not add up. Errors of low score are many and cost "
         "little: read the gains, not the counts. The counts at the thresholds of the best F1 are what a user sees.",
         [
-            Table(("error", "at all scores", "at the thresholds", "gain in AP50", "what to do"), rows),
-            Table(("class", "objects", "AP50", *TYPES), classes, "Gain in AP50 of each class."),
+            Table(
+                ("error", "at all scores", "at the thresholds", "gain in AP50", "what to do"),
+                rows,
+                point=f"What fixing each type of error gains: most {rows[0][0]}, {gains[str(rows[0][0])]:+.3f} AP50",
+            ),
+            Table(
+                ("class", "objects", "AP50", *TYPES),
+                classes,
+                "Gain in AP50 of each class.",
+                point=f"The same for each class, with its AP50: {ends}" if ends else "The same for each class",
+            ),
         ],
         [
             (
@@ -166,8 +187,13 @@ def _show_costs(
                 figures.error_bars({kind: gains[kind] for kind in TYPES}, special, counts),
             )
         ],
-        pictures,
+        point=f"AP50 is {errors.ap50:.3f}; most costs {rows[0][0]}: {gains[str(rows[0][0])]:+.3f} if all were fixed.",
     )
+
+
+def _find_ends(values: Floats) -> list[int]:
+    """Where the smallest and the largest value are."""
+    return list(dict.fromkeys([int(values.argmin()), int(values.argmax())])) if len(values) else []
 
 
 def _show_operating_points(report: ErrorReport) -> Section:
@@ -177,12 +203,19 @@ def _show_operating_points(report: ErrorReport) -> Section:
         "A threshold on the score trades overlooked objects for false detections. The marked point of each curve has "
         "the highest F1; --write-thresholds stores these scores in the model folder, where predict finds them. They "
         "are chosen on the images of this report, so F1 on other images can be lower; choose them on validation images."
-        f"\n\nAt these scores, of {report.confusion.summary()}",
-        [Table(("class", "objects", "AP50", "best F1", "at score", "precision", "recall"), rows)],
+        f"\n\nAt these scores, of {report.confusion.summary()}.",
+        [
+            Table(
+                ("class", "objects", "AP50", "best F1", "at score", "precision", "recall"),
+                rows,
+                point="The threshold of the best F1 of each class, with its precision and recall",
+            )
+        ],
         [
             ("Precision and recall of each class at IoU 0.5.", figures.precision_recall(report.curves)),
             ("Confusions at these scores: number, and share of the row.", figures.confusion_map(report.confusion)),
         ],
+        point=f"At the thresholds of the best F1, of {report.confusion.summary()}",
     )
 
 
@@ -193,8 +226,15 @@ def _show_calibration(result: Sequence[Reliability]) -> Section:
         f"{result[0].summary().capitalize()}. If the bars follow the diagonal, a score can be read as the probability "
         "that a detection is right at IoU 0.5. Scores of the focal loss need not be probabilities: rank by them, "
         "choose thresholds by F1, and calibrate them before they enter a calculation of risk.",
-        [Table(("class", "detections", "calibration error", "mean score minus share right"), rows)],
+        [
+            Table(
+                ("class", "detections", "calibration error", "mean score minus share right"),
+                rows,
+                point=f"Calibration of each class: error {result[0].ece:.3f} over all",
+            )
+        ],
         [("Share of detections that are right, by score.", figures.reliability_diagram(result[0]))],
+        point=f"{result[0].summary().capitalize()}.",
     )
 
 
@@ -209,6 +249,26 @@ def _show_groups(groups: Mapping[str, Sequence[GroupAP]]) -> Section:
         "By size and crowding",
         "Average precision where only one group of objects counts; a false detection counts against the group it "
         "belongs to. Groups of few objects say little, and groups that hold other classes cannot be compared.",
-        [Table(("by", "group", "objects", "classes", "AP", "AP50", "found at any score"), rows)],
+        [
+            Table(
+                ("by", "group", "objects", "classes", "AP", "AP50", "found at any score"),
+                rows,
+                point="AP, AP50 and recall of every group of objects",
+            )
+        ],
         [("AP and AP50 of each group.", figures.group_bars(panels))],
+        point=_name_ends(groups),
     )
+
+
+def _name_ends(groups: Mapping[str, Sequence[GroupAP]]) -> str:
+    """The size and the crowding of the objects that are found best and worst."""
+    words = []
+    for kind, what in (("sizes", "size"), ("density", "number of objects in the image")):
+        known = [group for group in groups.get(kind, ()) if group.objects and group.ap == group.ap]
+        if len(known) > 1:
+            least, most = min(known, key=lambda group: group.ap), max(known, key=lambda group: group.ap)
+            words.append(
+                f"By {what}, AP is lowest for {least.name} ({least.ap:.3f}), highest for {most.name} ({most.ap:.3f})."
+            )
+    return " ".join(words)

@@ -44,7 +44,14 @@ def section(statistics: FocalStatistics, class_names: Sequence[str]) -> Section:
         (f"{a.gamma:g}", *map(format_percent, (a.hardest_fifth, b.hardest_hundredth, b.half, b.ninety)))
         for a, b in zip(p.spreads, n.spreads, strict=True)
     ]
-    tables = [Table((*columns, "half of the negatives' loss in", "90 % in"), rows, "The same model under each gamma.")]
+    tables = [
+        Table(
+            (*columns, "half of the negatives' loss in", "90 % in"),
+            rows,
+            "The same model under each gamma.",
+            point="How few windows carry the loss, under each gamma",
+        )
+    ]
     foreground, background = ({spread.gamma: spread.curve for spread in sign.spreads} for sign in (p, n))
     figures = [
         (
@@ -79,12 +86,16 @@ def section(statistics: FocalStatistics, class_names: Sequence[str]) -> Section:
         shares = [[format_percent(share) for share in column] for column in (ours, theirs, ours + theirs)]
         entries = zip(names, *(fact.tolist() for fact in facts.values()), *shares, strict=True)
         heads = (what, *facts, "loss of positives", "loss of negatives", "both")
-        tables.append(Table(heads, list(entries), f"Of the whole loss.{note}"))
+        tables.append(Table(heads, list(entries), f"Of the whole loss.{note}", point=f"Share of the loss by {what}"))
         caption = f"Shares of the classification loss by {what} and sign.{note}"
         figures.append((caption, loss_shares(what, names, ours, theirs)))
 
     text = (_describe(statistics), _interpret(statistics), _name_heavy_classes(statistics, class_names))
-    return Section("Where the classification loss goes", "\n\n".join(filter(None, text)), tables, figures)
+    carried = format_percent(statistics.share(p.loss)) if p.count else "0 %"
+    point = (
+        f"{p.count:,} positive windows carry {carried} of the classification loss, {n.count:,} negative ones the rest."
+    )
+    return Section("Where the classification loss goes", "\n\n".join(filter(None, text)), tables, figures, point=point)
 
 
 def _describe(statistics: FocalStatistics) -> str:

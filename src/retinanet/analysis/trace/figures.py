@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from retinanet.analysis.trace.outcomes import GATES, Box, BoxTrace, ImageTrace
-from retinanet.plotting.draw import PAPER, STRIP, Drawable, DrawLine, add_legend, contact_sheet, to_picture
+from retinanet.plotting.draw import PAPER, STRIP, Drawable, DrawLine, add_legend, contact_sheet, cut_out, to_picture
 from retinanet.plotting.marks import Colour, Mark, Rect, choose_class_name, draw_frame, draw_marks, font_for, line_width
 
 RIVAL_COLOUR: Colour = (220, 50, 50)
@@ -128,9 +128,7 @@ def _draw_close_up(image: Image.Image, missed: BoxTrace, result: ImageTrace) -> 
     half = 0.7 * max(*(high - low), 16)
     left, top = (math.floor(edge) for edge in (low + high) / 2 - half)
     side = math.ceil(2 * half)
-    region = Image.new("RGB", (side, side), STRIP)
-    region.paste(image, (-left, -top))
-    picture = region.resize((FRAME, FRAME), Image.Resampling.BICUBIC)
+    picture = cut_out(image, (left, top, left + side, top + side), (FRAME, FRAME))
 
     _draw_clues(picture, missed, (left, top), FRAME / side, anchors=len(missed.anchors))
     gate = GATES[missed.gate]

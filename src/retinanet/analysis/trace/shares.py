@@ -120,12 +120,17 @@ def section(shares: Shares, pictures: Sequence[tuple[str, Image.Image]] = ()) ->
     rows = [(gate, count, count / total, GATES[gate].remedy) for gate, count in counts.items()]
     gates = list(counts)
     kinds = [(kind, shares.detections[kind]) for kind in KINDS]
-    tables = [Table(("gate", "boxes", "share", "what to do"), rows)]
+    first = shares.summary().splitlines()[0]
+    tables = [
+        Table(("gate", "boxes", "share", "what to do"), rows, point="Boxes by the step that lost them, and what to do")
+    ]
     cuts = "small: below 32 x 32 pixels of the original image; large: from 96 x 96 on."
     for what, groups, note in (("class", shares.classes, ""), ("size", shares.sizes, cuts)):
         by_group = [(name, sum(row.values()), *(row[gate] for gate in gates)) for name, row in groups.items()]
-        tables.append(Table((what, "boxes", *gates), by_group, note))
-    tables.append(Table(("detections", "number"), kinds, "What is neither a match nor ignored is a false positive."))
+        tables.append(Table((what, "boxes", *gates), by_group, note, point=f"The same by {what}"))
+    listed = ", ".join(f"{count:,} {kind}" for kind, count in kinds if count)
+    note = "What is neither a match nor ignored is a false positive."
+    tables.append(Table(("detections", "number"), kinds, note, point=f"What the detections are: {listed or 'none'}"))
     figures = []
     if len(gates) > 1:
         groups = shares.classes | {f"{size} boxes": row for size, row in shares.sizes.items()}
@@ -144,6 +149,7 @@ def section(shares: Shares, pictures: Sequence[tuple[str, Image.Image]] = ()) ->
         tables=tables,
         figures=figures,
         pictures=pictures,
+        point=f"{first}.",
     )
 
 

@@ -17,6 +17,7 @@ from retinanet.analysis.output import write_report
 from retinanet.analysis.trace.figures import close_ups, draw_trace
 from retinanet.analysis.trace.outcomes import GATES, ImageTrace
 from retinanet.analysis.trace.trace import trace
+from retinanet.analysis.trace.verdict import judge_image
 from retinanet.data.dataset import DetectionDataset, load_dataset, splits
 from retinanet.data.loader import Collate, resized
 from retinanet.data.windows import WindowDataset
@@ -27,13 +28,14 @@ from retinanet.files import check_output_folder
 from retinanet.model.device import choose_device
 from retinanet.options import explain_unknown_options
 from retinanet.plotting.draw import Drawable, draw_comparison
-from retinanet.plotting.html import Section, Table
+from retinanet.plotting.html import Picture, Section, Table
 from retinanet.spec import check_model_first
 from retinanet.types import DEFAULT_THRESHOLD, Batch, Detections, Sample
 
 RESULTS = ("report.html", "why.json", "why.png")
 NEAREST_FOLDERS = 6  # how many folders above an image may be the data set that it belongs to
 LEGIBLE = 900  # pixels of the short side that small images are enlarged to
+WIDEST = 1200  # pixels of a picture on the page, at most
 
 
 @explain_unknown_options
@@ -91,8 +93,9 @@ def why(
     picture = draw_trace(sample.image, result, legible=LEGIBLE)
     shown = detections.above(max(result.score, DEFAULT_THRESHOLD))
     compared = draw_comparison(sample.image, shown, sample.target, *match_image(shown, sample.target), zoom=2)
-    parts = sections(result, sample.image, picture, compared)
-    write_report(folder, RESULTS, f"Why: {Path(image).name}", parts, about, result.to_dict())
+    pictures = _picture_first(result, sample.image, picture, compared)
+    title, verdict = f"Why: {Path(image).name}", judge_image(result)
+    write_report(folder, RESULTS, title, sections(result), about, result.to_dict(), verdict, pictures)
     picture.save(folder / RESULTS[2])
     return result
 
@@ -187,9 +190,26 @@ def trace_sample(detector: Detector, sample: Sample, device: torch.device) -> tu
     return result, detections
 
 
-def sections(result: ImageTrace, image: Drawable, picture: Image.Image, compared: Image.Image) -> list[Section]:
-    """The report on one image; ``picture`` is from ``draw_trace``, ``compared`` from ``draw_comparison``."""
-    names, boxes, large = result.class_names, [], close_ups(image, result)
+def _picture_first(result: ImageTrace, image: Drawable, picture: Image.Image, compared: Image.Image) -> list[Picture]:
+    """The first pictures of the page; ``picture`` is from ``draw_trace``, ``compared`` from ``draw_comparison``."""
+    shown, large = max(result.score, DEFAULT_THRESHOLD), close_ups(image, result)
+    texts = ("By what happened to it; the legend is below", f"Detections that score at least {shown:g}")
+    pictures = []
+    for title, text, drawn in zip(
+        ("Every annotated box", "What was detected"), texts, (picture, compared), strict=True
+    ):
+        small = drawn.copy()
+        small.thumbnail((WIDEST, WIDEST))
+        pictures.append(Picture(title, text, small, columns=3))
+    if large is not None:
+        text = "Cut out, with the anchors, the candidate that came furthest, and what stands in its place"
+        pictures.append(Picture("The missed boxes", text, large, columns=2 if large.width < WIDEST // 2 else 6))
+    return pictures
+
+
+def sections(result: ImageTrace) -> list[Section]:
+    """The tables of the report on one image."""
+    names, boxes = result.class_names, []
     for box in result.boxes:
         best = (box.best.score, box.best.anchor.name) if box.best else ("", "")
         counts = (len(box.anchors), box.best_anchor_iou, box.localising)
@@ -200,18 +220,28 @@ def sections(result: ImageTrace, image: Drawable, picture: Image.Image, compared
         detections.append((number, names[shown.label], shown.score, shown.kind, shown.iou, matched, shown.anchor.name))
     gates = [(gate, count, GATES[gate].remedy) for gate, count in result.counts.items()]
     columns = ("#", "class", "gate", "anchors", "best anchor IoU", "boxes in place", "best score", "level", "what")
-    pictures = [("Every annotated box, by what happened to it", picture)]
+    listed = ", ".join(f"{count:,} {gate}" for gate, count, _ in gates) or "none"
+    right = sum(not detection.false for detection in result.detections)
     return [
         Section(
             "Boxes",
             f"Boxes in place overlap the object with IoU of at least 0.5.\n\n    {result.summary()}",
-            [Table(("gate", "boxes", "what to do"), gates), Table(columns, boxes)],
-            pictures=pictures + ([("The missed boxes, close up", large)] if large else []),
+            [
+                Table(("gate", "boxes", "what to do"), gates, point="What happened to the boxes, and what to do"),
+                Table(columns, boxes, point=f"Every annotated box with its anchors, score and fate: {len(boxes):,}"),
+            ],
+            point=f"Annotated boxes: {listed}.",
         ),
         Section(
             "Detections",
             f"All detections above {result.score:g}, best first. False positives bear TIDE's names.",
-            [Table(("#", "class", "score", "what it is", "IoU", "object", "level"), detections)],
-            pictures=[(f"Detections of at least {max(result.score, DEFAULT_THRESHOLD):g}", compared)],
+            [
+                Table(
+                    ("#", "class", "score", "what it is", "IoU", "object", "level"),
+                    detections,
+                    point=f"Every detection, best first: {len(detections):,}",
+                )
+            ],
+            point=f"{right:,} of {len(detections):,} detections above {result.score:g} are right or in ignore regions.",
         ),
     ]
