@@ -37,7 +37,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from retinanet.analysis.data.check import check
 from retinanet.analysis.data.doctor import examine
 from retinanet.analysis.data.fix import write_fixed_copy
 from retinanet.cli.main import main
@@ -48,6 +47,7 @@ from retinanet.images.preprocess import Preprocess
 from retinanet.inference.predictor import to_array
 from retinanet.model.presets import Architecture
 from retinanet.spec import ModelSpec
+from retinanet.training.check import check
 
 WIDTH, HEIGHT = 96, 72
 COLOURS = {"bolt": (250, 180, 200), "nut": (20, 40, 60)}  # on patches of grey
@@ -649,7 +649,9 @@ def assert_loaded(case, root):
             examine(root, preprocess=Preprocess(), workers=1)
         return
     if "nothing-to-learn" in case.found:
-        report = check(str(root), output=str(root.parent / "report"), workers=1).doctor
+        report = check(
+            str(root), output=str(root.parent / "report"), workers=1, model="resnet50", short=800, long=1333
+        ).doctor
     else:
         report = examine(root, preprocess=Preprocess(), workers=1)
     assert set(report.groups()) - {"rare-class"} == set(case.found.split()), report.summary()

@@ -6,7 +6,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from retinanet.analysis.data.check import check
     from retinanet.analysis.diagnose import diagnose
     from retinanet.analysis.trace.why import why
     from retinanet.data.dataset import load_dataset
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from retinanet.model.postprocess import Postprocess
     from retinanet.model.retinanet import RetinaNet
     from retinanet.spec import ModelSpec
+    from retinanet.training.check import check
     from retinanet.training.config import ImageConfig, LossConfig, OptimConfig, PostprocessConfig, RunConfig
     from retinanet.training.planned import plan
     from retinanet.training.run import train
@@ -70,7 +70,7 @@ _HOME = {
     "RunConfig": "training.config",
     "UserError": "errors",
     "benchmark": "deploy.benchmark",
-    "check": "analysis.data.check",
+    "check": "training.check",
     "convert": "interop.convert",
     "diagnose": "analysis.diagnose",
     "evaluate": "evaluation.evaluate",

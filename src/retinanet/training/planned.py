@@ -248,6 +248,7 @@ def plan(
     postprocess: PostprocessConfig = POSTPROCESS,
     run: RunConfig = RUN,
     machine: Machine = HERE,
+    timed: bool = True,
     overwrite: bool = False,
 ) -> Plan:
     """Say what ``train`` would do with annotated images, and why; nothing is trained.
@@ -271,6 +272,7 @@ def plan(
         postprocess: thresholds for evaluation and prediction.
         run: devices and precision.
         machine: another machine to plan for; no step is timed for it.
+        timed: make and time a few training steps, on random images, to say how long it takes.
         overwrite: replace the file of an earlier plan.
 
     Raises:
@@ -289,7 +291,7 @@ def plan(
     )
     host = find_host(machine, run.accelerator)
     sets = load_sets(config, find_origin(model) if model else None)
-    made = make_plan(config, find_given(options), sets, host=host, budget=budget, timed=True)
+    made = make_plan(config, find_given(options), sets, host=host, budget=budget, timed=timed)
     follow(config, made.values)  # which checks them
     if write is not None:
         write_atomically(Path(write), made.to_yaml())

@@ -63,7 +63,9 @@ def test_a_sound_set(data, tmp_path):
         "boxes with an anchor": f"{100 * result.anchors.covered:.1f} %",
     }
     point = next(point for point in verdict.points if point.about == "Training")
-    assert f"{100 * result.proposal.after.covered:.1f} %" in point.sentence and "--write anchors.yaml" in point.command
+    assert point.sentence.startswith("resnet18 on images of 64 to 96 pixels, 72 epochs") and "train" in point.command
+    rows = {label: value for label, value, _ in verdict.plan}
+    assert rows["image.short"] == "64" and "sizes" in rows["architecture.anchors"]
     assert result.summary().startswith(f"verdict: {verdict.headline}\n")
     assert json.loads((tmp_path / "check.json").read_text())["verdict"] == verdict.to_dict()
 

@@ -34,6 +34,7 @@ def judge_data(
     data: str,
     plan: Sequence[tuple[str, str, str]] = (),
     plan_sentence: str = "",
+    command: str = "",
 ) -> Verdict:
     """What a reader has to know about a data set before training on it.
 
@@ -45,10 +46,11 @@ def judge_data(
         plan: (label, value, reason) of each thing that training will be told to do.
         plan_sentence: the same in a sentence: what will be trained, and how long it takes; in its place stands what the
             anchors need.
+        command: that trains it.
     """
     state, headline = _judge_soundness(report)
     first = _choose_first(report, data)
-    training = Point("Training", plan_sentence) if plan_sentence else _judge_anchors(anchors, proposal, data)
+    training = Point("Training", plan_sentence, command) if plan_sentence else _judge_anchors(anchors, proposal, data)
     return Verdict(state, headline, (first, training), _list_numbers(report, anchors), tuple(plan))
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from retinanet import __version__
 from retinanet.analysis.anchors import report as anchor_report
@@ -28,7 +30,10 @@ from retinanet.model.presets import Architecture, preset
 from retinanet.model_folder import read_spec
 from retinanet.options import explain_unknown_options
 from retinanet.plain import with_changes
+from retinanet.planning.plan import Plan, format_value
 from retinanet.plotting.html import Verdict
+from retinanet.training.config import ImageConfig
+from retinanet.training.planned import UNPLANNED, plan
 from retinanet.types import Sample
 
 RESULTS = ("report.html", "check.json")
@@ -81,7 +86,7 @@ def check(
     data: str,
     *,
     output: str = "check",
-    model: str = "resnet50",
+    model: str | None = None,
     architecture: dict[str, Any] | None = None,
     short: int | None = None,
     long: int | None = None,
@@ -98,10 +103,11 @@ def check(
     Args:
         data: annotated images in COCO, VOC, YOLO or CSV form.
         output: folder for the report.
-        model: preset or model folder that is to be trained; its anchors and image size are judged.
+        model: preset or model folder that is to be trained; its anchors and image size are judged. By default what
+            ``train`` would choose, see ``plan``, and a step of it is timed.
         architecture: changes to it, such as anchors.
-        short: pixels of the short side in training; by default the model's.
-        long: most pixels of the long side in training; by default the model's.
+        short: pixels of the short side in training; by default the plan's, or the model folder's.
+        long: most pixels of the long side in training, likewise.
         min_side: a box is too small if a side has fewer pixels than this after the resize.
         pixels: decode every image, to find damaged ones, wrong sizes and copies; without it only annotations are read.
         workers: threads that decode images; by default one per core, at most 8.
@@ -115,6 +121,46 @@ def check(
     """
     folder = Path(output)
     check_output_folder(folder, RESULTS, overwrite=overwrite)
+    _refuse_options(data, write=write, fix=fix, workers=workers, pixels=pixels, overwrite=overwrite)
+    sides = {"short": short, "long": long}
+    lattice, preprocess = _planned(model or str(UNPLANNED["model"]), architecture or {}, sides)
+    made = None
+    with suppress(UserError):  # which is found again below, and told
+        timed, image = pixels and model is None, ImageConfig(**sides)
+        made = plan(data, model=model, architecture=architecture, image=image, confine=confine, timed=timed)
+        sides = {name: made.values[f"image.{name}"] for name in sides}
+        lattice, preprocess = _planned(made.values["model"], architecture or {}, sides)
+    report = doctor.examine(
+        data, preprocess=preprocess, min_side=min_side, pixels=pixels, workers=workers, confine=confine
+    )
+    report, fit, samples = _judge_anchors(data, report, lattice, preprocess, larger=made is None or short is not None)
+    notes = [] if fit.problem is None else [fit.problem]
+    anchors, proposal = fit.anchors, fit.proposal
+    if write is not None:
+        notes.append(_write(Path(write), proposal))
+    refused = _write_fixed(data, fix, report, notes) if fix is not None else None
+    verdict = judge_data(report, anchors, proposal, data=data, **_describe(made, data))
+    result = CheckResult(verdict, report, anchors, proposal, tuple(notes), folder)
+    sections = [doctor.section(report)]
+    if anchors is not None:
+        sections.append(anchor_report.section(anchors, proposal))
+    about = {
+        "data": data,
+        "model": model or (made.values["model"] if made else ""),
+        "images": f"{preprocess.short} to {preprocess.long} pixels",
+    }
+    about["version"] = __version__
+    pictures = picture_findings(report, Path(data), samples, anchors)
+    title = f"Check of {Path(data).name}"
+    write_report(folder, RESULTS, title, sections, about, result.to_dict(), verdict, pictures)
+    if refused is not None:
+        raise UserError(f"{refused} All findings are in {folder / RESULTS[0]}")
+    return result
+
+
+def _refuse_options(
+    data: str, *, write: str | None, fix: str | None, workers: int | None, pixels: bool, overwrite: bool
+) -> None:
     if write is not None and Path(write).exists() and not overwrite:
         raise UserError(f"--write {write}: the file exists. Name another, or pass --overwrite")
     if workers is not None and workers < 1:
@@ -123,39 +169,37 @@ def check(
         raise UserError("--fix needs the images: it fixes what is wrong with their sizes. Leave out --pixels false")
     if fix is not None:
         refuse_output(Path(data), Path(fix))
-    lattice, preprocess = _planned(model, architecture or {}, {"short": short, "long": long})
-    report = doctor.examine(
-        data, preprocess=preprocess, min_side=min_side, pixels=pixels, workers=workers, confine=confine
-    )
-    notes: list[str] = []
-    anchors, proposal, samples = None, None, list[Sample]()
+
+
+class _Fit(NamedTuple):
+    """How the anchors fit, or why that was not judged."""
+
+    anchors: AnchorAudit | None = None
+    proposal: Proposal | None = None
+    problem: str | None = None
+
+
+def _judge_anchors(
+    data: str, report: DoctorReport, lattice: AnchorLattice, preprocess: Preprocess, *, larger: bool
+) -> tuple[DoctorReport, _Fit, list[Sample]]:
+    """The report with what would stop training, how the anchors fit, and the images to train on.
+
+    ``larger``: propose larger images too; the plan has chosen their size already.
+    """
     try:
         train_set, _ = training_datasets(data)
-        samples = train_set.samples
-        anchors = audit(train_set.samples, train_set.class_names, lattice=lattice, preprocess=preprocess)
-        proposal = propose(train_set.samples, train_set.class_names, lattice=lattice, preprocess=preprocess)
+        samples, names = train_set.samples, train_set.class_names
+        anchors = audit(samples, names, lattice=lattice, preprocess=preprocess)
+        most = 4.0 if larger else 1.0
+        proposal = propose(samples, names, lattice=lattice, preprocess=preprocess, most_pixels=most)
     except UserError as error:
-        notes.append(f"the anchors were not judged, because training would stop here: {error}")
+        problem = f"the anchors were not judged, because training would stop here: {error}"
         if isinstance(error, Fault) and error.kind == "nothing-to-learn":
             report = replace(report, findings=(error, *report.findings))
         elif not report.stops:
             report = replace(report, findings=(Fault("no-training", data, str(error)), *report.findings))
-    if write is not None:
-        notes.append(_write(Path(write), proposal))
-    refused = _write_fixed(data, fix, report, notes) if fix is not None else None
-    verdict = judge_data(report, anchors, proposal, data=data)
-    result = CheckResult(verdict, report, anchors, proposal, tuple(notes), folder)
-    sections = [doctor.section(report)]
-    if anchors is not None:
-        sections.append(anchor_report.section(anchors, proposal))
-    about = {"data": data, "model": model, "images": f"{preprocess.short} to {preprocess.long} pixels"}
-    about["version"] = __version__
-    pictures = picture_findings(report, Path(data), samples, anchors)
-    title = f"Check of {Path(data).name}"
-    write_report(folder, RESULTS, title, sections, about, result.to_dict(), verdict, pictures)
-    if refused is not None:
-        raise UserError(f"{refused} All findings are in {folder / RESULTS[0]}")
-    return result
+        return report, _Fit(problem=problem), []
+    return report, _Fit(anchors, proposal), samples
 
 
 def _write_fixed(data: str, output: str, report: DoctorReport, notes: list[str]) -> UserError | None:
@@ -167,6 +211,19 @@ def _write_fixed(data: str, output: str, report: DoctorReport, notes: list[str])
         return error
     notes.append(f"a fixed copy is in {copy}; fixed.txt there says what was done")
     return None
+
+
+def _describe(made: Plan | None, data: str) -> dict[str, Any]:
+    """A plan for the verdict: its rows, a sentence, and the command."""
+    if made is None:
+        return {}
+    rows = [(choice.option, format_value(choice.value), choice.reason) for choice in made.choices]
+    values = made.values
+    sentence = (
+        f"{values['model']} on images of {values['image.short']} to {values['image.long']} pixels, {values['epochs']} "
+        f"epochs{f'; {made.describe_costs()}' if made.seconds else ''}."
+    )
+    return {"plan": rows, "plan_sentence": sentence, "command": f"retinanet train {shlex.quote(data)} --output RUN"}
 
 
 def _planned(
