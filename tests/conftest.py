@@ -289,6 +289,7 @@ def full_spec():
         scale=0.8,
         tiling=Tiling(tile=2048, overlap=100),
         metrics={"AP": 0.58, "of": "val"},
+        plan={"epochs": {"value": 12, "reason": "the paper's schedule"}},
         loss=LossConfig(
             classification="focal",
             alpha=0.5,

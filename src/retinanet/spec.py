@@ -50,6 +50,7 @@ class ModelSpec:
         tiling: the windows that it was trained on; larger images are cut likewise. None: on whole images.
         metrics: what it was last evaluated to, e.g. ``{"AP": 0.58}``.
         loss: what it was trained to minimise; None where that is not known, or was read without torch.
+        plan: the options that a plan decided for its training, by dotted name, each with ``value`` and ``reason``.
     """
 
     class_names: tuple[str, ...]
@@ -61,6 +62,7 @@ class ModelSpec:
     tiling: Tiling | None = None
     metrics: Mapping[str, Any] = field(default_factory=dict)
     loss: LossConfig | None = None
+    plan: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         names = self.class_names
@@ -73,13 +75,14 @@ class ModelSpec:
             object.__setattr__(self, "scale", float(self.scale))
         if not isinstance(self.tiling, Tiling | None):
             raise UserError(f"tiling is {self.tiling!r}, expected a tile and an overlap")
-        if not isinstance(self.metrics, Mapping):
-            raise UserError(f"metrics is {self.metrics!r}, expected names with values")
+        for name in ("metrics", "plan"):
+            if not isinstance(getattr(self, name), Mapping):
+                raise UserError(f"{name} is {getattr(self, name)!r}, expected names with values")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that JSON can hold; :meth:`from_dict` reads them."""
         values = {"format": FORMAT, "library_version": __version__, **to_plain(vars(self))}
-        optional = ("thresholds", "scale", "tiling", "loss")
+        optional = ("thresholds", "scale", "tiling", "loss", "plan")
         return {key: value for key, value in values.items() if value or key not in optional}
 
     @classmethod
@@ -112,7 +115,7 @@ class ModelSpec:
             architecture,
             tiling=from_plain(Tiling, values["tiling"], "tiling") if values.get("tiling") is not None else None,
             loss=loss,
-            **{name: values[name] for name in ("thresholds", "scale", "metrics") if name in values},
+            **{name: values[name] for name in ("thresholds", "scale", "metrics", "plan") if name in values},
         )
 
     def sees(self, tiling: Tiling) -> bool:

@@ -21,6 +21,7 @@ from retinanet.plain import to_plain
 from retinanet.planning.plan import NAME as PLAN
 from retinanet.planning.plan import Plan
 from retinanet.plotting.figures import save_figure, training_curves
+from retinanet.spec import CONFIG
 from retinanet.training.build import Training, build_training
 from retinanet.training.config import ImageConfig, LossConfig, OptimConfig, PostprocessConfig, RunConfig, TrainConfig
 from retinanet.training.log import RunLog, read_log
@@ -172,6 +173,8 @@ def run_training(
     train_set, val_set = cut_sets(sets, tiling, config.image.tile, config.image.overlap)
     torch.manual_seed(config.seed)
     detector, moved = adapt_detector(config, origin, train_set) if origin else (build_detector(config, train_set), None)
+    known = read_spec(config.folder).plan if resume and (config.folder / CONFIG).is_file() else {}
+    detector = detector.with_spec(plan=made.to_dict()["options"] if made else known)
     if first and not resume:
         check_images(train_set, val_set)
 
