@@ -127,7 +127,9 @@ KINDS: Mapping[str, Kind] = {
     "outline": Kind("note", "outlines in place of boxes", "Their extent is taken as the box."),
     "root-category": Kind("note", "categories above the others", "It is left out, because it has no annotation."),
     "many-objects": Kind(
-        "note", "images with more than 100 objects", "Raise --postprocess.max_detections, so that all can be found."
+        "note",
+        "images with more than 100 objects",
+        "The plan of train raises the limit of detections; with --plan none, raise --postprocess.max_detections.",
     ),
     "empty-image": Kind("note", "images without boxes", "Fine if no object is in it: training takes it as background."),
     "whole-image-box": Kind("note", "boxes that cover the whole image", "Correct if the object fills the image."),

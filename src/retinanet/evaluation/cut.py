@@ -40,7 +40,12 @@ class CutImages:
 
 
 def find_cut_images(spec: ModelSpec, samples: Sequence[Sample], detections: Sequence[Detections]) -> CutImages | None:
-    """What the cap of a model leaves out of N annotated images in which it made N detections; None if nothing."""
+    """What the cap of a model leaves out of N annotated images in which it made N detections; None if nothing.
+
+    Of a model of windows it is not known here: the cap is that of a window.
+    """
+    if spec.tiling is not None:
+        return None
     cap = spec.postprocess.max_detections
     objects = [int((~sample.target.ignore).sum()) for sample in samples]
     crowded = [count > cap for count in objects]

@@ -258,8 +258,9 @@ class Planner:
             self.draft.set("architecture.anchors", proposal.architecture_anchors, proposal.reason)
 
     def _list_notes(self, seconds: float | None, epochs: int) -> list[str]:
-        notes = []
-        facts = self.facts
+        notes, facts = [], self.facts
+        if self.tiling is not None:
+            notes.append(f"images, boxes and objects above are those of windows of {self.tiling.tile} pixels")
         if facts.copies:
             notes.append(f"{facts.copies} validation images are copies of training images")
         if facts.crowding >= CROWDED:

@@ -40,6 +40,7 @@ class ImageConfig:
 
     def __post_init__(self) -> None:
         check_types(self, "image")
+        _expect_at_least(self, "image", short=1, long=1, multiple=1, tile=0, overlap=0)
 
 
 @explain_unknown_fields

@@ -205,7 +205,10 @@ def settle(
         config = follow_file(config, Path(plan), given, sets[0].class_names)
         given = {**read_plan(Path(plan), sets[0].class_names), **given}
     host = find_host(HERE, config.run.accelerator, config.folder)
-    made = make_plan(config, given, sets, host=host, budget=budget)
+    try:
+        made = make_plan(config, given, sets, host=host, budget=budget)
+    except UserError as error:
+        raise error if plan is None else UserError(f"{plan}: {error}") from None
     return follow(config, made.values), made
 
 
