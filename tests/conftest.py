@@ -139,7 +139,7 @@ def train_config():
     """Makes a ``TrainConfig`` of options of ``train``; those left out have the defaults of its signature."""
     import inspect
 
-    from retinanet.training.planned import complete
+    from retinanet.training.given import complete
     from retinanet.training.run import train
 
     parameters = inspect.signature(train).parameters

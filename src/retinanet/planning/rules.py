@@ -63,7 +63,7 @@ def choose_model(host: Host) -> tuple[str, str]:
     if host.device_memory is None:
         return (
             "lite",
-            f"on a {host.device.upper()} it takes takes a fifth of a ResNet-50's time (docs/results/benchmarks.md)",
+            f"on a {host.device.upper()} it takes a fifth of a ResNet-50's time (docs/results/benchmarks.md)",
         )
     if host.device_memory >= LARGE_GPU:
         return "resnet50", "the paper's most used backbone; it fits into the GPU"

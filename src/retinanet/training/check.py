@@ -33,7 +33,8 @@ from retinanet.plain import with_changes
 from retinanet.planning.plan import Plan, format_value
 from retinanet.plotting.html import Verdict
 from retinanet.training.config import ImageConfig
-from retinanet.training.planned import UNPLANNED, plan
+from retinanet.training.given import UNPLANNED
+from retinanet.training.planned import plan
 from retinanet.types import Sample
 
 RESULTS = ("report.html", "check.json")

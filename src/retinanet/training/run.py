@@ -24,22 +24,21 @@ from retinanet.plotting.figures import save_figure, training_curves
 from retinanet.spec import CONFIG
 from retinanet.training.build import Training, build_training
 from retinanet.training.config import ImageConfig, LossConfig, OptimConfig, PostprocessConfig, RunConfig, TrainConfig
-from retinanet.training.log import RunLog, read_log
-from retinanet.training.loop import fit
-from retinanet.training.output import OPTIONS, check_not_in_use, check_output, check_space, lock, remove_drafts
-from retinanet.training.planned import (
+from retinanet.training.given import (
     AUGMENT,
     IMAGE,
     LOSS,
-    NONE,
     OPTIM,
     POSTPROCESS,
     RUN,
     complete,
     find_given,
     recall,
-    settle,
 )
+from retinanet.training.log import RunLog, read_log
+from retinanet.training.loop import fit
+from retinanet.training.output import OPTIONS, check_not_in_use, check_output, check_space, lock, remove_drafts
+from retinanet.training.planned import NONE, settle
 from retinanet.training.precision import build_fabric
 from retinanet.training.ranks import is_first_process
 from retinanet.training.recipes import follow_recipe
