@@ -30,14 +30,14 @@ SPLITS = {"train": 6, "val": 1, "test": 2}
 CLASSES = ("disc", "square")
 
 
-def render(folder: Path, seed: int) -> None:
-    """Write the data set as COCO: TIFF images of 2000 to 2600 pixels, 60 to 120 objects each, in clusters."""
+def render(folder: Path, seed: int, side: int = 2000) -> None:
+    """Write the data set as COCO: TIFF images of ``side`` to 1.3 times that, 60 to 120 objects each, in clusters."""
     dice = np.random.default_rng(seed)
     for split, count in SPLITS.items():
         (folder / split).mkdir(parents=True, exist_ok=True)
         images, annotations = [], []
         for number in range(1, count + 1):
-            height, width = (int(side) for side in dice.integers(2000, 2601, 2))
+            height, width = (int(length) for length in dice.integers(side, side * 13 // 10 + 1, 2))
             picture, boxes = draw_image(height, width, dice)
             name = f"{number:03d}.tif"
             write_tiff(folder / split / name, np.asarray(picture))
@@ -99,11 +99,12 @@ def main() -> None:
     parser.add_argument("--weights", required=True)
     parser.add_argument("--tile", type=int, default=384)
     parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--side", type=int, default=2000, help="least side of the images")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     data = options.output / "data"
     if not data.exists():
-        render(data, options.seed)
+        render(data, options.seed, options.side)
     images = load_dataset(data, "train")
     windows = WindowDataset(images, Tiling(options.tile, choose_overlap(images, options.tile)))
     print(windows.summary())

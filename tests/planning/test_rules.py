@@ -48,10 +48,22 @@ def test_the_input_holds_the_whole_image(facts):
         assert height * 640 >= 0.99 * 480 * width * 0.9 and width / height == pytest.approx(640 / 480, rel=0.12)
 
 
-@pytest.mark.parametrize(("images", "epochs"), [(10, 72), (292, 35), (1000, 12), (100_000, 12)])
-def test_epochs_follow_the_number_of_images(images, epochs):
-    assert rules.full_epochs(images)[0] == epochs
-    assert 1 <= rules.least_epochs(images) <= rules.good_epochs(images) or images < 30
+@pytest.mark.parametrize(
+    ("images", "objects", "epochs"),
+    [
+        (10, 14, 72),
+        (292, 14, 35),
+        (292, 1, 35),
+        (292, 28, 18),  # half as many views, where each shows twice as many objects
+        (100, 1500, 13),  # an eighth at least
+        (1000, 14, 12),
+        (100_000, 14, 12),
+    ],
+)
+def test_epochs_follow_the_images_and_their_objects(facts, images, objects, epochs):
+    data = facts(images=images, classes={"cell": images * objects})
+    assert rules.full_epochs(data)[0] == epochs
+    assert 1 <= rules.least_epochs(data) <= rules.good_epochs(data) or images < 30
 
 
 @pytest.mark.parametrize(

@@ -159,7 +159,7 @@ class Planner:
     def _choose_size(self, origin: Origin, batch: int, speed: Speed | None) -> tuple[Size, MemoryNeed]:
         """The largest size that leaves time for enough epochs and fits into the memory, with the epochs."""
         sizes = self._list_sizes(origin)
-        full, why = rules.full_epochs(self.facts.images) if self.planned else (rules.EPOCHS, "the recipe's")
+        full, why = rules.full_epochs(self.facts) if self.planned else (rules.EPOCHS, "the recipe's")
         fitting = [(size, *self._share_batch(origin, size, batch)) for size in sizes]
         possible = [row for row in fitting if row[2].peak <= rules.FILL * self.host.room]
         if not possible:
@@ -214,7 +214,7 @@ class Planner:
             affordable = [row for row in possible if self._time_epoch(speed, row[0]) * self.given["epochs"] <= seconds]
             return (affordable or possible[-1:])[0], full, "without the budget"
         counts = [int(seconds / self._time_epoch(speed, size)) for size, _, _ in possible]
-        good, least = rules.good_epochs(self.facts.images), rules.least_epochs(self.facts.images)
+        good, least = rules.good_epochs(self.facts), rules.least_epochs(self.facts)
         best = next((index for index, count in enumerate(counts) if count >= good), len(counts) - 1)
         if counts[best] < least:
             needed = (self._time_epoch(speed, possible[-1][0]) * least + START_SECONDS) / rules.SPARE

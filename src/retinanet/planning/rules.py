@@ -26,6 +26,7 @@ LEAST_SHORT = 192
 WINDOW = {"cpu": 512, "mps": 512, "cuda": 800}  # sides of windows as the network sees them
 LONGEST = 5 / 3  # long by short side at most, as 1333 by 800
 VIEWS, GOOD_VIEWS, LEAST_VIEWS = 10_000, 2_500, 800  # images shown in a training: enough, good, least
+OBJECTS_OF_A_VIEW, LEAST_SHARE = 14, 1 / 8  # of the images behind these numbers; crowded ones need an eighth at least
 EPOCHS, MOST_EPOCHS, GOOD_EPOCHS = 12, 72, 3
 DETECTIONS, CANDIDATES = 100, 1000  # COCO's and the paper's
 ROOM, CANDIDATES_EACH = 1.5, 4  # detections for the objects of the fullest image; candidates of a level for each
@@ -160,22 +161,29 @@ def explain_size(size: Size, facts: Fingerprint, device: str) -> str:
     return text
 
 
-def full_epochs(images: int) -> tuple[int, str]:
+def full_epochs(facts: Fingerprint) -> tuple[int, str]:
     """Passes over the images when time does not matter."""
-    epochs = min(max(EPOCHS, math.ceil(VIEWS / images)), MOST_EPOCHS)
+    views = count_views(VIEWS, facts)
+    epochs = min(max(EPOCHS, math.ceil(views / facts.images)), MOST_EPOCHS)
     if epochs == EPOCHS:
-        return epochs, f"the paper's schedule; {images:,} images are enough for it"
-    return epochs, f"so that few images are shown about {VIEWS:,} times in all, {MOST_EPOCHS} each at most"
+        return epochs, f"the paper's schedule; {facts.images:,} images are enough for it"
+    return epochs, f"so that few images are shown about {views:,} times in all, {MOST_EPOCHS} each at most"
 
 
-def good_epochs(images: int) -> int:
+def good_epochs(facts: Fingerprint) -> int:
     """Passes from which on larger images are worth more than further passes."""
-    return max(GOOD_EPOCHS, math.ceil(GOOD_VIEWS / images))
+    return max(GOOD_EPOCHS, math.ceil(count_views(GOOD_VIEWS, facts) / facts.images))
 
 
-def least_epochs(images: int) -> int:
+def least_epochs(facts: Fingerprint) -> int:
     """Fewest passes that train anything."""
-    return max(1, math.ceil(LEAST_VIEWS / images))
+    return max(1, math.ceil(count_views(LEAST_VIEWS, facts) / facts.images))
+
+
+def count_views(views: int, facts: Fingerprint) -> int:
+    """Fewer where each image shows many objects: what is learnt comes from them."""
+    objects = facts.boxes / facts.images
+    return round(views * min(1.0, max(OBJECTS_OF_A_VIEW / max(objects, 1.0), LEAST_SHARE)))
 
 
 def choose_limits(facts: Fingerprint) -> tuple[tuple[int, str], tuple[int, str]]:
