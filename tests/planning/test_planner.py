@@ -12,6 +12,7 @@ from retinanet.planning.memory import predict_memory
 from retinanet.planning.plan import Choice, read_plan
 from retinanet.planning.planner import Origin, Planner
 from retinanet.planning.speed import Speed, format_time, parse_budget
+from retinanet.training.given import recall_plan
 from retinanet.yaml_files import find_line
 
 GPU = {"device": "cuda", "cores": 16, "bf16": True, "here": False}
@@ -133,6 +134,14 @@ def test_the_file_of_a_plan_comes_back(make, tmp_path):
         read_plan(path, ("tree",))
     with pytest.raises(UserError, match="in another order"):
         read_plan(path, names[::-1])
+
+
+def test_a_run_that_goes_on_before_it_has_a_model_knows_its_plan(make, tmp_path):
+    plan = make(budget=1800)
+    names = tuple(plan.facts.classes)
+    assert recall_plan(tmp_path, names) == {}
+    (tmp_path / "plan.yaml").write_text(plan.to_yaml(), encoding="utf-8")
+    assert {name: entry["value"] for name, entry in recall_plan(tmp_path, names).items()} == plan.values
 
 
 def test_names_of_classes_survive_the_file(make, facts, tmp_path):

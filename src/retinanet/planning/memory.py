@@ -13,7 +13,7 @@ from retinanet.model.presets import Architecture
 from retinanet.planning.machine import GB
 
 # Measured, see docs/results/planning.md.
-PROCESS = 0.55 * GB  # of Python with torch, timm, lightning and the data
+PROCESS = 0.8 * GB  # of Python with torch, timm, lightning, what evaluates and draws curves, and the data
 CONTEXT = 0.6 * GB  # of CUDA and its libraries on the accelerator
 WORKER = 0.1 * GB  # of a process that reads images, beyond what it shares
 MOMENTS = {"adamw": 2, "sgd": 1}  # copies of the weights that an optimiser keeps
@@ -71,7 +71,7 @@ def predict_memory(
     return MemoryNeed(
         weights=weights * (2 + MOMENTS[optimizer] + average),
         activations=saved + 5.0 * pixels,  # the bytes, and the images as floats
-        passing=3 * largest,
+        passing=2 * largest,
         process=CONTEXT if accelerator else PROCESS,
     )
 

@@ -9,8 +9,11 @@ from typing import Any
 
 from retinanet.data.transforms import Augment
 from retinanet.errors import UserError
+from retinanet.model_folder import read_spec
 from retinanet.plain import with_changes
+from retinanet.planning.plan import NAME as PLAN
 from retinanet.planning.plan import read_plan
+from retinanet.spec import CONFIG
 from retinanet.training.config import ImageConfig, LossConfig, OptimConfig, PostprocessConfig, RunConfig, TrainConfig
 from retinanet.training.output import OPTIONS
 from retinanet.yaml_files import find_line, read_mapping
@@ -107,3 +110,13 @@ def recall(options: dict[str, Any]) -> dict[str, Any]:
     if now["augment"] is AUGMENT:
         now["augment"] = with_changes(AUGMENT, then.get("augment") or {}, "augment")
     return now
+
+
+def recall_plan(folder: Path, class_names: tuple[str, ...]) -> dict[str, Any]:
+    """The plan of a run that goes on: its model has it, or, before the first evaluation, its file, less the reasons."""
+    if (folder / CONFIG).is_file():
+        return dict(read_spec(folder).plan)
+    if not (folder / PLAN).is_file():
+        return {}
+    values = read_plan(folder / PLAN, class_names)
+    return {name: {"value": value, "reason": f"see {PLAN}"} for name, value in values.items()}

@@ -21,7 +21,6 @@ from retinanet.plain import to_plain
 from retinanet.planning.plan import NAME as PLAN
 from retinanet.planning.plan import Plan
 from retinanet.plotting.figures import save_figure, training_curves
-from retinanet.spec import CONFIG
 from retinanet.training.build import Training, build_training
 from retinanet.training.config import ImageConfig, LossConfig, OptimConfig, PostprocessConfig, RunConfig, TrainConfig
 from retinanet.training.given import (
@@ -34,6 +33,7 @@ from retinanet.training.given import (
     complete,
     find_given,
     recall,
+    recall_plan,
 )
 from retinanet.training.log import RunLog, read_log
 from retinanet.training.loop import fit
@@ -172,7 +172,7 @@ def run_training(
     train_set, val_set = cut_sets(sets, tiling, config.image.tile, config.image.overlap)
     torch.manual_seed(config.seed)
     detector, moved = adapt_detector(config, origin, train_set) if origin else (build_detector(config, train_set), None)
-    known = read_spec(config.folder).plan if resume and (config.folder / CONFIG).is_file() else {}
+    known = recall_plan(config.folder, train_set.class_names) if resume else {}
     detector = detector.with_spec(plan=made.to_dict()["options"] if made else known)
     if first and not resume:
         check_images(train_set, val_set)
@@ -247,8 +247,8 @@ def describe(training: Training, moved: Transfer | None) -> None:
         f"classes: {', '.join(detector.spec.class_names)}",
         f"train: {training.train_set.summary()}",
         f"validation: {training.val_set.summary()}",
-        f"model: {detector.spec.architecture.backbone}, {parameters / 1e6:.1f} M trained parameters, images of "
-        f"{detector.spec.preprocess.short} to {detector.spec.preprocess.long} pixels",
+        f"model: {detector.spec.architecture.backbone}, {parameters / 1e6:.1f} M trained parameters, "
+        f"{describe_size(training)}",
         f"device: {fabric.world_size} x {fabric.device.type}, precision {fabric.strategy.precision.precision}",
         *describe_anchors(training),
     ]
@@ -261,6 +261,14 @@ def describe(training: Training, moved: Transfer | None) -> None:
     if moved is not None:
         lines += [f"weights from {training.config.model}:", *(f"  {line}" for line in moved.summary().splitlines())]
     say("\n".join(lines))
+
+
+def describe_size(training: Training) -> str:
+    """What the network sees of an image."""
+    spec = training.detector.spec
+    if spec.tiling is not None:
+        return f"windows of {spec.tiling.tile} pixels shown with {spec.preprocess.short}"
+    return f"images of {spec.preprocess.short} to {spec.preprocess.long} pixels"
 
 
 def say(text: str) -> None:
