@@ -14,6 +14,12 @@ import pytest
 
 COUNT, SEED = int(os.environ.get("HOSTILE", "300")), int(os.environ.get("HOSTILE_SEED", "0"))
 BOUNDARY = "limit"
+SURROGATES = {  # texts that UTF-8 cannot hold
+    "tasks": [{"data": {"p": "/data/upload/\ud800.png"}}],
+    "label_config": '<View><Image name="i" value="$p"/><RectangleLabels name="r" toName="i"/></View>',
+    "schema": "\ud800",
+    "inputs": [{"name": "\ud800"}],
+}
 
 
 def png_header(width, height, data=b""):
@@ -266,6 +272,7 @@ def test_heads_that_are_wrong(client, head):
         b'"\xed\xa0\x80"',
         b"\xff\xff\xff",
         b"null",
+        json.dumps(SURROGATES).encode(),
         b'{"tasks": [{}], "label_config": 3, "schema": "<"}',
         b'{"tasks": {"a": 1}, "label_config": "<View/>", "inputs": [1], "schema": "<View/>"}',
     ],
@@ -274,3 +281,34 @@ def test_json_that_is_wrong(client, path, body):
     answer = client.post(path, content=body)
     assert answer.status_code == 400
     assert is_handled(answer.status_code, answer.content)
+
+
+def test_json_and_bodies_of_all_requests_are_bounded(start, peak_model, monkeypatch):
+    from retinanet.inference.predictor import Predictor
+    from retinanet.serving import bodies, guard
+    from retinanet.serving.limits import Limits
+
+    monkeypatch.setattr(bodies, "JSON_BYTES", 1000)
+    monkeypatch.setattr(guard, "BODIES", 2)
+    with start(Predictor.load(peak_model), limits=Limits(bytes=10_000)) as client:
+        assert client.post("/predict", content=b"[" * 1001).status_code == 413
+        head = HEAD + b"Content-Length: 9000\r\n\r\n"
+        waiting = [socket.create_connection(("127.0.0.1", client.port)) for _ in range(2)]
+        for connection in waiting:
+            connection.sendall(head + bytes(8000))
+
+        def ask_until(status):
+            """Whether one of the three requests, or a later one, is answered so."""
+            for _ in range(200):
+                client.post("/detect", content=bytes(9000))
+                if f'status="{status}"' in client.get("/metrics").text:
+                    return True
+            return False
+
+        assert ask_until(503)
+        for connection in waiting:
+            connection.close()
+        for _ in range(200):  # the bytes of those who went away are given back
+            if client.post("/detect", content=bytes(9000)).status_code == 400:
+                return
+        raise AssertionError("bytes of those who went away are still counted")

@@ -10,6 +10,7 @@ from starlette.requests import ClientDisconnect, Request
 from retinanet.errors import UserError, make_printable
 from retinanet.serving.limits import Refusal
 
+JSON_BYTES = 20_000_000  # of a body, or of the part before its tensors
 NAME_LENGTH = 200  # characters of the name of an upload that are kept
 
 
@@ -51,17 +52,14 @@ async def read_images(request: Request, most: int) -> list[Upload]:
     return uploads
 
 
-async def read_json(request: Request) -> dict[str, Any]:
-    """The JSON object that is the body of a request."""
-    return parse_json(await request.body())
-
-
 def parse_json(content: bytes) -> dict[str, Any]:
     """A JSON object; NaN and Infinity, which JSON does not have, are refused.
 
     Raises:
-        Refusal: it is something else.
+        Refusal: it is something else, or large: values of JSON take up to twenty times their bytes in memory.
     """
+    if len(content) > JSON_BYTES:
+        raise Refusal(413, f"JSON is at most {JSON_BYTES:,} bytes; tensors may be sent as bytes behind it")
 
     def refuse(word: str) -> NoReturn:
         raise ValueError(f"{word} is no number of JSON")

@@ -17,6 +17,7 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from retinanet.errors import make_printable
 from retinanet.serving.limits import Limits, Refusal
 from retinanet.serving.metrics import Metrics
 
@@ -25,12 +26,13 @@ OPEN = (
     "/v2/health/live",
     "/v2/health/ready",
 )  # answered without a token: whoever restarts servers asks them
+BODIES = 8  # as many of the largest size are held in memory at once, and any number of smaller ones
 SHOW = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
 
 
 def answer_error(status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """An answer that says in a sentence what is wrong."""
-    return JSONResponse({"error": message}, status, {**SHOW, **(headers or {})})
+    return JSONResponse({"error": make_printable(message)}, status, {**SHOW, **(headers or {})})
 
 
 @dataclass(frozen=True)
@@ -110,12 +112,13 @@ class Guard:
         self._limits = limits
         self._metrics = metrics
         self._reserve = reserve
+        self._held = 0  # bytes of the bodies of all requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request; see https://asgi.readthedocs.io."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        began, exchange = time.perf_counter(), _Exchange(receive, send, self._limits.bytes)
+        began, exchange = time.perf_counter(), _Exchange(receive, send, self._hold)
         try:
             await self._answer(scope, exchange)
         except Refusal as refusal:
@@ -126,9 +129,22 @@ class Guard:
             exchange.status = 500
             raise
         finally:
+            self._held -= exchange.taken
             route = getattr(scope.get("route"), "path", "none")
             self._metrics.requests.labels(route, str(exchange.status)).inc()
             self._metrics.seconds.labels(route).observe(time.perf_counter() - began)
+
+    def _hold(self, size: int, of_request: int) -> None:
+        """Count bytes of a body.
+
+        Raises:
+            Refusal: there are too many, of this request or of all.
+        """
+        self._held += size
+        if of_request > self._limits.bytes:
+            raise too_long(self._limits.bytes)
+        if self._held > BODIES * self._limits.bytes:
+            raise Refusal(503, "the server holds too many large bodies; try again in a second", wait=1)
 
     async def _answer(self, scope: Scope, exchange: _Exchange) -> None:
         headers = Headers(scope=scope)
@@ -156,10 +172,11 @@ def too_long(limit: int) -> Refusal:
 class _Exchange:
     """The two ends of a request: its body is counted, and the status of its answer noted."""
 
-    def __init__(self, receive: Receive, send: Send, limit: int) -> None:
+    def __init__(self, receive: Receive, send: Send, hold: Callable[[int, int], None]) -> None:
         self._receive = receive
         self._send = send
-        self._left = self._limit = limit
+        self._hold = hold
+        self.taken = 0
         self.reading = False
         self.status: int = 0
 
@@ -167,9 +184,9 @@ class _Exchange:
         self.reading = True
         message = await self._receive()
         self.reading = bool(message.get("more_body"))
-        self._left -= len(message.get("body", b""))
-        if self._left < 0:
-            raise too_long(self._limit)
+        size = len(message.get("body", b""))
+        self.taken += size
+        self._hold(size, self.taken)
         return message
 
     async def send(self, message: Any) -> None:

@@ -17,8 +17,8 @@ from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 from fastapi import APIRouter, Request
 
-from retinanet.errors import UserError
-from retinanet.serving.bodies import Upload, read_json
+from retinanet.errors import UserError, make_printable
+from retinanet.serving.bodies import Upload, parse_json
 from retinanet.serving.limits import Refusal
 from retinanet.serving.service import Found, Service
 
@@ -79,7 +79,7 @@ class ImageSource:
         except ValueError:
             raise Refusal(400, "the address of an image cannot be read") from None
         origin = f"{parts.scheme}://{parts.netloc}"
-        name = unquote(parts.path).rpartition("/")[2][:200] or "image"
+        name = make_printable(unquote(parts.path).rpartition("/")[2][:200]) or "image"
         if parts.scheme or parts.netloc:
             if self.host is None or origin != self.host:
                 raise Refusal(
@@ -195,7 +195,7 @@ def make_routes(service: Service, source: ImageSource) -> APIRouter:
 
     @router.post("/setup")
     async def setup(request: Request) -> dict[str, str]:
-        content = await read_json(request)
+        content = await service.in_thread(parse_json, await request.body())
         if isinstance(content.get("schema"), str):
             read_config(content["schema"])
             last["schema"] = content["schema"]
@@ -209,7 +209,7 @@ def make_routes(service: Service, source: ImageSource) -> APIRouter:
     @router.post("/predict")
     async def predict(request: Request) -> dict[str, Any]:
         """Boxes for the images of tasks, above the model's thresholds."""
-        content = await read_json(request)
+        content = await service.in_thread(parse_json, await request.body())
         config = content.get("label_config") or last.get("schema")
         tasks = content.get("tasks")
         if not isinstance(config, str):
