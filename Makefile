@@ -5,7 +5,7 @@ DEMO ?= runs/demo
 SEED ?= 0
 BUDGET ?= 10000
 # Tests that load ONNX Runtime and OpenVINO, in processes of their own: among all others OpenVINO has brought a worker down.
-RUNTIMES := tests/deploy tests/inference
+RUNTIMES := tests/deploy tests/inference tests/serving
 
 .PHONY: install install-dev demo lint test fuzz format clean
 
