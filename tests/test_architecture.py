@@ -23,6 +23,7 @@ LAYERS = [  # from the bottom; a package imports from layers below its own only,
     ("analysis",),
     ("planning",),
     ("deploy", "training"),
+    ("serving",),
     ("cli",),
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
@@ -32,13 +33,14 @@ HOMES = {  # heavy library -> the only files or packages that import it
     "timm": ("model/",),
     "lightning_fabric": ("training/",),
     "safetensors": ("model_folder.py", "interop/", "model/backbone.py"),
-    "defusedxml": ("data/",),
+    "defusedxml": ("data/", "serving/"),
     "jinja2": ("plotting/",),
     "yaml": ("yaml_files.py", "cli/", "data/", "training/"),
     "torchvision": ("anchors/", "data/", "interop/"),
     "huggingface_hub": ("interop/pretrained.py",),
     "rasterio": ("images/windows.py",),
     **dict.fromkeys(("onnxruntime", "openvino"), ("inference/", "deploy/")),
+    **dict.fromkeys(("fastapi", "starlette", "uvicorn", "prometheus_client", "python_multipart"), ("serving/",)),
     **dict.fromkeys(("onnx", "onnxscript", "nncf"), ("deploy/",)),
 }
 PENDING: set[tuple[str, str]] = set()

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from retinanet.interop.convert import convert
     from retinanet.model.postprocess import Postprocess
     from retinanet.model.retinanet import RetinaNet
+    from retinanet.serving.serve import serve
     from retinanet.spec import ModelSpec
     from retinanet.training.check import check
     from retinanet.training.config import ImageConfig, LossConfig, OptimConfig, PostprocessConfig, RunConfig
@@ -51,6 +52,7 @@ __all__ = [
     "load_dataset",
     "plan",
     "predict",
+    "serve",
     "train",
     "why",
 ]
@@ -78,6 +80,7 @@ _HOME = {
     "load_dataset": "data.dataset",
     "plan": "training.planned",
     "predict": "inference.predict",
+    "serve": "serving.serve",
     "train": "training.run",
     "why": "analysis.trace.why",
 }

@@ -57,6 +57,9 @@ COMMANDS = {
         ("weights", "output"),
         "WEIGHTS|torchvision:NAME FOLDER [options], or MODEL FILE --to torchvision",
     ),
+    "serve": Command(
+        "answer requests over HTTP with a model, and show a page to try it", ("model",), "MODEL [--port 8000] [options]"
+    ),
     "why": Command(
         "say what happened to every annotated box of an image",
         ("model", "image"),
@@ -155,6 +158,8 @@ def describe_result(command: str, result: Any, arguments: Mapping[str, Any]) -> 
             return f"{objects} objects in {len(result)} images; {written} are in {output}"
         case "why":
             return f"{result.summary()}\nreport.html, why.json and why.png are in {output}"
+        case "serve":
+            return "stopped"
         case "plan":
             how = f"--plan {arguments['write']}" if arguments["write"] else "with the same options"
             return f"{result.summary()}\ntrain it: retinanet train {arguments['data']} --output RUN {how}"

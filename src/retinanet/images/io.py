@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import os
 import re
 import sys
@@ -11,7 +12,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,17 +57,25 @@ def read_pixels(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> NDArray[np
     Raises:
         UserError: the file is missing, truncated, not an image, or over the limit.
     """
-    path = Path(path)
-    with _opened(path, max_pixels) as image:
+    return _decode(Path(path), path, max_pixels)
+
+
+def decode_pixels(content: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+    """What :func:`read_pixels` reads, from the bytes of a file; ``name`` stands for the file in messages."""
+    return _decode(io.BytesIO(content), name, max_pixels)
+
+
+def _decode(source: Path | BinaryIO, name: str | Path, max_pixels: int) -> NDArray[np.uint8]:
+    with _opened(source, name, max_pixels) as image:
         try:
             return picture_array(image)
         except MemoryError:
-            raise UserError(f"{path}: its header asks for more memory than there is. Replace the file.") from None
+            raise UserError(f"{name}: its header asks for more memory than there is. Replace the file.") from None
         except Image.DecompressionBombError:  # a small image cut into huge tiles
-            raise _too_large(path, "what has to be decoded is", max_pixels) from None
+            raise _too_large(name, "what has to be decoded is", max_pixels) from None
         except Exception as error:  # decoders raise anything from OSError to struct.error on damaged data
             raise UserError(
-                f"{path}: the image is truncated or damaged ({error}). Replace it, or remove it and its annotations."
+                f"{name}: the image is truncated or damaged ({error}). Replace it, or remove it and its annotations."
             ) from error
 
 
@@ -92,35 +101,36 @@ def image_size(path: str | Path) -> tuple[int, int]:
     Raises:
         UserError: the file is missing or not an image.
     """
-    with _opened(Path(path), sys.maxsize // 4) as image:  # a header is small whatever the image
+    with _opened(Path(path), path, sys.maxsize // 4) as image:  # a header is small whatever the image
         width, height = image.size
         return (width, height) if read_orientation(image) in SIDES_SWAPPED else (height, width)
 
 
 @contextmanager
-def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
-    """The image with its header read and its pixel count checked."""
-    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):  # a pipe waits for its writer
-        raise UserError(f"{path}: is a named pipe or a device, an image file was expected. Save the image as a file.")
+def _opened(source: Path | BinaryIO, name: str | Path, max_pixels: int) -> Iterator[Image.Image]:
+    """The image with its header read and its pixel count checked; messages call it ``name``."""
+    if isinstance(source, Path) and os.path.exists(source) and not (os.path.isfile(source) or os.path.isdir(source)):
+        # a pipe waits for its writer
+        raise UserError(f"{name}: is a named pipe or a device, an image file was expected. Save the image as a file.")
     with _quiet_pillow(max_pixels):
         try:
-            image = Image.open(path, formats=_FORMATS)
+            image = Image.open(source, formats=_FORMATS)
         except FileNotFoundError:
-            raise UserError(_explain_missing(path)) from None
+            raise UserError(_explain_missing(Path(name))) from None
         except IsADirectoryError:
-            raise UserError(f"{path}: is a folder, an image file was expected.") from None
+            raise UserError(f"{name}: is a folder, an image file was expected.") from None
         except UnidentifiedImageError:
-            raise UserError(_explain_unreadable(path)) from None
+            raise UserError(_explain_unreadable(source, name)) from None
         except MemoryError:
-            raise UserError(f"{path}: its header asks for more memory than there is. Replace the file.") from None
+            raise UserError(f"{name}: its header asks for more memory than there is. Replace the file.") from None
         except Image.DecompressionBombError:
-            raise _too_large(path, "its size is", max_pixels) from None
+            raise _too_large(name, "its size is", max_pixels) from None
         except Exception as error:
-            raise UserError(f"{path}: cannot be read as an image ({error}). Replace or remove the file.") from error
+            raise UserError(f"{name}: cannot be read as an image ({error}). Replace or remove the file.") from error
         with image:
             width, height = image.size
             if width * height > max_pixels:
-                raise _too_large(path, f"{width} x {height} = {width * height:,} pixels are", max_pixels)
+                raise _too_large(name, f"{width} x {height} = {width * height:,} pixels are", max_pixels)
             yield image
 
 
@@ -133,10 +143,11 @@ def _explain_missing(path: Path) -> str:
     return f"{path}: no such image file. Check the path."
 
 
-def _explain_unreadable(path: Path) -> str:
+def _explain_unreadable(source: Path | BinaryIO, name: str | Path) -> str:
     """What to say of a file that Pillow does not know; a TIFF file is told what it holds."""
     try:
-        with path.open("rb") as file:
+        with source.open("rb") if isinstance(source, Path) else source as file:
+            file.seek(0)
             header = file.read(8)
             tags = TiffImagePlugin.ImageFileDirectory_v2(header + file.read(8) * (header[2] == 43))  # 43: BigTIFF
             file.seek(tags.next)
@@ -144,16 +155,16 @@ def _explain_unreadable(path: Path) -> str:
         bits, kind, bands = tags.get(258, (1,)), tags.get(339, (1,)), tags.get(SAMPLES, 1)
         numbers = {2: "signed whole numbers", 3: "floats"}.get(kind[0], "whole numbers")
         return (
-            f"{path}: is a TIFF file with {bands} band{'s' * (bands != 1)} of {numbers} of {bits[0]} bits, which "
+            f"{name}: is a TIFF file with {bands} band{'s' * (bands != 1)} of {numbers} of {bits[0]} bits, which "
             "cannot be read. Save it as RGB or grey of 8 bits, or as grey of 16 bits or 32-bit floats."
         )
     except Exception:  # no TIFF file
-        return f"{path}: is not an image that can be read. Expected {_READABLE}; convert it."
+        return f"{name}: is not an image that can be read. Expected {_READABLE}; convert it."
 
 
-def _too_large(path: Path, what: str, max_pixels: int) -> UserError:
+def _too_large(name: str | Path, what: str, max_pixels: int) -> UserError:
     return UserError(
-        f"{path}: {what} over the limit of {max_pixels:,} pixels, so the image was not decoded. "
+        f"{name}: {what} over the limit of {max_pixels:,} pixels, so the image was not decoded. "
         "Cut it into tiles, shrink it, or raise max_pixels."
     )
 

@@ -1,0 +1,88 @@
+"""A server around a tiny exported graph, run in a thread of the test process, and a way to start others."""
+
+import importlib.util
+import io
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from retinanet.inference.predictor import Predictor
+from retinanet.serving.app import make_app
+from retinanet.serving.guard import Access
+from retinanet.serving.limits import Limits
+from retinanet.serving.serve import listen, make_server
+from retinanet.serving.service import Service
+
+LIMITS = Limits(bytes=200_000, pixels=500_000, seconds=10.0, images=4, queue=8)
+
+
+def _graphs():
+    """The graph of the tests of inference: the whole image as a box, and its middle with half the score."""
+    path = Path(__file__).parents[1] / "inference" / "conftest.py"
+    spec = importlib.util.spec_from_file_location("graphs_for_serving", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def peak_model(tmp_path_factory) -> Path:
+    """The folder of a tiny exported model; classes spot (threshold 0.2) and half (0.3). Read only."""
+    graphs, folder = _graphs(), tmp_path_factory.mktemp("served") / "peak"
+    graphs.write(folder / "model.onnx", graphs.CARD.to_json())
+    return folder
+
+
+@contextmanager
+def run_server(predictor, name="peak", *, limits=LIMITS, access=None, options=None):
+    """A server on a free port; yields a client."""
+    service = Service(predictor, name, limits, **(options or {}))
+    listener = listen("127.0.0.1", 0)
+    server = make_server(make_app(service, access or Access(hosts=("127.0.0.1", "localhost"))), limits.seconds)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    port = listener.getsockname()[1]
+    try:
+        deadline = time.monotonic() + 30
+        while not server.started and time.monotonic() < deadline:
+            thread.join(0.01)
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False) as client:
+            client.service, client.port = service, port
+            yield client
+    finally:
+        server.should_exit = True
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+@pytest.fixture(scope="session")
+def start():
+    """``run_server``."""
+    return run_server
+
+
+@pytest.fixture(scope="session")
+def client(peak_model):
+    """A client of a server with the tiny model."""
+    with run_server(Predictor.load(peak_model, mode="throughput")) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def picture():
+    """Makes the bytes of an image file: ``picture(width, height, brightest)``."""
+
+    def encode(width=40, height=32, brightest=255, form="PNG", **options):
+        pixels = np.zeros((height, width, 3), np.uint8)
+        pixels[: height // 2] = brightest
+        stream = io.BytesIO()
+        Image.fromarray(pixels).save(stream, form, **options)
+        return stream.getvalue()
+
+    return encode
