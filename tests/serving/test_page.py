@@ -8,6 +8,7 @@ import re
 import shutil
 import threading
 from collections import deque
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from pathlib import Path
@@ -19,6 +20,7 @@ import torch
 from PIL import Image, ImageOps
 
 from retinanet.inference.documents import Prediction, Predictions, make_coco_document, make_csv_document
+from retinanet.inference.predictor import Predictor
 from retinanet.plotting.marks import class_colour, ink_on
 from retinanet.types import Detections
 
@@ -28,7 +30,9 @@ if CHROMIUM is None:
     pytest.skip("the browser chromium is not installed", allow_module_level=True)
 expect = api.expect
 
-POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src blob: data:; connect-src 'self'"
+POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src blob: data:; connect-src 'self'"
+)
 CLASSES = ["cell", "<b>odd</b>, name", "=sum"]
 SIZE = (200, 120)  # of the image that the detections are in
 DETECTIONS = [  # label, score, box
@@ -45,7 +49,13 @@ MODEL = {
     "limits": {"bytes": 100_000, "pixels": 10**8, "seconds": 60, "images": 16},
 }
 CANDIDATES = [
-    {"box": [1, 1, 30, 20], "score": 0.42, "name": "cell", "gate": "suppressed", "reason": "a box <i>over</i> it is better"}
+    {
+        "box": [1, 1, 30, 20],
+        "score": 0.42,
+        "name": "cell",
+        "gate": "suppressed",
+        "reason": "a box <i>over</i> it is better",
+    }
 ]
 
 
@@ -68,7 +78,10 @@ class Answer(BaseHTTPRequestHandler):
         page = isinstance(body, bytes)
         body = body if page else json.dumps(body).encode()
         self.send_response(status)
-        fixed = {"Content-Type": "text/html; charset=utf-8" if page else "application/json", "Content-Length": len(body)}
+        fixed = {
+            "Content-Type": "text/html; charset=utf-8" if page else "application/json",
+            "Content-Length": len(body),
+        }
         for name, value in {**fixed, "Content-Security-Policy": POLICY, **dict(headers)}.items():
             self.send_header(name, str(value))
         self.end_headers()
@@ -210,7 +223,9 @@ def click(page, x, y):
 def test_boxes_are_drawn_where_the_server_says(open_page, ratio):
     page = open_page(device_scale_factor=ratio)
     detect(page, {"a.png": make_image(), "b.png": make_image((40, 40))})
-    expect(entries(page)).to_have_text(["cell40 × 400.90", f"{CLASSES[1]}40 × 400.80", "cell40 × 400.40", "=sum20 × 300.35"])
+    expect(entries(page)).to_have_text(
+        ["cell40 × 400.90", f"{CLASSES[1]}40 × 400.80", "cell40 × 400.40", "=sum20 × 300.35"]
+    )
     expect(page.locator("#strip button").nth(1)).to_have_attribute("aria-label", "b.png, 0 shown")
     expect(page.locator("#strip button span")).to_have_text(["4", "0"])
     assert page.evaluate("canvas.width / canvas.clientWidth") == ratio
@@ -300,7 +315,10 @@ def test_without_the_network_a_click_says_what_is_hidden(open_page):
     page = open_page()
     detect(page, {"a.png": make_image()})
     click(page, 30, 100)
-    below = ["cell 0.200below the slider: its score 0.200 is below 0.30", f"{CLASSES[1]} 0.100below the slider: its score 0.100 is below 0.50"]
+    below = [
+        "cell 0.200below the slider: its score 0.200 is below 0.30",
+        f"{CLASSES[1]} 0.100below the slider: its score 0.100 is below 0.50",
+    ]
     expect(page.locator("#answer li")).to_have_text(below)
     expect(page.locator("#answer-text")).to_contain_text("A model folder can say more")
     page.get_by_role("button", name="Close").click()
@@ -330,7 +348,9 @@ def test_keys_wheel_and_drag(open_page):
     under = page.evaluate("toImage(300, 300 - canvas.getBoundingClientRect().top)")
     page.mouse.wheel(0, -500)
     expect(page.locator("#zoom")).not_to_have_text(whole)
-    assert page.evaluate("toImage(300, 300 - canvas.getBoundingClientRect().top)") == pytest.approx(under, abs=0.2)  # a wheel turns at a whole pixel
+    assert page.evaluate("toImage(300, 300 - canvas.getBoundingClientRect().top)") == pytest.approx(
+        under, abs=0.2
+    )  # a wheel turns at a whole pixel
     before = page.evaluate("[view.x, view.y]")
     page.mouse.down()
     page.mouse.move(270, 320, steps=3)
@@ -348,7 +368,8 @@ def test_downloads_are_what_predict_writes(open_page, tmp_path):
     expect(page.locator("#covered")).to_have_text("3 of 3 images")
     shown = [row for row in DETECTIONS if row[1] >= MODEL["thresholds"][CLASSES[row[0]]]]
     labels, scores, boxes = zip(*shown, strict=True)
-    full = Detections(torch.tensor(boxes).double(), torch.tensor(scores).double(), torch.tensor(labels), tuple(CLASSES))
+    exact = partial(torch.tensor, dtype=torch.float64)
+    full = Detections(exact(boxes), exact(scores), torch.tensor(labels), tuple(CLASSES))
     none = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64), tuple(CLASSES))
     sizes = [(120, 200), (120, 200), (20, 30)]
     predictions = Predictions(map(Prediction, map(Path, names), sizes, (full, full, none)))
@@ -449,3 +470,20 @@ def test_colours_are_those_of_pictures(open_page):
     to_hex = "#{:02x}{:02x}{:02x}".format
     expected = [[to_hex(*class_colour(k)), to_hex(*ink_on(class_colour(k)))] for k in range(25)]
     assert page.evaluate("[...Array(25).keys()].map((k) => [colourOf(k), inkOn(colourOf(k))])") == expected
+
+
+def test_the_server_and_the_page_fit(open_page, start, peak_model, picture, record_testsuite_property):
+    """The time from a drop to its boxes is in the report of the tests."""
+    with start(Predictor.load(peak_model, mode="throughput")) as client:
+        page = open_page(f"http://127.0.0.1:{client.port}/")
+        expect(page.locator("#model-name")).to_have_text("peak")
+        for name in ("first.png", "second.png"):  # the first also makes the runtime allocate
+            page.evaluate("""() => { new MutationObserver((changes, observer) => {
+                if (listed.length) { performance.mark("boxes"); observer.disconnect(); }
+            }).observe($("list"), { childList: true }); }""")
+            detect(page, {name: picture(300, 200)})
+            expect(entries(page)).to_contain_text(["spot300 × 200", "half150 × 100"])
+            passed = page.evaluate("performance.measure('', 'drop', 'boxes').duration")
+            record_testsuite_property(f"milliseconds from drop to boxes, {name}", passed)
+        drop(page, {"broken.png": b"no image"})
+        expect(page.locator("#notice")).to_contain_text("is not an image that can be read")
