@@ -40,11 +40,11 @@ def peak_model(tmp_path_factory) -> Path:
 
 
 @contextmanager
-def run_server(predictor, name="peak", *, limits=LIMITS, access=None, options=None):
+def run_server(predictor, name="peak", *, limits=LIMITS, access=None, source=None):
     """A server on a free port; yields a client."""
-    service = Service(predictor, name, limits, **(options or {}))
+    service = Service(predictor, name, limits)
     listener = listen("127.0.0.1", 0)
-    server = make_server(make_app(service, access or Access(hosts=("127.0.0.1", "localhost"))), limits.seconds)
+    server = make_server(make_app(service, access or Access(hosts=("127.0.0.1", "localhost")), source), limits.seconds)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     port = listener.getsockname()[1]

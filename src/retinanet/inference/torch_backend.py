@@ -71,14 +71,19 @@ class TorchBackend:
     @torch.inference_mode()
     def run(self, images: Sequence[Prepared]) -> list[Detections]:
         """See :class:`Backend`."""
-        batch, sizes = self.spec.preprocess.pad([image.pixels for image in images])
-        pixels = self.spec.preprocess.normalise(batch.to(self.device, non_blocking=True), sizes)
-        raw: RawOutput = self.net(pixels.to(self._dtype))
+        raw, sizes = self.raw(images)
         in_batch = self.spec.postprocess(raw, sizes, self.spec.class_names)
         return [
             replace(detections, boxes=self.spec.preprocess.boxes_back(detections.boxes, size, image.size))
             for detections, size, image in zip(in_batch, sizes.tolist(), images, strict=True)
         ]
+
+    def raw(self, images: Sequence[Prepared]) -> tuple[RawOutput, torch.Tensor]:
+        """What the network says of images of one input size, and the (N, 2) sizes of their content."""
+        batch, sizes = self.spec.preprocess.pad([image.pixels for image in images])
+        pixels = self.spec.preprocess.normalise(batch.to(self.device, non_blocking=True), sizes)
+        raw: RawOutput = self.net(pixels.to(self._dtype))
+        return raw, sizes
 
 
 def _computes_bf16(device: torch.device) -> bool:

@@ -15,8 +15,10 @@ from starlette.responses import JSONResponse, Response
 
 from retinanet import __version__
 from retinanet.errors import UserError
+from retinanet.serving import v2
 from retinanet.serving.bodies import read_images
 from retinanet.serving.guard import SHOW, Access, Guard, answer_error
+from retinanet.serving.label_studio import ImageSource, make_routes
 from retinanet.serving.limits import Refusal
 from retinanet.serving.service import Service
 
@@ -40,12 +42,13 @@ IMAGES = {  # how OpenAPI describes a body with images
 }
 
 
-def make_app(service: Service, access: Access) -> FastAPI:
+def make_app(service: Service, access: Access, source: ImageSource | None = None) -> FastAPI:
     """The server as an ASGI application.
 
     Args:
         service: the model.
         access: who may ask.
+        source: where the images of Label Studio's tasks may come from; by default from nowhere.
     """
 
     @asynccontextmanager
@@ -55,7 +58,8 @@ def make_app(service: Service, access: Access) -> FastAPI:
 
     # FastAPI's own pages load their scripts from another host, so there is only the description itself.
     app = FastAPI(title="RetinaNet", version=__version__, lifespan=finish, docs_url=None, redoc_url=None)
-    app.include_router(_make_routes(service))
+    for routes in (_make_routes(service), v2.make_routes(service), make_routes(service, source or ImageSource())):
+        app.include_router(routes)
     app.add_middleware(
         Guard, access=access, limits=service.limits, metrics=service.metrics, reserve=service.network.reserve
     )
@@ -118,6 +122,16 @@ def _make_routes(service: Service) -> APIRouter:
                 else f"none of {len(entries)} images can be read: {entries[0]['error']}",
             )
         return JSONResponse({"model": service.name, "images": entries}, headers=SHOW)
+
+    @router.post("/explain", openapi_extra=IMAGES)
+    async def explain(
+        request: Request,
+        x: Annotated[float, Query(ge=0, allow_inf_nan=False)],
+        y: Annotated[float, Query(ge=0, allow_inf_nan=False)],
+    ) -> Response:
+        """What the model had at a point of one image, and the gate where each candidate ended; model folders only."""
+        candidates = await service.explain(await read_images(request, 1), (x, y))
+        return JSONResponse({"candidates": candidates}, headers=SHOW)
 
     return router
 

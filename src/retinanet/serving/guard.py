@@ -128,6 +128,8 @@ class Guard:
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length) > self._limits.bytes:
             raise too_long(self._limits.bytes)
+        if headers.get("content-encoding", "identity") != "identity":  # what is small may unpack to anything
+            raise Refusal(415, "compressed bodies are not taken; send the body as it is, without Content-Encoding")
         with self._reserve() if scope["method"] == "POST" else nullcontext():
             try:
                 async with asyncio.timeout(self._limits.seconds):

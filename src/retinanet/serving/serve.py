@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from retinanet.errors import UserError
@@ -42,6 +43,8 @@ def serve(
     mode: Mode | None = None,
     tile: int | None = None,
     overlap: int | None = None,
+    images: str | None = None,
+    label_studio: str | None = None,
     trust: bool = False,
     trust_code: bool = False,
 ) -> None:
@@ -65,6 +68,9 @@ def serve(
         tile: cut images into windows of this many pixels; by default the windows that the model was trained on, if it
             was. 0 shows images whole.
         overlap: pixels that neighbouring windows share; by default the model's, else 128.
+        images: folder with the uploads of Label Studio, whose tasks may name files in it.
+        label_studio: its address, such as http://localhost:8080; images of tasks are fetched from there and from
+            nowhere else, with the token in the environment variable LABEL_STUDIO_TOKEN.
         trust: open a pt2 file; torch evaluates expressions in it, which can run code.
         trust_code: load a pt2 file with pickled or compiled parts as well, which runs code.
 
@@ -74,6 +80,8 @@ def serve(
     check_installed()
     from retinanet.serving.app import make_app
     from retinanet.serving.guard import Access
+    from retinanet.serving.label_studio import TOKEN as LABEL_STUDIO_TOKEN
+    from retinanet.serving.label_studio import ImageSource
     from retinanet.serving.limits import Limits
     from retinanet.serving.service import Service, name_model
 
@@ -81,6 +89,8 @@ def serve(
     secret = token if token is not None else os.environ.get(TOKEN) or None
     if secret is not None and (not secret or not secret.isascii() or not secret.isprintable() or " " in secret):
         raise UserError("a token is at least one character, of printable ASCII without spaces")
+    folder = None if images is None else Path(images)
+    source = ImageSource(folder, label_studio, os.environ.get(LABEL_STUDIO_TOKEN), timeout, max_bytes)
     listener = listen(host, port)
     with listener:
         mode = mode or ("throughput" if exported_file(model) else "latency")
@@ -94,7 +104,7 @@ def serve(
             print(f"listening on {host}: everybody who reaches this machine can connect, and {who} can send images")
         print(f"{service.name} ({predictor.backend.name}) at {url}; stop with Ctrl-C", flush=True)
         with _quiet_signals():
-            make_server(make_app(service, access), limits.seconds).run(sockets=[listener])
+            make_server(make_app(service, access, source), limits.seconds).run(sockets=[listener])
 
 
 def check_installed() -> None:

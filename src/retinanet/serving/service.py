@@ -114,6 +114,28 @@ class Service:
                 raise result
         return results  # type: ignore[return-value]
 
+    async def explain(self, uploads: Sequence[Upload], point: tuple[float, float]) -> list[dict[str, Any]]:
+        """The best candidates at a point of one image, each with the gate where it ended.
+
+        Raises:
+            UserError: it is not an image, the point is not in it, or an exported model has no candidates to show.
+        """
+        if self.is_exported:
+            raise Refusal(
+                409,
+                "an exported model holds detections only; to see what became of candidates, serve the model folder "
+                "that it was exported from: retinanet serve FOLDER",
+            )
+        pixels = await self.in_thread(self.read_pixels, uploads[0])
+        height, width = pixels.shape[:2]
+        if point[0] > width or point[1] > height:
+            raise Refusal(400, f"the point is outside the image, which has {width} x {height} pixels")
+        from retinanet.serving.explain import explain_point  # which needs torch
+
+        call = partial(explain_point, self.predictor.backend, pixels, point)  # type: ignore[arg-type]
+        result: list[dict[str, Any]] = (await asyncio.wrap_future(self.network.submit_call(call))).result
+        return result
+
     def choose_classes(self, text: str | None) -> tuple[str, ...]:
         """The classes that a request asks for, separated by commas; all where it asks for none.
 
