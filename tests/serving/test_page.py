@@ -49,13 +49,8 @@ MODEL = {
     "limits": {"bytes": 100_000, "pixels": 10**8, "seconds": 60, "images": 16},
 }
 CANDIDATES = [
-    {
-        "box": [1, 1, 30, 20],
-        "score": 0.42,
-        "name": "cell",
-        "gate": "suppressed",
-        "reason": "a box <i>over</i> it is better",
-    }
+    ("suppressed", 0.42, (1, 1, 30, 20), "a box <i>over</i> it is better"),
+    ("not shown", 0.25, (1, 1, 30, 20), "its score is below the threshold of the model"),
 ]
 
 
@@ -106,7 +101,9 @@ class Answer(BaseHTTPRequestHandler):
             return None
         self.server.asked.append(self.path)
         if self.path.startswith("/explain"):
-            return self.reply(200, {"candidates": CANDIDATES})
+            keys = ("gate", "score", "box", "reason", "name")
+            rows = [dict(zip(keys, (*candidate, "cell"), strict=True)) for candidate in CANDIDATES]
+            return self.reply(200, {"candidates": rows})
         if self.server.next:
             return self.reply(*self.server.next.popleft())
         width, height = ImageOps.exif_transpose(Image.open(io.BytesIO(body))).size
@@ -206,8 +203,9 @@ def pixels(page, places):
         do await frame(); while (!current.bitmap);
         const { data, width } = context.getImageData(0, 0, canvas.width, canvas.height);
         return places.map(([x, y]) => {
-            const [u, v] = [view.x + view.scale * x, view.y + view.scale * y].map((side) => Math.round(devicePixelRatio * side));
-            return [...data.slice(4 * (v * width + u), 4 * (v * width + u) + 3)];
+            const [u, v] = [view.x + view.scale * x, view.y + view.scale * y];
+            const start = 4 * (Math.round(devicePixelRatio * v) * width + Math.round(devicePixelRatio * u));
+            return [...data.slice(start, start + 3)];
         });
     }"""
     return [tuple(colour) for colour in page.evaluate(script, places)]
@@ -298,11 +296,16 @@ def test_a_click_beside_the_boxes_asks_the_model(open_page):
     detect(page, {"a.png": make_image()})
     click(page, 10, 10)
     entry = page.locator("#answer li")
-    expect(entry).to_have_text(" cell 0.420suppressed: a box <i>over</i> it is better".strip())
+    expect(entry).to_have_text(
+        [
+            "cell 0.420suppressed: a box <i>over</i> it is better",
+            "cell 0.250below the slider: a detection, but its score is below 0.30",  # which the server cannot know
+        ]
+    )
     asked = parse_qs(urlsplit(page.server.asked[-1]).query)
     assert [float(asked[name][0]) for name in "xy"] == pytest.approx([10, 10], abs=0.6)
     edge = 1 / page.evaluate("view.scale")
-    entry.hover()
+    entry.first.hover()
     assert class_colour(0) in pixels(page, [(x, 20 + edge) for x in range(2, 29)])  # a dashed line
     page.keyboard.press("Escape")
     expect(page.locator("#answer")).to_be_hidden()
@@ -316,15 +319,16 @@ def test_without_the_network_a_click_says_what_is_hidden(open_page):
     detect(page, {"a.png": make_image()})
     click(page, 30, 100)
     below = [
-        "cell 0.200below the slider: its score 0.200 is below 0.30",
-        f"{CLASSES[1]} 0.100below the slider: its score 0.100 is below 0.50",
+        "cell 0.200below the slider: a detection, but its score is below 0.30",
+        f"{CLASSES[1]} 0.100below the slider: a detection, but its score is below 0.50",
     ]
     expect(page.locator("#answer li")).to_have_text(below)
     expect(page.locator("#answer-text")).to_contain_text("A model folder can say more")
     page.get_by_role("button", name="Close").click()
     page.get_by_label("Show cell").uncheck()
     click(page, 40, 50)
-    expect(page.locator("#answer li")).to_have_text("cell 0.900class not shown: its check mark is off")
+    off = "cell 0.900class not shown: a detection, but the check mark of its class is off"
+    expect(page.locator("#answer li")).to_have_text(off)
     click(page, 190, 5)
     expect(page.locator("#answer-text")).to_contain_text("The model reports nothing here at a score of 0.05 or more.")
 
@@ -401,6 +405,9 @@ def test_errors_are_the_words_of_the_server(open_page):
     drop(page, {"d.png": make_image()})
     page.get_by_role("button", name="Try again").click()
     expect(entries(page)).to_have_count(4)
+    page.server.next.append((200, {"model": "cars", "images": []}))
+    drop(page, {"f.png": make_image()})
+    expect(page.locator("#notice")).to_contain_text("The server now has another model, cars: reload this page.")
     page.server.shutdown()
     page.server.server_close()
     drop(page, {"e.png": make_image()})
@@ -439,6 +446,28 @@ def test_a_phone_shows_all_and_pinches(open_page):
     assert page.evaluate("view.scale") == pytest.approx(3 * scale)
 
 
+CONTRASTS = """() => {
+    const numbers = (colour) => colour.match(/[\\d.]+/g).map(Number);
+    const linear = (channel) => (channel <= 0.04045 ? channel / 12.92 : ((channel + 0.055) / 1.055) ** 2.4);
+    const light = (colour) => numbers(colour).slice(0, 3).map((channel) => linear(channel / 255))
+        .reduce((sum, channel, i) => sum + channel * [0.2126, 0.7152, 0.0722][i], 0.05);
+    const ground = (element) => {
+        const colour = getComputedStyle(element).backgroundColor;
+        return numbers(colour)[3] === 0 ? ground(element.parentElement) : colour;
+    };
+    const texts = "h1, h2, small, button:enabled, label, output, p, dt, dd, b, .count, #strip span";
+    return [...document.querySelectorAll(texts)]
+        .filter((element) => element.checkVisibility() && element.textContent.trim())
+        .map((element) => {
+            const [one, other] = [light(getComputedStyle(element).color), light(ground(element))];
+            return [element.outerHTML.slice(0, 80), Math.max(one, other) / Math.min(one, other)];
+        });
+}"""
+NAMELESS = """() => [...document.querySelectorAll("button, input")]
+    .filter((element) => !(element.ariaLabel || element.labels?.length || /\\w/.test(element.textContent)))
+    .map((element) => element.outerHTML)"""
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_texts_can_be_read_and_controls_have_names(open_page, scheme):
     """Contrasts of at least 4.5 (WCAG AA), on the ground behind the text."""
@@ -446,23 +475,12 @@ def test_texts_can_be_read_and_controls_have_names(open_page, scheme):
     detect(page, {"a.png": make_image(), "b.png": make_image()})
     expect(page.locator("#strip button span")).to_have_text(["4", "4"])
     click(page, 30, 100)
-    contrasts = page.evaluate("""() => {
-        const numbers = (colour) => colour.match(/[\\d.]+/g).map(Number);
-        const light = (colour) => numbers(colour).slice(0, 3).map((c) => (c / 255 <= 0.04045 ? c / 255 / 12.92 : ((c / 255 + 0.055) / 1.055) ** 2.4))
-            .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
-        const ground = (element) => { const { backgroundColor } = getComputedStyle(element); return numbers(backgroundColor)[3] === 0 ? ground(element.parentElement) : backgroundColor; };
-        return [...document.querySelectorAll("h1, h2, small, button:enabled, label, output, p, dt, dd, b, .count, #strip span")]
-            .filter((element) => element.checkVisibility() && element.textContent.trim()).map((element) => {
-                const [one, other] = [light(getComputedStyle(element).color), light(ground(element))].sort();
-                return [element.outerHTML.slice(0, 80), (Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05)];
-            });
-    }""")
+    contrasts = page.evaluate(CONTRASTS)
     assert len(contrasts) > 50
     assert [(text, contrast) for text, contrast in contrasts if contrast < 4.5] == []
     dark = page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(22, 24, 27)"
     assert dark == (scheme == "dark")
-    nameless = "[...document.querySelectorAll('button, input')].filter((e) => !(e.ariaLabel || e.labels?.length || /\\w/.test(e.textContent)))"
-    assert page.evaluate(f"{nameless}.map((e) => e.outerHTML)") == []
+    assert page.evaluate(NAMELESS) == []
 
 
 def test_colours_are_those_of_pictures(open_page):
