@@ -96,7 +96,8 @@ class Answer(BaseHTTPRequestHandler):
             self.reply(200, {**MODEL, "explain": self.server.explain})
 
     def do_POST(self):
-        body = self.rfile.read(int(self.headers["Content-Length"]))
+        form = self.rfile.read(int(self.headers["Content-Length"]))
+        body = form.split(b"\r\n\r\n", 1)[1].rpartition(b"\r\n--")[0]  # of the only file
         if self.is_refused():
             return None
         self.server.asked.append(self.path)
@@ -504,4 +505,4 @@ def test_the_server_and_the_page_fit(open_page, start, peak_model, picture, reco
             passed = page.evaluate("performance.measure('', 'drop', 'boxes').duration")
             record_testsuite_property(f"milliseconds from drop to boxes, {name}", passed)
         drop(page, {"broken.png": b"no image"})
-        expect(page.locator("#notice")).to_contain_text("is not an image that can be read")
+        expect(page.locator("#notice")).to_contain_text("broken.png: is not an image that can be read")
