@@ -33,7 +33,7 @@ class Function:
         self.spec = auto_annotation.DetectionFunctionSpec(labels=labels)
 
     def detect(self, context: Any, image: Image.Image) -> list[Any]:
-        """The boxes of an image as shapes of CVAT, in pixels of the image as it is stored.
+        """The boxes of an image as shapes of CVAT, in pixels of the upright image.
 
         Args:
             context: of the call; its ``conf_threshold`` is the least score, where it has one.
@@ -41,7 +41,6 @@ class Function:
         """
         asked = getattr(context, "conf_threshold", None)
         score = self._score if asked is None else asked
-        # CVAT draws over the pixels as they lie in the file or turns them itself; either way it gives them as shown.
         detections = self._predictor(image)
         shown = detections.above(self._predictor.thresholds if score is None else score)
         return [self._cvat.rectangle(row["label"], row["box"]) for row in shown.to_dicts()]

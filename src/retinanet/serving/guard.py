@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
@@ -54,10 +54,10 @@ class Access:
             Refusal: it may not.
         """
         host = headers.get("host", "")
-        if self.hosts and (urlsplit(f"//{host}").hostname or "") not in self.hosts:
+        if self.hosts and _split(f"//{host}").hostname not in self.hosts:
             raise Refusal(421, "this server answers to localhost only; to offer it to others, start it with --host")
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and _split(origin).netloc != host:
             raise Refusal(403, "a page of another site may not use this server")
         if self.token is not None and path not in OPEN and not self._is_shown(headers.get("authorization", "")):
             refusal = Refusal(401, "this server wants a token: send the header Authorization: Bearer TOKEN")
@@ -75,6 +75,14 @@ class Access:
         elif kind.lower() != "bearer":
             return False
         return hmac.compare_digest(given, (self.token or "").encode())
+
+
+def _split(url: str) -> SplitResult:
+    """The parts of an address; empty ones where it is none."""
+    try:
+        return urlsplit(url)
+    except ValueError:
+        return urlsplit("")
 
 
 class Guard:
