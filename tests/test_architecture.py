@@ -40,7 +40,9 @@ HOMES = {  # heavy library -> the only files or packages that import it
     "huggingface_hub": ("interop/pretrained.py",),
     "rasterio": ("images/windows.py",),
     **dict.fromkeys(("onnxruntime", "openvino"), ("inference/", "deploy/")),
-    **dict.fromkeys(("fastapi", "starlette", "uvicorn", "prometheus_client", "python_multipart"), ("serving/",)),
+    **dict.fromkeys(
+        ("fastapi", "fastapi_offline", "starlette", "uvicorn", "prometheus_client", "python_multipart"), ("serving/",)
+    ),
     **dict.fromkeys(("onnx", "onnxscript", "nncf"), ("deploy/",)),
 }
 PENDING: set[tuple[str, str]] = set()

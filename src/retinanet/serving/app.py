@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
@@ -56,8 +57,8 @@ def make_app(service: Service, access: Access, source: ImageSource | None = None
         yield
         service.close()
 
-    # FastAPI's own pages load their scripts from another host, so there is only the description itself.
-    app = FastAPI(title="RetinaNet", version=__version__, lifespan=finish, docs_url=None, redoc_url=None)
+    # FastAPI's own /docs loads its scripts from another host.
+    app = FastAPIOffline(redoc_url=None, title="RetinaNet", version=__version__, lifespan=finish)
     for routes in (_make_routes(service), v2.make_routes(service), make_routes(service, source or ImageSource())):
         app.include_router(routes)
     app.add_middleware(
@@ -150,5 +151,5 @@ async def _explain_parameter(request: Request, error: Exception) -> Response:
 
 async def _explain_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    detail = f"there is no {request.method} {request.url.path[:200]}; GET /openapi.json lists what there is"
+    detail = f"there is no {request.method} {request.url.path[:200]}; /docs lists what there is"
     return answer_error(error.status_code, detail if error.status_code in (404, 405) else error.detail, error.headers)

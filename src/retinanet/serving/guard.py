@@ -63,7 +63,8 @@ class Access:
             raise Refusal(403, "a page of another site may not use this server")
         if self.token is not None and path not in OPEN and not self._is_shown(headers.get("authorization", "")):
             refusal = Refusal(401, "this server wants a token: send the header Authorization: Bearer TOKEN")
-            refusal.headers = {"WWW-Authenticate": 'Bearer, Basic realm="retinanet", charset="UTF-8"'}
+            # Basic alone: where Bearer stands beside it, browsers show the error and ask for nothing.
+            refusal.headers = {"WWW-Authenticate": 'Basic realm="retinanet, the token as password", charset="UTF-8"'}
             raise refusal
 
     def _is_shown(self, header: str) -> bool:
