@@ -22,6 +22,7 @@ from PIL import Image, ImageOps
 from retinanet.inference.documents import Prediction, Predictions, make_coco_document, make_csv_document
 from retinanet.inference.predictor import Predictor
 from retinanet.plotting.marks import class_colour, ink_on
+from retinanet.serving.guard import Access
 from retinanet.types import Detections
 
 CHROMIUM = shutil.which("chromium")
@@ -506,3 +507,14 @@ def test_the_server_and_the_page_fit(open_page, start, peak_model, picture, reco
             record_testsuite_property(f"milliseconds from drop to boxes, {name}", passed)
         drop(page, {"broken.png": b"no image"})
         expect(page.locator("#notice")).to_contain_text("broken.png: is not an image that can be read")
+
+
+def test_a_browser_that_knows_the_token_needs_no_more(open_page, start, peak_model, picture):
+    """It asks for it as for any password, and sends it with the requests of the page too."""
+    with start(Predictor.load(peak_model), access=Access("secret")) as client:
+        page = open_page(
+            f"http://127.0.0.1:{client.port}/", http_credentials={"username": "anybody", "password": "secret"}
+        )
+        expect(page.locator("#model-name")).to_have_text("peak")
+        detect(page, {"one.png": picture(300, 200)})
+        expect(entries(page)).to_contain_text(["spot300 × 200", "half150 × 100"])

@@ -75,7 +75,7 @@ def make_app(service: Service, access: Access, source: ImageSource | None = None
 
 
 def _make_routes(service: Service) -> APIRouter:
-    router = APIRouter()
+    router = APIRouter(tags=["Detection"])
 
     @router.get("/", include_in_schema=False)
     async def page() -> Response:
