@@ -57,6 +57,7 @@ def test_the_help_of_every_command(capsys, command):
         "plan": ["--budget", "--machine.device_memory", "--write", "--image.short"],
         "check": ["--fix", "--write", "--min_side", "fixed copy"],
         "diagnose": ["--split", "--write_thresholds", "best F1"],
+        "serve": ["--port", "--token", "--max_bytes", "RETINANET_TOKEN"],
         "why": ["--data", "--score", "--output", "an annotated image"],
     }
     assert all(option in out for option in options[command]), out
