@@ -277,3 +277,15 @@ class TestCard:
     def test_no_card_at_all(self, tmp_path, text):
         with pytest.raises(UserError, match="is damaged, or not a model that retinanet exported"):
             Card.from_json(text, tmp_path)
+
+
+def test_a_compiled_graph_is_kept_for_the_next_start(tmp_path, written, card):
+    path, cache = written(tmp_path / "model.xml", card.to_json()), tmp_path / "cache"
+    image = np.zeros((32, 40, 3), np.uint8)
+    found = [Predictor.load(path, cache=cache)(image).boxes.tolist() for _ in range(2)]
+    assert found[0] == found[1] and len(list(cache.glob("*.blob"))) == 1
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="is a file, not a folder"):
+        Predictor.load(path, cache=tmp_path / "file")
+    with pytest.raises(UserError, match="cache is for OpenVINO models"):
+        Predictor.load(written(tmp_path / "model.onnx", card.to_json()), cache=cache)

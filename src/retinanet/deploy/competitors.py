@@ -93,7 +93,7 @@ def prepare_competitor(name: str, home: Path, calibrate: str, scratch: Path, *, 
     return replace(use_file(name, file, trust=True), heads=graph)
 
 
-def use_file(name: str, file: Path, **trusted: bool) -> Competitor:
+def use_file(name: str, file: Path, **trusted: Any) -> Competitor:
     """An exported model; for ``trust`` and ``trust_code`` see :func:`retinanet.inference.pt2.load_pt2`."""
     size = sum(path.stat().st_size for path in exported_files(file))
     return Competitor(name, lambda mode: open_exported(file, mode, **trusted), file, trusted, size)

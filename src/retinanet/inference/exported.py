@@ -130,7 +130,13 @@ ReadCard = Callable[[str, Sequence[str]], tuple[Card, Sequence[str]]]  # text, n
 
 
 def open_exported(
-    file: Path, mode: Mode = "latency", *, raw: bool = False, trust: bool = False, trust_code: bool = False
+    file: Path,
+    mode: Mode = "latency",
+    *,
+    raw: bool = False,
+    trust: bool = False,
+    trust_code: bool = False,
+    cache: Path | None = None,
 ) -> ExportedModel:
     """The exported model in a file, ready to run on the CPU; only the runtime of its format is imported.
 
@@ -141,6 +147,7 @@ def open_exported(
         raw: a graph that ends at the heads will do; its ``graph`` can be called, and not its ``run``.
         trust: see :func:`retinanet.inference.pt2.load_pt2`; the other formats hold no code.
         trust_code: likewise.
+        cache: folder in which OpenVINO keeps what it compiled, for the next start.
 
     Raises:
         UserError: its runtime is not installed; the file is damaged, not ours, of a newer version or raw; or a pt2
@@ -160,7 +167,10 @@ def open_exported(
         else:
             from retinanet.inference.runtimes import load_onnx, load_openvino
 
-            model = (load_onnx if file.suffix == ".onnx" else load_openvino)(file, read, streams)
+            if file.suffix == ".onnx":
+                model = load_onnx(file, read, streams)
+            else:
+                model = load_openvino(file, read, streams, cache)
     except (UserError, MemoryError):
         raise
     except Exception as error:  # the errors of the runtimes have no base of their own

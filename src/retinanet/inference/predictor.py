@@ -65,6 +65,7 @@ class Predictor:
         overlap: int | None = None,
         trust: bool = False,
         trust_code: bool = False,
+        cache: str | Path | None = None,
     ) -> Predictor:
         """A predictor from an exported model, a model folder or a name.
 
@@ -84,6 +85,8 @@ class Predictor:
             overlap: likewise.
             trust: of a pt2 file: open it, though torch evaluates expressions in it, which can run code.
             trust_code: of a pt2 file that has pickled or compiled parts: load them as well, which runs code.
+            cache: of an OpenVINO model: folder in which the compiled graph is kept, which makes the next start shorter.
+                OpenVINO does not check what it finds there.
 
         Raises:
             UserError: there is no usable model, it is not trusted, there is no such device, or this kind of model does
@@ -92,11 +95,15 @@ class Predictor:
         if precision not in ("fp32", "bf16") or mode not in ("latency", "throughput"):
             raise UserError(f"precision is fp32 or bf16, mode latency or throughput; got {precision!r} and {mode!r}")
         if file := exported_file(model):
-            backend: Backend = open_exported(file, mode, trust=trust, trust_code=trust_code)
+            if cache is not None and file.suffix != ".xml":
+                raise UserError(f"cache is for OpenVINO models; {file} needs none")
+            kept = None if cache is None else Path(cache)
+            backend: Backend = open_exported(file, mode, trust=trust, trust_code=trust_code, cache=kept)
             _check_exported(backend, file, device, precision, compile)
             return cls(backend, batch_size=batch_size, tile=tile, overlap=overlap)
-        if mode == "throughput":
-            raise UserError("mode throughput is for exported models; make one with: retinanet export MODEL")
+        if mode == "throughput" or cache is not None:
+            option = "cache" if cache is not None else "mode throughput"
+            raise UserError(f"{option} is for exported models; make one with: retinanet export MODEL")
         from retinanet.detector import Detector
         from retinanet.inference.torch_backend import TorchBackend
 

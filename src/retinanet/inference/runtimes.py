@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retinanet.errors import UserError
+from retinanet.files import check_writable
 from retinanet.inference.backend import count_cores
 from retinanet.inference.exported import INPUTS, ExportedModel, ReadCard
 
@@ -78,7 +79,7 @@ def load_onnx(path: Path, read: ReadCard, streams: int) -> ExportedModel:
     return ExportedModel(card, graph, runtime="ONNX Runtime", streams=streams)
 
 
-def load_openvino(path: Path, read: ReadCard, streams: int) -> ExportedModel:
+def load_openvino(path: Path, read: ReadCard, streams: int, cache: Path | None = None) -> ExportedModel:
     """An OpenVINO model, with as many requests as calls may go on at once; a request serves one call at a time."""
     core = import_runtime("openvino", "OpenVINO").Core()
     model = core.read_model(path)
@@ -93,6 +94,9 @@ def load_openvino(path: Path, read: ReadCard, streams: int) -> ExportedModel:
         "INFERENCE_NUM_THREADS": str(count_cores()),
         "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",  # left alone, it is bf16 wherever the CPU can
     }
+    if cache is not None:
+        check_writable(cache / "graph.blob")
+        settings["CACHE_DIR"] = str(cache)
     compiled = core.compile_model(model, "CPU", settings)
     # OpenVINO drops an input that nothing needs: the sizes of a raw graph of normalised images.
     inputs = {name for port in compiled.inputs for name in port.get_names()}

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import uvicorn
     from fastapi import FastAPI
 
+    from retinanet.serving.service import Service
+
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 TOKEN = "RETINANET_TOKEN"
 
@@ -41,6 +43,7 @@ def serve(
     device: str = "auto",
     precision: Literal["fp32", "bf16"] = "fp32",
     mode: Mode | None = None,
+    cache: str | None = None,
     tile: int | None = None,
     overlap: int | None = None,
     images: str | None = None,
@@ -65,6 +68,8 @@ def serve(
         device: auto, cpu, cuda, cuda:1, mps; an exported model runs on the CPU.
         precision: in which a model folder computes; bf16 where the device has it.
         mode: of an exported model; throughput, the default, gives a core to each image, latency all cores to one call.
+        cache: of an OpenVINO model: folder in which its compiled graph is kept, so that the next start is shorter.
+            OpenVINO does not check what it finds there: let nobody else write into it.
         tile: cut images into windows of this many pixels; by default the windows that the model was trained on, if it
             was. 0 shows images whole.
         overlap: pixels that neighbouring windows share; by default the model's, else 128.
@@ -95,16 +100,22 @@ def serve(
     with listener:
         mode = mode or ("throughput" if exported_file(model) else "latency")
         how: dict[str, Any] = {"device": device, "precision": precision, "trust": trust, "trust_code": trust_code}
-        predictor = Predictor.load(model, batch_size=batch_size, mode=mode, tile=tile, overlap=overlap, **how)
+        how |= {"mode": mode, "cache": cache, "tile": tile, "overlap": overlap}
+        predictor = Predictor.load(model, batch_size=batch_size, **how)
         service = Service(predictor, name_model(model), limits)
         access = Access(secret, () if host not in LOOPBACK else LOOPBACK)
-        url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
-        if host not in LOOPBACK:
-            who = "whoever has the token" if secret else "anybody; protect it with --token or " + TOKEN
-            print(f"listening on {host}: everybody who reaches this machine can connect, and {who} can send images")
-        print(f"{service.name} ({predictor.backend.name}) at {url}; stop with Ctrl-C", flush=True)
+        announce(service, host, listener.getsockname()[1], protected=secret is not None)
         with _quiet_signals():
             make_server(make_app(service, access, source), limits.seconds).run(sockets=[listener])
+
+
+def announce(service: Service, host: str, port: int, *, protected: bool) -> None:
+    """Say where the server is, and who can use it."""
+    if host not in LOOPBACK:
+        who = "whoever has the token" if protected else f"anybody; protect it with --token or {TOKEN}"
+        print(f"listening on {host}: everybody who reaches this machine can connect, and {who} can send images")
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    print(f"{service.name} ({service.predictor.backend.name}) at {url}; stop with Ctrl-C", flush=True)
 
 
 def check_installed() -> None:
