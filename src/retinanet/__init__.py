@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from retinanet.analysis.diagnose import diagnose
     from retinanet.analysis.trace.why import why
+    from retinanet.curation.suspects import suspects
     from retinanet.data.dataset import load_dataset
     from retinanet.data.transforms import Augment
     from retinanet.deploy.benchmark import benchmark
@@ -51,6 +52,7 @@ __all__ = [
     "load_dataset",
     "plan",
     "predict",
+    "suspects",
     "train",
     "why",
 ]
@@ -78,6 +80,7 @@ _HOME = {
     "load_dataset": "data.dataset",
     "plan": "training.planned",
     "predict": "inference.predict",
+    "suspects": "curation.suspects",
     "train": "training.run",
     "why": "analysis.trace.why",
 }
