@@ -162,11 +162,9 @@ def measure(raw: RawOutput, part: Assignment, mine: torch.Tensor, criterion: Any
         logits.append(scores[index[:, 0], index[:, 1], labels, index[:, 2], index[:, 3]])
     x = torch.cat(logits)
     classification = sigmoid_focal_loss(x, x.new_ones(()), alpha=None, gamma=0.0).mean()
-    from retinanet.losses.detection import _anchors_of_positives, _deltas_of_positives
-
-    deltas, anchors = _deltas_of_positives(raw, own), _anchors_of_positives(raw.lattice, own)
-    box = criterion.box(deltas, anchors, own.boxes, raw.coder) / len(x)
-    return float(classification + criterion.box_weight * box)
+    target = Target(own.boxes[:1], own.labels[:1], torch.zeros(1, dtype=torch.bool))
+    box = criterion(raw, [target], own, normaliser=len(x)).box
+    return float(classification + box)
 
 
 def tell(name: str, found: Sequence[Damage], done: Sequence[Damage], kinds: Sequence[str]) -> dict[str, float]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from retinanet.analysis.diagnose import diagnose
     from retinanet.analysis.trace.why import why
+    from retinanet.curation.suggest import suggest
     from retinanet.curation.suspects import suspects
     from retinanet.data.dataset import load_dataset
     from retinanet.data.transforms import Augment
@@ -52,6 +53,7 @@ __all__ = [
     "load_dataset",
     "plan",
     "predict",
+    "suggest",
     "suspects",
     "train",
     "why",
@@ -80,6 +82,7 @@ _HOME = {
     "load_dataset": "data.dataset",
     "plan": "training.planned",
     "predict": "inference.predict",
+    "suggest": "curation.suggest",
     "suspects": "curation.suspects",
     "train": "training.run",
     "why": "analysis.trace.why",
