@@ -6,7 +6,8 @@ damaged, and recall is told of these n and of the whole list, by kind. A drop is
 dropped box, other damage by naming the annotation. Mistakes that were in the data before count as false.
 
 Ranking by loss: each annotation has the loss of its positive anchors (their mean), and each detection that lies on no
-annotation (IoU below 0.5) the cross entropy of its score as a negative, -log(1 - score).
+annotation (IoU below 0.5) the cross entropy of its score as a negative, -log(1 - score). ``loss by rank`` takes from
+the two lists in turn, as often from each as it holds damage, which nobody knows of data of his own.
 
     OMP_NUM_THREADS=1 python benchmarks/suspects.py OUTPUT --data FOLDER --model MODEL \
         [--split test] [--seeds 0 1 2] [--share 0.1] [--shift 0.25] [--kinds drop class shift] [--folds 3 --budget 5m]
@@ -149,6 +150,17 @@ def rank_by_loss(model: str, samples: Sequence[Sample], class_names: Sequence[st
     return sorted(rows, key=lambda row: -row["score"])
 
 
+def take_in_turn(ranked: Sequence[Damage], share: float) -> list[Damage]:
+    """The same rows, of the missing ones as many as their share of the damage, wherever one stops."""
+    places: dict[bool, int] = {True: 0, False: 0}
+    keyed = []
+    for row in ranked:
+        missing = row["old"] is None
+        places[missing] += 1
+        keyed.append((places[missing] / max(share if missing else 1 - share, 1e-9), row))
+    return [row for _, row in sorted(keyed, key=lambda pair: pair[0])]
+
+
 def measure(raw: RawOutput, part: Assignment, mine: torch.Tensor, criterion: Any) -> float:
     """The mean loss of the positive anchors of one annotation: cross entropy of its class, and the box loss."""
     counts, kept = list(part.positives_per_level), []
@@ -204,15 +216,15 @@ def main() -> None:
         data = str(folder / "data")
         if options.folds:
             how |= {"folds": options.folds, "budget": options.budget, "weights": options.weights}
-            suspects(options.model, data, **how)
-        else:
-            suspects(options.model, data, **how)
+        suspects(options.model, data, **how)
         found = read_suspects(folder / "suspects" / "suspects.json", dataset.class_names)
         results.append({"seed": seed, "damaged": len(done), "suspects": tell("suspects", found, done, options.kinds)})
         if not options.folds:
             ranked = rank_by_loss(options.model, samples, dataset.class_names)
             results[-1]["loss"] = tell("loss", ranked, done, options.kinds)
-    for name in ("suspects", "loss"):
+            share = sum(one["kind"] == "drop" for one in done) / len(done)
+            results[-1]["loss by rank"] = tell("loss by rank", take_in_turn(ranked, share), done, options.kinds)
+    for name in ("suspects", "loss", "loss by rank"):
         rows = [row[name] for row in results if name in row]
         if rows:
             means = {key: np.mean([row[key] for row in rows]) for key in rows[0]}

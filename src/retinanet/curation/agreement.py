@@ -10,6 +10,9 @@ SHARE_WRONG = 0.05  # of annotations, before anything is known: one in twenty
 FOREGROUND = 0.5  # IoU from which a detection lies on an annotation
 NEAR = 0.1  # IoU from which it can be of an annotation that was drawn in the wrong place
 
+TRUST = 1.0  # in the scores: the inverse variance of a slope of 1 and an offset of 0
+STEPS = 20  # of Newton's method
+
 
 def chance_of_error(share: Floats) -> Floats:
     """The chance (n,) that the annotation is wrong where a detection differs, from the share (n,) that does not.
@@ -38,20 +41,25 @@ def pair_up(overlaps: Overlaps, sure: Floats) -> Integers:
 
 
 def measure_share(overlaps: Overlaps, right: Flags, counted: Flags) -> Floats:
-    """(D,) for each detection the share of those of its class and score that are right; it never falls with the score.
+    """(D,) for each detection the share of those of its class and score that are right.
 
-    Isotonic regression by pooling neighbours (Ayer et al. 1955), with straight lines between the middles of the pools.
+    A logistic curve over the log odds of the score is fitted to each class (Platt 1999), by Newton's method. It starts
+    from the scores themselves, which ``TRUST`` holds it to: where there are few detections it stays near them, and one
+    that is wrongly annotated does not decide about itself, as it would with bins.
     """
-    share, labels, scores = np.zeros(len(overlaps.label)), overlaps.label, overlaps.score
-    for label in np.unique(labels[counted]):
-        order = np.flatnonzero((labels == label) & counted)[::-1]  # detections are sorted, best first
-        pools: list[list[float]] = []  # number, right ones, sum of scores
-        for index in order.tolist():
-            pools.append([1.0, float(right[index]), float(scores[index])])
-            while len(pools) > 1 and pools[-2][1] * pools[-1][0] >= pools[-1][1] * pools[-2][0]:
-                last = pools.pop()
-                pools[-1] = [a + b for a, b in zip(pools[-1], last, strict=True)]
-        number, hits, total = np.array(pools).T
-        mine = labels == label
-        share[mine] = np.interp(scores[mine], total / number, (hits + 0.5) / (number + 1))
+    share, score = np.zeros(len(overlaps.label)), np.clip(overlaps.score, 1e-6, 1 - 1e-6)
+    columns = np.stack([np.log(score / (1 - score)), np.ones(len(score))], axis=1)
+    usual = np.array([1.0, 0.0])
+    for label in np.unique(overlaps.label):
+        mine = overlaps.label == label
+        x, y, fit = columns[mine & counted], right[mine & counted], usual
+        for _ in range(STEPS):
+            p = _logistic(x @ fit)
+            slope = x.T @ (y - p) - TRUST * (fit - usual)
+            fit = fit + np.linalg.solve((x * (p * (1 - p))[:, None]).T @ x + TRUST * np.eye(2), slope)
+        share[mine] = _logistic(columns[mine] @ fit)
     return share
+
+
+def _logistic(x: Floats) -> Floats:
+    return 1 / (1 + np.exp(-np.clip(x, -30, 30)))

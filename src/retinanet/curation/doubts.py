@@ -148,7 +148,7 @@ class _View:
         best = self._find_best(~self.overlaps.same_class & alone[self.overlaps.pair_detection])
         rows = np.flatnonzero(best >= 0)
         found = best[rows]
-        scores = chance_of_error(self.agree[found]) * self.sure[found] * (1 - self.own_sure[rows])
+        scores = chance_of_error(self.agree[found]) * (1 - self.own_sure[rows])
         labels, boxes = self.overlaps.label[found], self.overlaps.truth_box[rows]
         return self._make("class", rows, scores, self.agree[found], labels=labels, boxes=boxes)
 
