@@ -58,6 +58,8 @@ def test_the_help_of_every_command(capsys, command):
         "check": ["--fix", "--write", "--min_side", "fixed copy"],
         "diagnose": ["--split", "--write_thresholds", "best F1"],
         "why": ["--data", "--score", "--output", "an annotated image"],
+        "suspects": ["--folds", "--budget", "--split", "suspects.csv"],
+        "suggest": ["--count", "--data", "--output", "random"],
     }
     assert all(option in out for option in options[command]), out
 

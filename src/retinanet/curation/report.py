@@ -68,7 +68,11 @@ def judge(found: Sequence[Suspect], boxes: int, images: int, notes: Sequence[str
         Point("Model", f"{'; '.join(notes)}."),
         Point("Next", f"Look at them; write yes in the column accept of {table} where you agree. Then:", command),
     ]
-    numbers = [KeyNumber(kind, f"{counts[kind]:,}", title) for kind, title in KINDS.items()]
+    worst = Counter(one.kind for one in found if one.score >= LIKELY)
+    numbers = [
+        KeyNumber(kind, f"{counts[kind]:,}", f"{title}; {worst[kind]:,} rather wrong than right")
+        for kind, title in KINDS.items()
+    ]
     return Verdict("fair" if likely else "good", headline, points, numbers)
 
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import track
 
 from retinanet.curation.ranking import Look, choose, look_at_images
-from retinanet.data.dataset import load_dataset
+from retinanet.data.dataset import load_dataset, splits
 from retinanet.errors import UserError
 from retinanet.files import check_writable, write_atomically
 from retinanet.inference.documents import quote_formula
@@ -75,7 +75,7 @@ def suggest(
     device: str = "auto",
     overwrite: bool = False,
 ) -> Suggestions:
-    """Choose the images whose annotation would teach a model most, and write them as a list with a reason each.
+    """List images to annotate next, with a reason each; that this beats a random choice has not been shown yet.
 
     An image counts for candidates that the model is unsure of and for objects that its mirror image disputes, so crowds
     count for more; and for being unlike the annotated images and those already chosen, so near copies are not chosen.
@@ -100,7 +100,7 @@ def suggest(
     if path.is_dir() or (path.exists() and not overwrite):
         raise UserError(f"--output {path} exists. Name another file, or pass --overwrite to replace an earlier list")
     check_writable(path)
-    known = [sample.path for sample in load_dataset(data).samples] if data is not None else []
+    known = _list_annotated(data) if data is not None else []
     annotated = {os.path.realpath(one) for one in known}
     pool = [one for one in find_images(images) if os.path.realpath(one) not in annotated]
     if not pool:
@@ -125,6 +125,12 @@ def suggest(
     result = Suggestions(tuple(chosen), len(pool), len(known), path)
     write_atomically(path, _make_table(result.chosen).encode("utf-8", "surrogateescape"))
     return result
+
+
+def _list_annotated(data: str) -> list[Path]:
+    """The images of all splits, each once."""
+    parts = [load_dataset(data, split) for split in splits(data) or (None,)]
+    return list({os.path.realpath(sample.path): sample.path for part in parts for sample in part.samples}.values())
 
 
 def _explain(look: Look, distance: float, typical: float) -> str:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -25,6 +26,7 @@ from retinanet.inference.predictor import Predictor
 from retinanet.options import explain_unknown_options
 from retinanet.spec import check_model_first
 from retinanet.training.resume import read_learned_images
+from retinanet.types import Detections
 
 RESULTS = ("report.html", "suspects.json", "suspects.csv")
 
@@ -99,7 +101,7 @@ def suspects(
     *,
     split: str = "train",
     output: str = "suspects",
-    score: float = 0.2,
+    score: float = 0.1,
     folds: int | None = None,
     budget: str | None = None,
     weights: str = "imagenet",
@@ -146,26 +148,12 @@ def suspects(
         raise UserError(f"--score is between 0 and 1, got {score}")
     folder = Path(output)
     check_output_folder(folder, RESULTS, overwrite=overwrite)
+    checked: dict[str, Any] = {"split": split, "confine": confine}
     if folds is None:
-        assert model is not None
-        check_model_first(model, data)
-        predictor = Predictor.load(model, device=device, batch_size=batch_size)
-        dataset = load_dataset(data, split, class_names=predictor.class_names, confine=confine)
-        _refuse_empty(dataset)
-        detections = list(predictor.stream([sample.path for sample in dataset.samples]))
-        notes = [_describe_learned(model, dataset)]
+        dataset, detections, notes = _predict(str(model), data, checked, device, batch_size)
     else:
-        dataset = load_dataset(data, split, confine=confine)
-        _refuse_empty(dataset)
-        given = {"model": model, "budget": budget, "epochs": epochs}
-        options = {"weights": weights, **{name: value for name, value in given.items() if value is not None}}
-        console = Console(stderr=True)
-        detections = predict_out_of_fold(
-            dataset, folder / "folds", folds, options, lambda text: console.print(text, highlight=False, markup=False)
-        )
-        notes = [f"each image was judged by one of {folds} models that did not learn from it"]
-        if model is not None and os.path.isdir(model):
-            notes.append(_describe_learned(model, dataset))
+        given = {"model": model, "budget": budget, "epochs": epochs, "weights": weights}
+        dataset, detections, notes = _train_and_predict(data, checked, folder / "folds", folds, given)
     doubts = find_doubts(dataset.samples, detections, dataset.class_names, least=score)
     found = _describe_doubts(doubts, dataset, Path(data))
     boxes = sum(int((~sample.target.ignore).sum()) for sample in dataset.samples)
@@ -174,6 +162,36 @@ def suspects(
     about = {name: value for name, value in about.items() if value is not None}
     _write(result, dataset, about, data)
     return result
+
+
+Judged = tuple[DetectionDataset, list[Detections], list[str]]  # the data, what was found in them, notes on the model
+
+
+def _predict(model: str, data: str, checked: Mapping[str, Any], device: str, batch_size: int) -> Judged:
+    """The model judges all images."""
+    check_model_first(model, data)
+    predictor = Predictor.load(model, device=device, batch_size=batch_size)
+    dataset = load_dataset(data, class_names=predictor.class_names, **checked)
+    _refuse_empty(dataset)
+    detections = list(predictor.stream([sample.path for sample in dataset.samples]))
+    return dataset, detections, [_describe_learned(model, dataset)]
+
+
+def _train_and_predict(
+    data: str, checked: Mapping[str, Any], folder: Path, folds: int, given: Mapping[str, Any]
+) -> Judged:
+    """Models that did not learn from them judge the images of each fold."""
+    dataset = load_dataset(data, **checked)
+    _refuse_empty(dataset)
+    console, model = Console(stderr=True), given["model"]
+    options = {name: value for name, value in given.items() if value is not None}
+    detections = predict_out_of_fold(
+        dataset, folder, folds, options, lambda text: console.print(text, highlight=False, markup=False)
+    )
+    notes = [f"each image was judged by one of {folds} models that did not learn from it"]
+    if model is not None and os.path.isdir(model):
+        notes.append(f"they began from {model}: {_describe_learned(model, dataset)}")
+    return dataset, detections, notes
 
 
 def _write(result: Suspects, dataset: DetectionDataset, about: Mapping[str, object], data: str) -> None:

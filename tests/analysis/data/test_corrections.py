@@ -73,7 +73,7 @@ def test_corrections_are_applied_and_nothing_else(scene, tmp_path, form):
 
     samples = sorted(before.samples, key=lambda sample: sample.path.name)
     removed, changed, moved, added = samples[:4]
-    cat, dog = ("cat", "dog") if entry(changed, 0)[0] == "cat" else ("dog", "cat")
+    dog = {"cat": "dog", "dog": "cat"}[entry(changed, 0)[0]]
     new = (dog, entry(changed, 0)[1])
     place, extra = ("dog", (40.0, 20.0, 50.0, 30.0)), ("cat", (3.0, 20.0, 13.0, 31.0))
     corrections = [
