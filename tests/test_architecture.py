@@ -23,7 +23,7 @@ LAYERS = [  # from the bottom; a package imports from layers below its own only,
     ("analysis",),
     ("planning",),
     ("deploy", "training"),
-    ("serving",),
+    ("curation", "serving"),
     ("cli",),
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}

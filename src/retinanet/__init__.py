@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from retinanet.analysis.diagnose import diagnose
     from retinanet.analysis.trace.why import why
+    from retinanet.curation.suggest import suggest
+    from retinanet.curation.suspects import suspects
     from retinanet.data.dataset import load_dataset
     from retinanet.data.transforms import Augment
     from retinanet.deploy.benchmark import benchmark
@@ -53,6 +55,8 @@ __all__ = [
     "plan",
     "predict",
     "serve",
+    "suggest",
+    "suspects",
     "train",
     "why",
 ]
@@ -81,6 +85,8 @@ _HOME = {
     "plan": "training.planned",
     "predict": "inference.predict",
     "serve": "serving.serve",
+    "suggest": "curation.suggest",
+    "suspects": "curation.suspects",
     "train": "training.run",
     "why": "analysis.trace.why",
 }

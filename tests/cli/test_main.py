@@ -59,6 +59,8 @@ def test_the_help_of_every_command(capsys, command):
         "diagnose": ["--split", "--write_thresholds", "best F1"],
         "serve": ["--port", "--token", "--max_bytes", "RETINANET_TOKEN"],
         "why": ["--data", "--score", "--output", "an annotated image"],
+        "suspects": ["--folds", "--budget", "--split", "suspects.csv"],
+        "suggest": ["--count", "--data", "--output", "random"],
     }
     assert all(option in out for option in options[command]), out
 

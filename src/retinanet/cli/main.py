@@ -42,6 +42,16 @@ COMMANDS = {
         ("model", "data"),
         "MODEL DATA [--split val] [options]",
     ),
+    "suspects": Command(
+        "which annotations are probably wrong: missing, wrong class, loose, doubled, of nothing",
+        ("model", "data"),
+        "MODEL DATA [--split train] [options], or DATA --folds 3 [--budget 30m]",
+    ),
+    "suggest": Command(
+        "which images to annotate next, so that a model learns most from them",
+        ("model", "images"),
+        "MODEL IMAGE|FOLDER|PATTERN... [--output next.csv] [--count 20] [--data DATA]",
+    ),
     "export": Command(
         "write a model for ONNX Runtime, OpenVINO or torch.export, with proof that it finds the same",
         ("model",),
@@ -163,7 +173,7 @@ def describe_result(command: str, result: Any, arguments: Mapping[str, Any]) -> 
         case "plan":
             how = f"--plan {arguments['write']}" if arguments["write"] else "with the same options"
             return f"{result.summary()}\ntrain it: retinanet train {arguments['data']} --output RUN {how}"
-        case "check" | "diagnose":
+        case "check" | "diagnose" | "suspects" | "suggest":
             return str(result.summary())
     return str(result)
 

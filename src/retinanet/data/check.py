@@ -131,10 +131,24 @@ class Split:
             faults.append(Fault("many-objects", self.name, reason, image=image))
         return faults
 
+    @property
+    def sound_rows(self) -> np.ndarray:
+        """(S,) rows of the boxes that samples have, by image."""
+        keep = np.flatnonzero(self.faulty == 0)
+        return keep[np.argsort(self.owners[keep], kind="stable")]
+
+    def places(self) -> list[tuple[Path, list[str]]]:
+        """The file of each image, and where the annotations of its sample stand, in the order of :meth:`samples`."""
+        rows = self.sound_rows
+        parts = np.split(rows, np.searchsorted(self.owners[rows], np.arange(1, len(self.images))))
+        where = self.annotations.boxes.where
+        return [
+            (image.path, [where(row) for row in part.tolist()]) for image, part in zip(self.images, parts, strict=True)
+        ]
+
     def samples(self) -> list[Sample]:
         """One sample per image with its sound boxes, clipped; each owns its memory."""
-        keep = np.flatnonzero(self.faulty == 0)
-        keep = keep[np.argsort(self.owners[keep], kind="stable")]
+        keep = self.sound_rows
         boxes = self.boxes[keep]
         areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
         if self.annotations.boxes.areas is not None:

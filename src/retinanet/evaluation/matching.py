@@ -94,7 +94,7 @@ class Overlaps:
             (D,) the object of each detection, -1 for none.
         """
         near = self.pair_iou >= min(threshold, 1 - 1e-10)
-        return self.assign(self._same_class & near, self.ignore if ignored is None else ignored)
+        return self.assign(self.same_class & near, self.ignore if ignored is None else ignored)
 
     def assign(self, pairs: Flags, last: Flags) -> Integers:
         """Best score first, each detection takes the free object that it overlaps most, of equal ones the last.
@@ -116,7 +116,7 @@ class Overlaps:
         return np.array(matched, np.int64)
 
     @property
-    def _same_class(self) -> Flags:
+    def same_class(self) -> Flags:
         """(P,) pairs of one class."""
         return self.label[self.pair_detection] == self.truth_label[self.pair_truth]
 
@@ -150,8 +150,8 @@ class Overlaps:
             (D,) indices into ``KINDS`` and (D,) the object that each kind refers to, -1 for none.
         """
         objects = ~self.ignore[self.pair_truth]
-        own, own_iou = self.nearest(objects & self._same_class)
-        other, other_iou = self.nearest(objects & ~self._same_class)
+        own, own_iou = self.nearest(objects & self.same_class)
+        other, other_iou = self.nearest(objects & ~self.same_class)
         hits, counted = self.judge(matched)
         rules: dict[str, tuple[Flags, Integers]] = {
             IGNORED: (~counted, matched),

@@ -92,14 +92,20 @@ def make_csv_document(predictions: Sequence[Prediction]) -> str:
     writer = csv.writer(text)
     writer.writerow(CSV_COLUMNS)
     for prediction in predictions:
-        rows, path = prediction.detections.to_dicts(), _quote_formula(str(prediction.path))
+        rows, path = prediction.detections.to_dicts(), quote_formula(str(prediction.path))
         for row in rows:
             box = [f"{side:.2f}" for side in row["box"]]
-            writer.writerow([path, *box, _quote_formula(row["name"]), f"{row['score']:.4f}"])
+            writer.writerow([path, *box, quote_formula(row["name"]), f"{row['score']:.4f}"])
         if not rows:
             writer.writerow([path, *[""] * 6])
     return text.getvalue()
 
 
-def _quote_formula(text: str) -> str:
+def quote_formula(text: str) -> str:
+    """A cell that no spreadsheet computes."""
     return f"'{text}" if text.startswith(FORMULA) else text
+
+
+def unquote_formula(text: str) -> str:
+    """What :func:`quote_formula` was given."""
+    return text[1:] if text.startswith(tuple(f"'{mark}" for mark in FORMULA)) else text

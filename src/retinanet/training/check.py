@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +14,7 @@ from retinanet.analysis.anchors import report as anchor_report
 from retinanet.analysis.anchors.audit import AnchorAudit, audit
 from retinanet.analysis.anchors.propose import Proposal, propose
 from retinanet.analysis.data import doctor
+from retinanet.analysis.data.corrections import Correction, read_corrections
 from retinanet.analysis.data.findings import DoctorReport
 from retinanet.analysis.data.fix import refuse_output, write_fixed_copy
 from retinanet.analysis.data.pictures import picture_findings
@@ -95,6 +96,7 @@ def check(
     pixels: bool = True,
     workers: int | None = None,
     fix: str | None = None,
+    suspects: str | None = None,
     write: str | None = None,
     confine: bool = False,
     overwrite: bool = False,
@@ -113,6 +115,8 @@ def check(
         pixels: decode every image, to find damaged ones, wrong sizes and copies; without it only annotations are read.
         workers: threads that decode images; by default one per core, at most 8.
         fix: new folder for a fixed copy of the data, as COCO.
+        suspects: file suspects.csv of ``retinanet suspects``; rows whose column accept says yes are corrected in the
+            copy.
         write: file for the proposed anchors, which train takes as --config.
         confine: refuse a data set that names images outside of its folder.
         overwrite: replace the report of an earlier check in output.
@@ -123,6 +127,7 @@ def check(
     folder = Path(output)
     check_output_folder(folder, RESULTS, overwrite=overwrite)
     _refuse_options(data, write=write, fix=fix, workers=workers, pixels=pixels, overwrite=overwrite)
+    corrections = _read_suspects(suspects, fix)
     sides = {"short": short, "long": long}
     lattice, preprocess = _planned(model or str(UNPLANNED["model"]), architecture or {}, sides)
     made = None
@@ -139,7 +144,7 @@ def check(
     anchors, proposal = fit.anchors, fit.proposal
     if write is not None:
         notes.append(_write(Path(write), proposal))
-    refused = _write_fixed(data, fix, report, notes) if fix is not None else None
+    refused = _write_fixed(data, fix, report, corrections, notes) if fix is not None else None
     verdict = judge_data(report, anchors, proposal, data=data, **_describe(made, data))
     result = CheckResult(verdict, report, anchors, proposal, tuple(notes), folder)
     sections = [doctor.section(report)]
@@ -203,14 +208,29 @@ def _judge_anchors(
     return report, _Fit(anchors, proposal), samples
 
 
-def _write_fixed(data: str, output: str, report: DoctorReport, notes: list[str]) -> UserError | None:
+def _read_suspects(suspects: str | None, fix: str | None) -> list[Correction]:
+    """The accepted rows; none where no file is named."""
+    if suspects is None:
+        return []
+    if fix is None:
+        raise UserError(f"--suspects {suspects} is for a fixed copy; name its folder: --fix NEW")
+    corrections = read_corrections(Path(suspects))
+    if not corrections:
+        raise UserError(f"--suspects {suspects}: no row is accepted. Write yes in their column accept")
+    return corrections
+
+
+def _write_fixed(
+    data: str, output: str, report: DoctorReport, corrections: Sequence[Correction], notes: list[str]
+) -> UserError | None:
     """Write the fixed copy and note what became of it; returns why there is none, to be told after the findings."""
     try:
-        copy = write_fixed_copy(data, output, report)
+        copy = write_fixed_copy(data, output, report, corrections)
     except UserError as error:
         notes.append(str(error))
         return error
-    notes.append(f"a fixed copy is in {copy}; fixed.txt there says what was done")
+    counted = f", {len(corrections)} annotations corrected" if corrections else ""
+    notes.append(f"a fixed copy is in {copy}{counted}; fixed.txt there says what was done")
     return None
 
 

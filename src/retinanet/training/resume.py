@@ -20,6 +20,7 @@ from retinanet.errors import UserError
 from retinanet.files import write_tensors
 from retinanet.plain import check_types
 from retinanet.types import Sample
+from retinanet.yaml_files import read_mapping
 
 STATE = "state.pt"
 UNREADABLE = (OSError, RuntimeError, EOFError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError,
@@ -168,3 +169,18 @@ def _restore_threads(threads: int | None) -> list[str]:
         return [f"threads {threads} -> {torch.get_num_threads()}"]
     torch.set_num_threads(threads)
     return []
+
+
+def read_learned_images(folder: Path) -> frozenset[str] | None:
+    """The absolute paths of the images that a run has learned from or chose its model by; None where it is not known.
+
+    Args:
+        folder: of the run, or of a model whose state is gone.
+    """
+    try:
+        state = torch.load(folder / STATE, map_location="cpu", weights_only=True, mmap=True)
+        root = Path(read_mapping(folder / "config.yaml")["data"])
+        lines = [line for split in ("train", "validation") for line in state["data"][split].splitlines()]
+    except (*UNREADABLE, UserError):
+        return None
+    return frozenset(os.path.realpath(root / line.partition(" ")[2]) for line in lines)

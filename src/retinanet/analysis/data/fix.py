@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from retinanet.analysis.data.boxes import duplicate_rows
+from retinanet.analysis.data.corrections import Correction, correct_splits
 from retinanet.analysis.data.doctor import read_splits
 from retinanet.analysis.data.findings import DoctorReport
 from retinanet.analysis.data.images import exif_orientation
@@ -49,7 +50,9 @@ class _Copy:
     """Boxes that are in the data and will not be in the copy, by the reason; duplicates are not lost."""
 
 
-def write_fixed_copy(data: str | Path, output: str | Path, report: DoctorReport) -> Path:
+def write_fixed_copy(
+    data: str | Path, output: str | Path, report: DoctorReport, corrections: Sequence[Correction] = ()
+) -> Path:
     """Write a copy of a data set without its faults, as COCO: ``annotations/<split>.json``, and ``fixed.txt``.
 
     * Converted: pixels in YOLO files and fractions in others, a sixth number, outlines to boxes.
@@ -65,18 +68,20 @@ def write_fixed_copy(data: str | Path, output: str | Path, report: DoctorReport)
         data: the data set; it is only read.
         output: a folder that does not exist or is empty, outside of ``data``.
         report: what :func:`~retinanet.analysis.data.doctor.examine` found, with pixels: what is wrong in images.
+        corrections: of single annotations, made first.
 
     Returns:
         The folder.
 
     Raises:
-        UserError: the folder cannot be used, nothing of the set is left, or many boxes would be lost.
+        UserError: the folder cannot be used, nothing of the set is left, many boxes would be lost, or a correction is
+            not of these data.
     """
     data, output = Path(data), Path(output)
     refuse_output(data, output)
     faults: list[Fault] = []
-    parts = read_splits(data, faults)
-    copy = _Copy(_broken_images(report), _elsewhere(parts, report))
+    parts, corrected = correct_splits(read_splits(data, faults), corrections, data)
+    copy = _Copy(_broken_images(report), _elsewhere(parts, report), done=corrected)
     for fault in {str(fault): fault for fault in faults}.values():
         if fault.kind == "corners":  # clipping them would spoil the boxes for good
             raise UserError(f"{fault} No fixed copy was written.")

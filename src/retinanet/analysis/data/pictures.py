@@ -16,7 +16,7 @@ from retinanet.analysis.data.findings import DoctorReport
 from retinanet.data.faults import KINDS, Fault, short
 from retinanet.errors import UserError
 from retinanet.images.io import read_image
-from retinanet.plotting.draw import FALSE, HIT, contact_sheet, cut_out, draw_boxes, to_picture
+from retinanet.plotting.draw import FALSE, HIT, MISSED, contact_sheet, cut_out, draw_boxes, to_picture
 from retinanet.plotting.html import Picture
 from retinanet.plotting.marks import Rect, draw_frame
 from retinanet.types import Sample
@@ -82,10 +82,10 @@ def _picture_fault(fault: Fault, data: Path, others: Mapping[Path, Sequence[Box]
     title = f"{title[0].upper()}{title[1:]}"
     text = name_places(f"{fault.where}: {fault.reason}", data)
     if fault.kind.endswith("copy-in-splits"):
-        both = [picture for path in fault.members if (picture := _open(path)) is not None]
+        both = [picture for path in fault.members if (picture := open_picture(path)) is not None]
         sheet = contact_sheet([_fit(picture) for picture in both], 2, width=2 * CUT[0] + GAP, gap=GAP) if both else None
         return None if sheet is None else Picture(title, text, sheet, columns=4)
-    if fault.box is None or fault.image is None or (picture := _open(fault.image)) is None:
+    if fault.box is None or fault.image is None or (picture := open_picture(fault.image)) is None:
         return None
     return Picture(title, text, draw_in_place(picture, fault.box, others.get(fault.image, ())))
 
@@ -103,7 +103,7 @@ def _picture_hard_boxes(samples: Sequence[Sample], audited: AnchorAudit, data: P
     for title, rows in (("No anchor reaches it", unreached), ("Among the smallest boxes", smallest)):
         for row in _take_from_images(rows, owners, used):
             sample, name = samples[owners[row]], audited.class_names[audited.labels[row]]
-            picture = _open(sample.path)
+            picture = open_picture(sample.path)
             if picture is None:
                 continue
             corners = ", ".join(f"{side:.0f}" for side in boxes[row])
@@ -128,7 +128,7 @@ def _take_from_images(rows: NDArray[np.int64], owners: NDArray[np.int64], used: 
 def _picture_crowd(samples: Sequence[Sample], class_names: Sequence[str], data: Path) -> Iterator[Picture]:
     """The image with the most objects."""
     index = int(np.argmax([int((~sample.target.ignore).sum()) for sample in samples]))
-    picture, target = _open(samples[index].path), samples[index].target
+    picture, target = open_picture(samples[index].path), samples[index].target
     if picture is not None:
         target = target.select(~target.ignore)
         zoom = max(1, min(CROWD[0] // picture.width, CROWD[1] // picture.height))
@@ -138,16 +138,20 @@ def _picture_crowd(samples: Sequence[Sample], class_names: Sequence[str], data: 
         yield Picture("The image with the most objects", text, drawn, columns=4, rows=2)
 
 
-def draw_in_place(picture: Image.Image, box: Box, others: Sequence[Box] = ()) -> Image.Image:
+def draw_in_place(
+    picture: Image.Image, box: Box | None, others: Sequence[Box] = (), proposed: Box | None = None
+) -> Image.Image:
     """A box with its surroundings, cut out and enlarged to ``CUT``; the other boxes of the image in thin light lines.
 
     Args:
         picture: the image.
-        box: xyxy in its pixels; it may lie outside, have its sides swapped, or have no extent.
+        box: xyxy in its pixels, drawn in orange; it may lie outside, have its sides swapped, or have no extent.
         others: (M, 4) xyxy; that which is the box itself is not drawn again.
+        proposed: xyxy of what should stand in its place, or stands nowhere, drawn in yellow. One of the two is given.
     """
-    x1, x2 = sorted(min(max(edge, -picture.width), 2 * picture.width) for edge in (box[0], box[2]))
-    y1, y2 = sorted(min(max(edge, -picture.height), 2 * picture.height) for edge in (box[1], box[3]))
+    meant = [[*sorted((b[0], b[2])), *sorted((b[1], b[3]))] for b in (box, proposed) if b is not None]
+    spans = np.clip(meant, -np.repeat(picture.size, 2), 2 * np.repeat(picture.size, 2))  # rows of x1, x2, y1, y2
+    (x1, _, y1, _), (_, x2, _, y2) = spans.min(0).tolist(), spans.max(0).tolist()
     left, top, right, bottom = _choose_region((x1, y1, x2, y2), picture.size)
     cut = cut_out(picture, (left, top, right, bottom), CUT)
     scale = CUT[0] / (right - left), CUT[1] / (bottom - top)
@@ -161,12 +165,14 @@ def draw_in_place(picture: Image.Image, box: Box, others: Sequence[Box] = ()) ->
         )
 
     near = [other for other in others if other[2] > left and other[0] < right and other[3] > top and other[1] < bottom]
-    apart = [other for other in near if max(abs(a - b) for a, b in zip(other, box, strict=True)) > 0.5]
+    apart = [other for other in near if box is None or max(abs(a - b) for a, b in zip(other, box, strict=True)) > 0.5]
     for other in apart:
         draw_frame(cut, _round(place(other)), THIN, HIT[0], None)
-    a, b, c, d = place((x1, y1, x2, y2))
-    grow_x, grow_y = max(THICK, (_VISIBLE - (c - a)) / 2), max(THICK, (_VISIBLE - (d - b)) / 2)
-    draw_frame(cut, _round((a - grow_x, b - grow_y, c + grow_x, d + grow_y)), THICK, FALSE[0], None)
+    colours = [colour for one, colour in ((box, FALSE[0]), (proposed, MISSED[0])) if one is not None]
+    for (left_edge, right_edge, upper, lower), colour in zip(spans.tolist(), colours, strict=True):
+        a, b, c, d = place((left_edge, upper, right_edge, lower))
+        grow_x, grow_y = max(THICK, (_VISIBLE - (c - a)) / 2), max(THICK, (_VISIBLE - (d - b)) / 2)
+        draw_frame(cut, _round((a - grow_x, b - grow_y, c + grow_x, d + grow_y)), THICK, colour, None)
     return cut
 
 
@@ -199,7 +205,7 @@ def _fit(picture: Image.Image) -> Image.Image:
     return cut_out(picture, (left, top, left + width, top + height), CUT)
 
 
-def _open(path: Path | None) -> Image.Image | None:
+def open_picture(path: Path | None) -> Image.Image | None:
     """The image, or None if there is none that can be read."""
     try:
         return None if path is None else to_picture(read_image(path))
