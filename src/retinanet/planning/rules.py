@@ -22,7 +22,7 @@ SMALL_SIDE = 32  # pixels that small boxes should have: COCO's border of small, 
 LEAST_SIDE = 16  # that they need: two cells
 STEP = 32  # of image sizes
 CAP = {"cpu": (640, 1067), "mps": (640, 1067), "cuda": (800, 1333)}  # the paper's on a GPU
-LEAST_SHORT = 192
+USUAL_SHORT, LEAST_SHORT = 384, 128  # of large objects: where time allows, and where it does not (measured)
 WINDOW = {"cpu": 512, "mps": 512, "cuda": 800}  # sides of windows as the network sees them
 LONGEST = 5 / 3  # long by short side at most, as 1333 by 800
 VIEWS, GOOD_VIEWS, LEAST_VIEWS = 10_000, 2_500, 800  # images shown in a training: enough, good, least
@@ -105,7 +105,7 @@ def list_sizes(facts: Fingerprint, device: str) -> list[Size]:
     most, longest = CAP[device]
     ratio = min(max(facts.long.median / short, 1.0) * 1.05, LONGEST)
     wanted = short * min(SMALL_SIDE / small, largest)
-    wanted = min(max(wanted, min(short, 2 * LEAST_SHORT)), most)
+    wanted = min(max(wanted, min(short, USUAL_SHORT)), most)
     least = max(min(short * LEAST_SIDE / small, wanted), min(wanted, LEAST_SHORT))
     sizes = []
     for side in range(to_step(wanted), to_step(least) - 1, -STEP):
