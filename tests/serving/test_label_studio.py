@@ -96,6 +96,9 @@ def label_studio(picture):
                 self.send_header("Location", "http://127.0.0.1:1/secret")
                 self.end_headers()
                 return
+            if self.path == "/garbage":
+                self.wfile.write(b"no HTTP")
+                return
             self.send_response(200 if self.headers["Authorization"] == "Token t" else 401)
             self.end_headers()
             self.wfile.write(picture() if self.path != "/large" else bytes(5000))
@@ -118,8 +121,13 @@ def test_images_of_one_host(label_studio, picture):
     assert source.read("/data/upload/1/x.png").content == picture()
     assert source.read(f"{host}/data/upload/1/x.png?y=1").name == "x.png"
     assert label_studio.asked == [("/data/upload/1/x.png", "Token t"), ("/data/upload/1/x.png?y=1", "Token t")]
+    assert source.read("/data/upload/a bé.jpg").name == "a bé.jpg"
+    assert source.read("/data/local-files/?d=c d.jpg").name == "c d.jpg"
+    escaped = ["/data/upload/a%20b%C3%A9.jpg", "/data/local-files/?d=c%20d.jpg"]
+    assert [path for path, _ in label_studio.asked[2:]] == escaped
     for address, expected in (
         ("/away", "answered 302"),
+        ("/garbage", "cannot be reached for an image"),
         ("/large", "at most 1,000 bytes"),
         (f"http://localhost:{label_studio.server_port}/x.png", "a host that this server was not told"),
         (f"http://user@127.0.0.1:{label_studio.server_port}/x.png", "a host that this server was not told"),
@@ -141,10 +149,11 @@ def test_images_of_one_host(label_studio, picture):
         '<View><Image name="i"/><RectangleLabels name="r" toName="i"/></View>',
         '<View><RectangleLabels name="r" toName="i"/></View>',
         "<a>" * 50_000,
+        "<a/>" * 60_000,
     ],
 )
 def test_configurations_that_cannot_be_used(text):
-    with pytest.raises(Refusal, match="the labelling configuration"):
+    with pytest.raises(Refusal, match="labelling configuration"):
         read_config(text)
 
 

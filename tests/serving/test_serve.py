@@ -57,7 +57,7 @@ def test_it_serves_without_torch_until_it_is_told_to_stop(peak_model, picture, n
 def test_an_address_for_others_is_told_and_a_token_of_the_environment_is_used(peak_model):
     process, port, text = begin(str(peak_model), "--host", "0.0.0.0", RETINANET_TOKEN="abc")
     try:
-        assert "everybody who reaches this machine can connect" in text
+        assert "listening on 0.0.0.0: whoever has the token can send images" in text
         assert "abc" not in text
         url = f"http://127.0.0.1:{port}"
         assert httpx.get(f"{url}/model", trust_env=False).status_code == 401

@@ -69,7 +69,7 @@ def test_outputs_that_are_not_asked_for_are_left_out(v2):
     [
         ({"datatype": "FP32"}, "the datatype of images is UINT8"),
         ({"name": "picture"}, "the inputs of the model are images and sizes"),
-        ({"shape": [1, 3, 32, -32]}, "the shape of images is a list of whole numbers above 0"),
+        ({"shape": [1, 3, 32, -32]}, "the shape of images is a list of up to 4 whole numbers above 0"),
         ({"shape": [1, 3, 10**9, 10**9]}, "data of images is not a list of"),
         ({"shape": [1, 3, 2**70, 1]}, "the shape of images is a list"),
         ({"shape": [1, 3, 31, 32], "data": [0] * 2976}, "multiples of 32, at most 64"),
@@ -81,6 +81,11 @@ def test_outputs_that_are_not_asked_for_are_left_out(v2):
         ({"data": ["0"] * 3072}, "data of images is not a list"),
         ({"data": [None] * 3072}, "data of images is not a list"),
         ({"data": [[0], [0, 1]]}, "data of images is not a list"),
+        ({"shape": [2**31 - 1] * 1000}, "the shape of images is a list of up to 4"),
+        ({"shape": [1, 3, 32, 32] + [1] * 70}, "the shape of images is a list of up to 4"),
+        ({"data": ["a" * 100_000] + ["a"] * 3071}, "data of images is not a list"),  # numpy would make them all as long
+        ({"data": [[[[0] * 32] * 32] * 2 + [[[0] * 31] * 32]]}, "data of images is not a list"),
+        ({"data": [True] * 3072}, "data of images is not a list"),
         ({"data": None}, "data of images is not a list"),
         ({"parameters": {"binary_data_size": 3072}}, "binary_data_size of images does not fit"),
         ({"parameters": 3}, "parameters is not an object"),
@@ -92,6 +97,15 @@ def test_wrong_tensors(client, change, expected):
     answer = client.post("/v2/models/peak/infer", json={"inputs": [images, sizes]})
     assert answer.status_code == 400
     assert expected in answer.json()["error"]
+
+
+def test_an_output_comes_once(client):
+    images = {"name": "images", "datatype": "UINT8", "shape": [1, 3, 32, 32], "data": [[[[0] * 32] * 32] * 3]}
+    sizes = {"name": "sizes", "datatype": "INT64", "shape": [1, 2], "data": [[32, 32]]}
+    body = {"inputs": [images, sizes], "outputs": [{"name": "boxes"}]}
+    assert client.post("/v2/models/peak/infer", json=body).status_code == 200
+    answer = client.post("/v2/models/peak/infer", json={**body, "outputs": [{"name": "boxes"}] * 2})
+    assert (answer.status_code, answer.json()["error"]) == (400, "an output is wanted twice")
 
 
 @pytest.mark.parametrize("sizes", [[0, 32], [33, 32], [32, 33], [-1, 5], [32], [32, 32, 1]])

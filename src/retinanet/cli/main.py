@@ -48,7 +48,7 @@ COMMANDS = {
         "MODEL DATA [--split train] [options], or DATA --folds 3 [--budget 30m]",
     ),
     "suggest": Command(
-        "which images to annotate next, so that a model learns most from them",
+        "which images to annotate next",
         ("model", "images"),
         "MODEL IMAGE|FOLDER|PATTERN... [--output next.csv] [--count 20] [--data DATA]",
     ),

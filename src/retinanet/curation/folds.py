@@ -45,7 +45,7 @@ def predict_out_of_fold(
 
     Args:
         dataset: N annotated images.
-        folder: for the data and the models of the folds.
+        folder: for the data and the models of the folds, in a folder of its own for these annotations and folds.
         folds: how many.
         options: of ``train``, without data and output.
         tell: is given a line before each fold.
@@ -57,12 +57,14 @@ def predict_out_of_fold(
         UserError: as ``train``, and as :func:`draw_folds`.
     """
     found: dict[int, Detections] = {}
+    text = f"{folds} {make_coco(dataset.samples, dataset.class_names)}"
+    folder = folder / hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
     for number, rows in enumerate(draw_folds([sample.path for sample in dataset.samples], folds), start=1):
         tell(f"fold {number} of {folds}: a model for {len(rows)} images learns from the others")
         data, run = folder / f"fold{number}-data", folder / f"fold{number}"
         others = sorted(set(range(len(dataset))).difference(rows))
         samples = [dataset.samples[row] for row in others]
-        write_coco(data / "annotations" / "instances_train.json", samples, dataset.class_names)
+        write_atomically(data / "annotations" / "instances_train.json", make_coco(samples, dataset.class_names))
         train(str(data), str(run), resume=(run / STATE).is_file(), **options)
         predictor = Predictor.load(run)
         label_of = [dataset.class_names.index(name) for name in predictor.class_names]
@@ -75,16 +77,12 @@ def predict_out_of_fold(
     return [found[row] for row in range(len(dataset))]
 
 
-def write_coco(path: Path, samples: Sequence[Sample], class_names: Sequence[str]) -> None:
-    """Annotated images as a COCO file; the images stay where they are.
+def make_coco(samples: Sequence[Sample], class_names: Sequence[str]) -> str:
+    """The text of a COCO file of annotated images, which stay where they are.
 
     Args:
-        path: of the file.
         samples: the images.
         class_names: K names; category ids are label + 1.
-
-    Raises:
-        UserError: the file cannot be written.
     """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -96,4 +94,4 @@ def write_coco(path: Path, samples: Sequence[Sample], class_names: Sequence[str]
             box = {"category_id": label + 1, "bbox": [x1, y1, x2 - x1, y2 - y1], "area": area, "iscrowd": int(ignore)}
             annotations.append({"id": len(annotations) + 1, "image_id": number, **box})
     categories = [{"id": label, "name": name} for label, name in enumerate(class_names, start=1)]
-    write_atomically(path, json.dumps({"images": images, "annotations": annotations, "categories": categories}) + "\n")
+    return json.dumps({"images": images, "annotations": annotations, "categories": categories}) + "\n"

@@ -19,6 +19,7 @@ from retinanet.inference.torch_backend import TorchBackend
 from retinanet.types import Detections, Target
 
 Floats = NDArray[np.float64]
+COPY = 1e-4  # distance of the features of copies
 SAME = 0.5  # IoU from which detections in an image and in its mirror image are one
 
 
@@ -103,17 +104,17 @@ def choose(values: Sequence[float], features: Floats, known: Floats, count: int)
     """Choose images that are worth much and unlike each other: the greedy k-centre rule, weighted by the values.
 
     One after the other, that image is taken whose value times distance to the nearest image that is known or chosen is
-    the largest. Without values it is the rule of Sener and Savarese (2018, core-set); near copies of what is chosen
-    have a distance near 0, however unsure the model is of them.
+    the largest. Without values it is the rule of Sener and Savarese (2018, core-set). Near copies of what is chosen
+    have a distance near 0 and come late, however unsure the model is of them; copies are not chosen at all.
 
     Args:
         values: N, at least 0.
         features: (N, C) of length 1.
         known: (M, C) of the annotated images, M may be 0.
-        count: how many to choose, N at most.
+        count: how many to choose at most.
 
     Returns:
-        (row, distance when it was chosen, in [0, 2]) of each, in the order chosen.
+        (row, distance when it was chosen, in [0, 2], 2 where nothing is known) of each, in the order chosen.
     """
     worth = np.asarray(values, np.float64) + 1e-6  # where the model is sure of everything, the distance decides
     near = np.full(len(worth), 2.0)
@@ -121,7 +122,10 @@ def choose(values: Sequence[float], features: Floats, known: Floats, count: int)
         near = np.minimum(near, np.linalg.norm(features - feature, axis=1))
     free = np.ones(len(worth), bool)
     chosen = []
-    for _ in range(min(count, len(worth))):
+    for _ in range(count):
+        free &= near > COPY
+        if not free.any():
+            break
         row = int(np.argmax(np.where(free, worth * near, -1.0)))
         chosen.append((row, float(near[row])))
         free[row] = False

@@ -22,6 +22,7 @@ from retinanet.inference.predictor import Predictor
 from retinanet.options import explain_unknown_options
 from retinanet.spec import check_model_first
 
+FAR = 2.0  # the distance where nothing is known
 COLUMNS = ("rank", "image", "value", "unsure", "disputed", "objects", "distance", "reason")
 
 
@@ -78,14 +79,14 @@ def suggest(
     """List images to annotate next, with a reason each; that this beats a random choice has not been shown yet.
 
     An image counts for candidates that the model is unsure of and for objects that its mirror image disputes, so crowds
-    count for more; and for being unlike the annotated images and those already chosen, so near copies are not chosen.
+    count for more; and for being unlike the annotated images and those already chosen. Copies of those are not chosen.
 
     Args:
         model: model folder.
         images: files, folders and patterns of images without annotations.
         output: file for the list, CSV.
         count: how many images to choose.
-        data: images that are annotated already; they are not chosen, nor what looks like them.
+        data: images that are annotated already; neither they nor their copies are chosen.
         device: auto, cpu, cuda, cuda:1, mps.
         overwrite: replace the file of an earlier list.
 
@@ -140,7 +141,8 @@ def _explain(look: Look, distance: float, typical: float) -> str:
     else:
         why = f"its mirror image disputes {look.disputed:.1f} objects"
     times = f", {look.value / typical:.1f} times the usual in all" if typical else ""
-    return f"{why}{times}; about {look.objects:.0f} objects; distance {distance:.2f} to the nearest known image"
+    near = f"; distance {distance:.2f} to the nearest known image" if distance < FAR else ""
+    return f"{why}{times}; about {look.objects:.0f} objects{near}"
 
 
 def _make_table(chosen: tuple[Suggestion, ...]) -> str:

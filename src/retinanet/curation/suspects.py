@@ -223,7 +223,13 @@ def _describe_learned(model: str, dataset: DetectionDataset) -> str:
         )
     count = sum(os.path.realpath(sample.path) in learned for sample in dataset.samples)
     if not count:
-        return "the model did not learn from these images"
+        names = {os.path.basename(path) for path in learned}
+        if same := sum(sample.path.name in names for sample in dataset.samples):
+            return (
+                f"the model learned from images named like {same} of these {len(dataset)}: if they are the same, "
+                "mistakes that it learned by heart are hidden. Use --folds 3 then"
+            )
+        return "the model did not learn from images of these names"
     return (
         f"the model learned from {count} of these {len(dataset)} images: mistakes that it learned by heart are hidden. "
         "Use --folds 3"

@@ -58,7 +58,9 @@ def make_app(service: Service, access: Access, source: ImageSource | None = None
         service.close()
 
     # FastAPI's own /docs loads its scripts from another host.
-    app = FastAPIOffline(redoc_url=None, title="RetinaNet", version=__version__, lifespan=finish)
+    app = FastAPIOffline(
+        redoc_url=None, redirect_slashes=False, title="RetinaNet", version=__version__, lifespan=finish
+    )
     for routes in (_make_routes(service), v2.make_routes(service), make_routes(service, source or ImageSource())):
         app.include_router(routes)
     app.add_middleware(

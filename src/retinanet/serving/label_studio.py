@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import os
 import urllib.error
 import urllib.request
@@ -10,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 from uuid import uuid4
 
 from defusedxml import DefusedXmlException
@@ -23,6 +24,8 @@ from retinanet.serving.limits import Refusal
 from retinanet.serving.service import Found, Service
 
 TOKEN = "LABEL_STUDIO_TOKEN"
+MOST_CONFIG = 200_000  # characters of a labelling configuration
+KEPT = "/%:@!$&'()*+,;=?~"  # of an address; what else is not a letter or a number is escaped
 UPLOADS, LOCAL_FILES = "/data/upload/", "/data/local-files/"  # how tasks name files of Label Studio
 
 
@@ -61,7 +64,7 @@ class ImageSource:
                 or parts.path.strip("/")
             ):
                 raise UserError(f"label_studio is an address such as http://localhost:8080, got {self.host!r}")
-            object.__setattr__(self, "host", f"{parts.scheme}://{parts.netloc}")
+            object.__setattr__(self, "host", f"{parts.scheme}://{parts.netloc}".lower())
 
     def read(self, address: str) -> Upload:
         """The image of a task.
@@ -78,22 +81,23 @@ class ImageSource:
             parts = urlsplit(address)
         except ValueError:
             raise Refusal(400, "the address of an image cannot be read") from None
-        origin = f"{parts.scheme}://{parts.netloc}"
-        name = make_printable(unquote(parts.path).rpartition("/")[2][:200]) or "image"
+        origin = f"{parts.scheme}://{parts.netloc}".lower()
+        file = self._name_file(parts.path, parts.query)
+        name = make_printable(file.rpartition("/")[2][:200]) or "image"
         if parts.scheme or parts.netloc:
             if self.host is None or origin != self.host:
                 raise Refusal(
                     400, "an image lies on a host that this server was not told to read from (--label_studio)"
                 )
         elif self.folder is not None:
-            found = self._read_file(self._name_file(parts.path, parts.query))
+            found = self._read_file(file)
             if found is not None:
                 return Upload(name, found)
         if self.host is None:
             raise Refusal(400, f"the image {name} is not in the folder that this server reads from (--images)")
         query = f"?{parts.query}" if parts.query else ""
         path = parts.path if parts.path.startswith("/") else f"/{parts.path}"
-        return Upload(name, self._fetch(f"{self.host}{path}{query}"))
+        return Upload(name, self._fetch(f"{self.host}{quote(path, safe=KEPT)}{quote(query, safe=KEPT)}"))
 
     @staticmethod
     def _name_file(path: str, query: str) -> str:
@@ -124,7 +128,7 @@ class ImageSource:
         except urllib.error.HTTPError as error:
             hint = f"; set {TOKEN}" if error.code in (401, 403) else ""
             raise Refusal(400, f"Label Studio answered {error.code} when it was asked for an image{hint}") from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", type(error).__name__)
             raise Refusal(400, f"Label Studio cannot be reached for an image ({reason})") from None
         if len(content) > self.most:
@@ -147,6 +151,8 @@ def read_config(text: str) -> Labels:
     Raises:
         Refusal: it cannot be read, or has none on an image.
     """
+    if len(text) > MOST_CONFIG:
+        raise Refusal(413, f"a labelling configuration has at most {MOST_CONFIG:,} characters")
     try:
         root = fromstring(text)
     except (DefusedXmlException, SyntaxError, ValueError, RecursionError):
@@ -197,7 +203,7 @@ def make_routes(service: Service, source: ImageSource) -> APIRouter:
     async def setup(request: Request) -> dict[str, str]:
         content = await service.in_thread(parse_json, await request.body())
         if isinstance(content.get("schema"), str):
-            read_config(content["schema"])
+            await service.in_thread(read_config, content["schema"])
             last["schema"] = content["schema"]
         return {"model_version": service.name}
 
@@ -216,7 +222,7 @@ def make_routes(service: Service, source: ImageSource) -> APIRouter:
             raise Refusal(400, "label_config is missing, and no project was set up (/setup)")
         if not isinstance(tasks, list) or not 0 < len(tasks) <= service.limits.images:
             raise Refusal(400, f"tasks is a list of 1 to {service.limits.images} tasks")
-        labels = read_config(config)
+        labels = await service.in_thread(read_config, config)
         wanted = [name for name in service.class_names if name in labels.names or not labels.names]
         results = []
         with service.network.reserve(len(tasks) - 1):

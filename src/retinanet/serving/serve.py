@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import signal
 import socket
@@ -103,7 +104,7 @@ def serve(
         how |= {"mode": mode, "cache": cache, "tile": tile, "overlap": overlap}
         predictor = Predictor.load(model, batch_size=batch_size, **how)
         service = Service(predictor, name_model(model), limits)
-        access = Access(secret, () if host not in LOOPBACK else LOOPBACK)
+        access = Access(secret, (*LOOPBACK, host) if is_loopback(host) else ())
         announce(service, host, listener.getsockname()[1], protected=secret is not None)
         with _quiet_signals():
             make_server(make_app(service, access, source), limits.seconds).run(sockets=[listener])
@@ -111,11 +112,20 @@ def serve(
 
 def announce(service: Service, host: str, port: int, *, protected: bool) -> None:
     """Say where the server is, and who can use it."""
-    if host not in LOOPBACK:
-        who = "whoever has the token" if protected else f"anybody; protect it with --token or {TOKEN}"
-        print(f"listening on {host}: everybody who reaches this machine can connect, and {who} can send images")
+    if not is_loopback(host):
+        who = "whoever has the token" if protected else "everybody who reaches this machine"
+        advice = "" if protected else f"; set a token: --token or {TOKEN}"
+        print(f"listening on {host}: {who} can send images{advice}")
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     print(f"{service.name} ({service.predictor.backend.name}) at {url}; stop with Ctrl-C", flush=True)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether nobody but this machine reaches an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host in LOOPBACK
 
 
 def check_installed() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from retinanet.serving.bodies import parse_json
 from retinanet.serving.limits import Refusal
 
 TYPES: dict[str, Any] = {"UINT8": np.uint8, "FP32": np.float32, "INT64": np.int64}  # those of our graphs
+MOST_SIDES = 4  # of a shape
 LENGTH_HEADER = "Inference-Header-Content-Length"
 
 
@@ -89,6 +91,8 @@ def write_tensors(
         isinstance(entry, dict) and isinstance(entry.get("name"), str) and entry["name"] in tensors for entry in wanted
     ):
         raise Refusal(400, f"the outputs of the model are {', '.join(tensors)}")
+    if len({entry["name"] for entry in wanted}) < len(wanted):
+        raise Refusal(400, "an output is wanted twice")
     names = {kind: name for name, kind in TYPES.items()}
     outputs: list[dict[str, Any]] = []
     binary: list[bytes] = []
@@ -119,24 +123,29 @@ def _is_whole(value: Any) -> bool:
 
 
 def _check_shape(name: str, shape: Any) -> Sequence[int]:
-    if not isinstance(shape, list) or not all(_is_whole(side) and 0 < side < 2**31 for side in shape):
-        raise Refusal(400, f"the shape of {name} is a list of whole numbers above 0")
+    few = isinstance(shape, list) and len(shape) <= MOST_SIDES  # before anything is multiplied
+    if not few or not all(_is_whole(side) and 0 < side < 2**31 for side in shape):
+        raise Refusal(400, f"the shape of {name} is a list of up to {MOST_SIDES} whole numbers above 0")
     return shape
 
 
 def _from_list(name: str, data: Any, kind: str, shape: Sequence[int]) -> NDArray[Any]:
     """A tensor from numbers, in one list or in nested ones."""
     refusal = Refusal(400, f"data of {name} is not a list of {math.prod(shape):,} numbers of type {kind}")
-    if not isinstance(data, list):
+    values = data
+    for _ in range(MOST_SIDES):
+        if not isinstance(values, list) or not values or {*map(type, values)} != {list}:
+            break
+        if len({*map(len, values)}) > 1:  # ragged
+            raise refusal
+        values = list(chain.from_iterable(values))
+    # Counted and looked at before numpy sees them: it makes of one long text among many short ones as many long ones.
+    if not isinstance(values, list) or len(values) != math.prod(shape):
+        raise refusal
+    if not {*map(type, values)} <= ({int, float} if kind == "FP32" else {int}):
         raise refusal
     try:
-        values = np.array(data)
-    except (ValueError, TypeError, OverflowError, RecursionError):  # ragged or too deep
+        with np.errstate(over="ignore"):
+            return np.array(values, TYPES[kind]).reshape(shape)
+    except OverflowError:
         raise refusal from None
-    if values.size != math.prod(shape) or values.dtype.kind not in ("iuf" if kind == "FP32" else "iu"):
-        raise refusal
-    with np.errstate(over="ignore"):
-        typed = values.reshape(shape).astype(TYPES[kind])
-    if kind != "FP32" and not np.array_equal(typed, values.reshape(shape)):
-        raise refusal
-    return typed

@@ -160,7 +160,7 @@ def check(
     title = f"Check of {Path(data).name}"
     write_report(folder, RESULTS, title, sections, about, result.to_dict(), verdict, pictures)
     if refused is not None:
-        raise UserError(f"{refused} All findings are in {folder / RESULTS[0]}")
+        raise UserError(f"{refused}\nAll findings are in {folder / RESULTS[0]}")
     return result
 
 
@@ -229,7 +229,7 @@ def _write_fixed(
     except UserError as error:
         notes.append(str(error))
         return error
-    counted = f", {len(corrections)} annotations corrected" if corrections else ""
+    counted = f"; annotations corrected: {len(corrections)}" if corrections else ""
     notes.append(f"a fixed copy is in {copy}{counted}; fixed.txt there says what was done")
     return None
 

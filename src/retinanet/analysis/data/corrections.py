@@ -79,7 +79,9 @@ def read_corrections(path: Path) -> list[Correction]:
             if old is None and new is None:
                 raise UserError(f"{where}: no class and box, old or new. Take the row as suspects wrote it")
             corrections.append(Correction(where, image, old, new))
-    return corrections
+    return list(
+        {(one.image, one.old, one.new): one for one in corrections}.values()
+    )  # a row that stands twice counts once
 
 
 def _read_entry(fields: Sequence[str], where: str) -> Entry | None:
@@ -87,7 +89,7 @@ def _read_entry(fields: Sequence[str], where: str) -> Entry | None:
     if not any(field.strip() for field in fields):
         return None
     try:
-        box = tuple(float(field) for field in fields[1:])
+        box = tuple(float(field.replace(",", ".")) for field in fields[1:])  # some spreadsheets write 2,5
     except ValueError:
         box = (math.nan,)
     if not fields[0].strip() or not all(map(math.isfinite, box)) or box[0] >= box[2] or box[1] >= box[3]:
