@@ -7,6 +7,10 @@ BUDGET ?= 10000
 # Tests that load ONNX Runtime and OpenVINO, in processes of their own: among all others OpenVINO has brought a worker down.
 RUNTIMES := tests/deploy tests/inference tests/serving
 
+# Two processes with a thread each: two with two threads each would wait for each other on two cores. The tests of a file stay
+# together, so that what they share is made once.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
 .PHONY: install install-dev demo lint test fuzz format clean
 
 install: .venv/.installed
@@ -31,8 +35,8 @@ lint: install-dev
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest -n 2 $(RUNTIMES:%=--ignore %)
-	$(BIN)/python -m pytest -n 2 $(RUNTIMES)
+	$(PYTEST) $(RUNTIMES:%=--ignore %)
+	$(PYTEST) $(RUNTIMES)
 
 fuzz: install-dev
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz --runtimes --seed $(SEED) --budget $(BUDGET)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -64,7 +65,8 @@ def predict_memory(
         bf16: whether maps are kept in bf16.
         accelerator: whether the network is on one.
     """
-    saved, largest, weights = _walk(architecture, num_classes, size, images)
+    saved, largest, weights = _walk(architecture, num_classes, size)
+    saved, largest = saved * images, largest * images
     if bf16:  # weights stay fp32; a cast copy of each lives through the step
         saved, largest = saved / 2 + weights / 2, largest / 2
     pixels = images * 3 * size[0] * size[1]
@@ -76,13 +78,12 @@ def predict_memory(
     )
 
 
-def _walk(
-    architecture: Architecture, num_classes: int, size: tuple[int, int], images: int
-) -> tuple[float, float, float]:
-    """Bytes that are kept for the backward pass, of the largest map, and of the weights."""
+@cache
+def _walk(architecture: Architecture, num_classes: int, size: tuple[int, int]) -> tuple[float, float, float]:
+    """Bytes that one image keeps for the backward pass, of its largest map, and of the weights."""
     with torch.device("meta"):
         net = architecture.build(num_classes)
-        batch = torch.empty(images, 3, *size).to(memory_format=torch.channels_last)
+        batch = torch.empty(1, 3, *size).to(memory_format=torch.channels_last)
     net.train()
     own = {StorageWeakRef(tensor.untyped_storage()) for tensor in (*net.parameters(), *net.buffers())}
     kept: dict[StorageWeakRef, Tensor] = {}  # one tensor of each piece of memory
