@@ -52,6 +52,16 @@ def check_output_folder(folder: Path, names: Sequence[str], *, overwrite: bool) 
     check_writable(folder)
 
 
+def check_new_file(option: str, path: str | None, *, overwrite: bool) -> None:
+    """Check that the file that an option names, if any, replaces nothing by accident.
+
+    Raises:
+        UserError: it exists and ``overwrite`` is off.
+    """
+    if path is not None and Path(path).exists() and not overwrite:
+        raise UserError(f"{option} {path}: the file exists. Name another, or pass --overwrite")
+
+
 def check_writable(path: Path) -> None:
     """Check, before the work is done, that a file or folder can be made or replaced at ``path``.
 

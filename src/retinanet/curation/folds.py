@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from retinanet.data.dataset import DetectionDataset
 from retinanet.data.held_out import group_copies
 from retinanet.errors import UserError
@@ -67,13 +69,10 @@ def predict_out_of_fold(
         write_atomically(data / "annotations" / "instances_train.json", make_coco(samples, dataset.class_names))
         train(str(data), str(run), resume=(run / STATE).is_file(), **options)
         predictor = Predictor.load(run)
-        label_of = [dataset.class_names.index(name) for name in predictor.class_names]
+        label_of = torch.tensor([dataset.class_names.index(name) for name in predictor.class_names])
         images = [dataset.samples[row].path for row in rows]
         for row, one in zip(rows, predictor.stream(images), strict=True):
-            labels = one.labels.clone()
-            for label, wanted in enumerate(label_of):
-                labels[one.labels == label] = wanted
-            found[row] = Detections(one.boxes, one.scores, labels, dataset.class_names)
+            found[row] = Detections(one.boxes, one.scores, label_of[one.labels], dataset.class_names)
     return [found[row] for row in range(len(dataset))]
 
 

@@ -60,7 +60,9 @@ def to_dict(found: Sequence[Suspect]) -> dict[str, Any]:
 
 def judge(found: Sequence[Suspect], boxes: int, images: int, notes: Sequence[str], data: str, table: Path) -> Verdict:
     """What to know first."""
-    likely, counts = sum(one.score >= LIKELY for one in found), Counter(one.kind for one in found)
+    counts = Counter(one.kind for one in found)
+    worst = Counter(one.kind for one in found if one.score >= LIKELY)
+    likely = worst.total()
     headline = f"{len(found):,} suspects among {boxes:,} annotations, {likely:,} of them rather wrong than right."
     command = f"retinanet check {shlex.quote(data)} --fix NEW --suspects {shlex.quote(str(table))}"
     points = [
@@ -68,7 +70,6 @@ def judge(found: Sequence[Suspect], boxes: int, images: int, notes: Sequence[str
         Point("Model", f"{'; '.join(notes)}."),
         Point("Next", f"Look at them; write yes in the column accept of {table} where you agree. Then:", command),
     ]
-    worst = Counter(one.kind for one in found if one.score >= LIKELY)
     numbers = [
         KeyNumber(kind, f"{counts[kind]:,}", f"{title}; {worst[kind]:,} rather wrong than right")
         for kind, title in KINDS.items()

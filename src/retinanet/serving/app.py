@@ -78,12 +78,12 @@ def make_app(service: Service, access: Access, source: ImageSource | None = None
 
 def _make_routes(service: Service) -> APIRouter:
     router = APIRouter(tags=["Detection"])
+    html = importlib.resources.files("retinanet.serving").joinpath("page.html").read_text(encoding="utf-8")
 
     @router.get("/", include_in_schema=False)
     async def page() -> Response:
-        text = importlib.resources.files("retinanet.serving").joinpath("page.html").read_text(encoding="utf-8")
         headers = {**SHOW, "Content-Security-Policy": PAGE_POLICY, "Referrer-Policy": "no-referrer"}
-        return Response(text, media_type="text/html", headers=headers)
+        return Response(html, media_type="text/html", headers=headers)
 
     @router.get("/model")
     async def model() -> dict[str, Any]:

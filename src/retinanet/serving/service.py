@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 from retinanet.errors import UserError, suggest
 from retinanet.images.io import decode_pixels
 from retinanet.inference.backend import Prepared, count_cores
+from retinanet.inference.exported import ExportedModel
 from retinanet.inference.predictor import Predictor
 from retinanet.serving.bodies import Upload
 from retinanet.serving.limits import Limits, Refusal
@@ -172,7 +173,7 @@ class Service:
     @property
     def is_exported(self) -> bool:
         """Whether the model is an exported graph; else it is a model folder, in torch."""
-        return hasattr(self.predictor.backend, "graph")
+        return isinstance(self.predictor.backend, ExportedModel)
 
     def _prepare(self, upload: Upload) -> tuple[float, Prepared]:
         began = time.perf_counter()

@@ -24,7 +24,7 @@ from retinanet.anchors.lattice import AnchorLattice
 from retinanet.data.dataset import training_datasets
 from retinanet.data.faults import Fault
 from retinanet.errors import UserError
-from retinanet.files import check_output_folder
+from retinanet.files import check_new_file, check_output_folder
 from retinanet.images.preprocess import Preprocess
 from retinanet.interop.pretrained import model_folder
 from retinanet.model.presets import Architecture, preset
@@ -167,8 +167,7 @@ def check(
 def _refuse_options(
     data: str, *, write: str | None, fix: str | None, workers: int | None, pixels: bool, overwrite: bool
 ) -> None:
-    if write is not None and Path(write).exists() and not overwrite:
-        raise UserError(f"--write {write}: the file exists. Name another, or pass --overwrite")
+    check_new_file("--write", write, overwrite=overwrite)
     if workers is not None and workers < 1:
         raise UserError(f"--workers: expected at least 1 thread, got {workers}")
     if fix is not None and not pixels:

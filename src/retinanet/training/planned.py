@@ -12,7 +12,7 @@ from retinanet.data.dataset import DetectionDataset
 from retinanet.data.transforms import Augment
 from retinanet.data.windows import WindowDataset, count_drawn
 from retinanet.errors import UserError
-from retinanet.files import write_atomically
+from retinanet.files import check_new_file, write_atomically
 from retinanet.interop.pretrained import model_folder
 from retinanet.model.presets import Architecture, preset
 from retinanet.model_folder import read_spec
@@ -199,8 +199,7 @@ def plan(
     Raises:
         UserError: a mistake in the data or the options, or nothing fits into the budget or the memory.
     """
-    if write is not None and Path(write).exists() and not overwrite:
-        raise UserError(f"--write {write}: the file exists. Name another, or pass --overwrite")
+    check_new_file("--write", write, overwrite=overwrite)
     groups = {"image": image, "augment": augment, "loss": loss, "optim": optim, "postprocess": postprocess, "run": run}
     options = {"model": model, "epochs": epochs, "batch_size": batch_size, "architecture": architecture, **groups}
     config = complete(

@@ -79,9 +79,8 @@ def read_corrections(path: Path) -> list[Correction]:
             if old is None and new is None:
                 raise UserError(f"{where}: no class and box, old or new. Take the row as suspects wrote it")
             corrections.append(Correction(where, image, old, new))
-    return list(
-        {(one.image, one.old, one.new): one for one in corrections}.values()
-    )  # a row that stands twice counts once
+    # a row that stands twice counts once
+    return list({(one.image, one.old, one.new): one for one in corrections}.values())
 
 
 def _read_entry(fields: Sequence[str], where: str) -> Entry | None:
