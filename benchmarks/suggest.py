@@ -19,8 +19,9 @@ from pathlib import Path
 import numpy as np
 
 from retinanet import evaluate, load_dataset, suggest, train
-from retinanet.curation.folds import write_coco
+from retinanet.curation.folds import make_coco
 from retinanet.data.dataset import DetectionDataset
+from retinanet.files import write_atomically
 from retinanet.training.config import ImageConfig, OptimConfig, RunConfig
 
 METHODS = ("suggest", "random")
@@ -36,13 +37,13 @@ def learn(
         data, batch = folder / "data", 8
         for name, chosen in (("train", rows), ("val", rows[:VALIDATED])):
             samples = [dataset.samples[row] for row in chosen]
-            write_coco(data / "annotations" / f"instances_{name}.json", samples, dataset.class_names)
+            write_atomically(data / "annotations" / f"instances_{name}.json", make_coco(samples, dataset.class_names))
         epochs = max(1, round(steps * batch / len(rows)))
         preset = {"weights": options.weights, "architecture": {"depth": 2}} if model == "lite" else {}
         train(
             str(data),
             str(folder / "run"),
-            plan="none",
+            plan=None if model == "lite" else "none",  # the first model has anchors that fit, the others keep them
             model=model,
             epochs=epochs,
             batch_size=batch,

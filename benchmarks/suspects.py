@@ -28,10 +28,11 @@ import torch
 
 from retinanet import Detector, load_dataset, suspects
 from retinanet.anchors.geometry import iou
-from retinanet.curation.folds import write_coco
+from retinanet.curation.folds import make_coco
 from retinanet.data.dataset import DetectionDataset
 from retinanet.evaluation.evaluate import one_pass
 from retinanet.evaluation.matching import overlap_boxes
+from retinanet.files import write_atomically
 from retinanet.losses.focal import sigmoid_focal_loss
 from retinanet.types import Assignment, Batch, RawOutput, Sample, Target
 
@@ -211,7 +212,8 @@ def main() -> None:
     for seed in options.seeds:
         samples, done = damage(dataset, options.share, options.shift, options.kinds, seed)
         folder = options.output / f"seed{seed}"
-        write_coco(folder / "data" / "annotations" / "instances_train.json", samples, dataset.class_names)
+        annotations = folder / "data" / "annotations" / "instances_train.json"
+        write_atomically(annotations, make_coco(samples, dataset.class_names))
         how: dict[str, Any] = {"output": str(folder / "suspects"), "overwrite": True, "score": 0.0}
         data = str(folder / "data")
         if options.folds:

@@ -64,6 +64,15 @@ def test_a_killed_run_goes_on_bit_for_bit(run, data, tiny, tmp_path, monkeypatch
     assert logs[0] == logs[1]
 
 
+def assert_alike(one, two):
+    """The same detections, where those whose scores are equal up to rounding may change places."""
+    gap = (one.boxes[:, None] - two.boxes[None]).abs().amax(dim=2).double()
+    gap += 100 * (one.scores[:, None] - two.scores[None]).abs()
+    gap[one.labels[:, None] != two.labels[None]] = torch.inf
+    nearest, order = gap.min(dim=1)
+    assert order.sort().values.tolist() == list(range(len(two))) and float(nearest.max()) < 2e-3
+
+
 def test_evaluation_cuts_as_prediction_does(run, data):
     dataset, detector = load_dataset(data, "val"), Detector.load(run)
     predictor = Predictor.load(run, device="cpu", batch_size=8)
@@ -72,9 +81,7 @@ def test_evaluation_cuts_as_prediction_does(run, data):
     passed = one_pass(detector, dataset, device=CPU)
     for found in (passed.detections, list(predictor.stream(paths)), [predictor(path) for path in paths]):
         for one, two in zip(found, tiled, strict=True):
-            assert one.labels.tolist() == two.labels.tolist()
-            torch.testing.assert_close(one.boxes, two.boxes)
-            torch.testing.assert_close(one.scores, two.scores)
+            assert_alike(one, two)
     ap = coco_metrics(dataset.samples, tiled, dataset.class_names, category_ids=dataset.category_ids).ap
     report = evaluate(run, data, split="val", device="cpu")
     assert report.metrics.ap == pytest.approx(ap, abs=1e-9) and report.loss["total"] > 0
