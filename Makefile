@@ -8,8 +8,8 @@ BUDGET ?= 10000
 RUNTIMES := tests/deploy tests/inference tests/serving
 
 # Two processes with a thread each: two with two threads each would wait for each other on two cores. The tests of a file stay
-# together, so that what they share is made once.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+# together, so that what they share is made once; files come in the order of tests/conftest.py, not that of their number of tests.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: install install-dev demo lint test fuzz format clean
 

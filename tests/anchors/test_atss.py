@@ -23,27 +23,26 @@ def dense(rule: ATSS, lattice: AnchorLattice, grids: Grids, target: Target) -> t
     cells = torch.stack([x, y], dim=1)
     exact = (cells.double() + lattice.offset) * step.flip(1)  # the centre of every anchor's cell
     rounded = (cells.float() + lattice.offset) * step.flip(1)
+    members = [(levels == level).nonzero()[:, 0].tolist() for level in range(len(grids))]
     winner: dict[int, tuple[float, int]] = {}
     for row, box in enumerate(target.boxes):
         sides = box[2:] - box[:2]
         if target.ignore[row] or not (sides > 0).all() or not 0 < sides.prod() < torch.inf or not len(anchors):
             continue
-        distance = (exact - (box[:2].double() + box[2:].double()) / 2).square().sum(dim=1)
+        distance = (exact - (box[:2].double() + box[2:].double()) / 2).square().sum(dim=1).tolist()
         candidates: list[int] = []
-        for level in range(len(grids)):
-            here = (levels == level).nonzero()[:, 0].tolist()
-            here.sort(key=lambda anchor: (float(distance[anchor]), anchor))  # the anchors of a cell are at one place
-            candidates += here[: rule.cells * lattice.num_anchors]
+        for here in members:  # by number, which a stable sort keeps: the anchors of a cell are at one place
+            candidates += sorted(here, key=distance.__getitem__)[: rule.cells * lattice.num_anchors]
         overlap = box_iou(box[None], anchors[candidates])[0]
         values = overlap.double()
         needed = values.mean() + (values.std() if len(values) > 1 else 0)
         inside = ((rounded[candidates] > box[:2]) & (rounded[candidates] < box[2:])).all(dim=1)
-        positive = [i for i in range(len(candidates)) if overlap[i] >= needed and inside[i]]
+        positive = ((values >= needed) & inside).nonzero()[:, 0].tolist()
         if not positive and rule.forced and overlap.max() > 0:
-            positive = [min(range(len(candidates)), key=lambda i: (-float(overlap[i]), candidates[i]))]
+            positive = [min(range(len(candidates)), key=lambda i: (-float(values[i]), candidates[i]))]
         for i in positive:
-            if float(overlap[i]) > winner.get(candidates[i], (-1.0, 0))[0]:
-                winner[candidates[i]] = (float(overlap[i]), row)
+            if (iou := float(values[i])) > winner.get(candidates[i], (-1.0, 0))[0]:
+                winner[candidates[i]] = (iou, row)
     chosen = sorted(winner)
     areas = (anchors[:, 2:] - anchors[:, :2]).prod(dim=1)
     ignored: set[int] = set()

@@ -160,10 +160,15 @@ class Planner:
         """The largest size that leaves time for enough epochs and fits into the memory, with the epochs."""
         sizes = self._list_sizes(origin)
         full, why = rules.full_epochs(self.facts) if self.planned else (rules.EPOCHS, "the recipe's")
-        fitting = [(size, *self._share_batch(origin, size, batch)) for size in sizes]
-        possible = [row for row in fitting if row[2].peak <= rules.FILL * self.host.room]
+        possible: list[tuple[Size, int, MemoryNeed]] = []
+        for size in sizes:
+            row = (size, *self._share_batch(origin, size, batch))
+            if row[2].peak <= rules.FILL * self.host.room:
+                possible.append(row)
+                if self.budget is None:  # then nobody asks for a smaller one, and each takes a second to look at
+                    break
         if not possible:
-            raise self._refuse_memory(fitting[-1])
+            raise self._refuse_memory(row)
         chosen, epochs = possible[0], full
         if self.budget is not None:
             if speed is None:
