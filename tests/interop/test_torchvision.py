@@ -83,8 +83,16 @@ def unmeasured(monkeypatch):
     monkeypatch.setattr(conversion, "compare", lambda *_: None)
 
 
+@pytest.fixture
+def small_images(monkeypatch):
+    """The parity report on images of a quarter of the pixels, whose sides fit the strides as little."""
+    monkeypatch.setattr(parity, "SIDES", ((90, 125), (115, 80)))
+    monkeypatch.setattr(parity, "SHORT", 96)
+    monkeypatch.setattr(parity, "LONG", 160)
+
+
 @pytest.mark.parametrize("version", ["v1", "v2"])
-def test_parity(version, request, tmp_path):
+def test_parity(version, request, tmp_path, small_images):
     """Input, features, logits, deltas and anchors bit for bit; detections of two sizes with the stride quirk."""
     net = request.getfixturevalue(version)
     file = file_of(net, tmp_path)
@@ -98,7 +106,7 @@ def test_parity(version, request, tmp_path):
     assert "largest difference: input 0, features 0, logits 0, deltas 0, anchors 0 px" in done.report()
 
 
-def test_parity_would_see_a_difference(tmp_path):
+def test_parity_would_see_a_difference(tmp_path, small_images):
     """One weight of the classes, one of the boxes, one statistic: each shows where it should."""
     file = file_of(small(4), tmp_path)
     detector = convert_weights(file, class_names=["a", "b", "c"])
@@ -156,7 +164,7 @@ def test_losses(version, box, request, tmp_path, unmeasured):
     torch.testing.assert_close(losses.box, theirs["bbox_regression"], rtol=1e-6, atol=0)
 
 
-def test_frozen_norms_without_epsilon(tmp_path):
+def test_frozen_norms_without_epsilon(tmp_path, small_images):
     """COCO_V1's network: frozen batch norms have no counters of batches, and no tensor tells their epsilon."""
     net = randomised(retinanet_resnet50_fpn(weights=None, weights_backbone=None), 3)
     state = {key: value for key, value in net.state_dict().items() if not key.endswith("num_batches_tracked")}
@@ -171,6 +179,7 @@ def test_frozen_norms_without_epsilon(tmp_path):
         theirs = list(net.backbone(x).values())
         ours = done.net.fpn(done.net.backbone(x))
     assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
+    assert done.parity.features == done.parity.logits == 0 and done.parity.matched
 
 
 def test_the_published_file_has_no_epsilon(tmp_path, unmeasured):

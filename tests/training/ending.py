@@ -1,7 +1,7 @@
 """Started by test_ending.py as a script: runs that end badly, each in a process group of its own.
 
 Usage: ending.py WORD... for one run, or ending.py without words: then every line of the standard input names a run,
-which is forked (so torch is imported once), and whose exit code is printed.
+which is forked (so torch and all that trains is imported once), and whose exit code is printed.
 
 The words of a run: CASE METHOD OUTPUT, then those of ``retinanet train``. All processes of the run hold OUTPUT, a named
 pipe, open: its reader sees the end of the file when the last of them has ended.
@@ -9,6 +9,7 @@ pipe, open: its reader sees the end of the file when the last of them has ended.
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import resource
@@ -102,6 +103,7 @@ def run(case: str, method: str, output: str, *words: str) -> int:
 
 def serve() -> int:
     """Fork a run for each line; returns its exit code in the fork, else 0 when there are no more lines."""
+    importlib.import_module("retinanet.training.run")  # here, for a worker that is spawned imports this script too
     for line in iter(sys.stdin.readline, ""):
         child = os.fork()
         if child == 0:
