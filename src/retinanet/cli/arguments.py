@@ -11,6 +11,7 @@ import re
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass, make_dataclass
+from itertools import takewhile
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
@@ -18,11 +19,12 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_ty
 import yaml
 
 from retinanet.errors import UserError
-from retinanet.options import suggest_option
+from retinanet.options import find_full_names, suggest_option
 from retinanet.plain import option_fields, to_plain, with_changes
 from retinanet.yaml_files import dump_plain, load_plain, read_mapping
 
 NAMING_CODE = ("class_path", "init_args", "dict_kwargs")  # what other tools take for an order to call something
+NUMBER = r"-?[\d.]+(e-?\d+)?,?"
 MAY_BE_NESTED = frozenset("{[:?\n")  # a text without any of these holds no list and no mapping
 
 
@@ -70,7 +72,9 @@ def parse(
         raise SystemExit(0)
 
     printing = {"--print_config", "--print-config"}
-    files, given, loose = split_words([word for word in words if word not in printing], known, aliases or {})
+    lacking = [name for name in positionals if name in required and f"--{name}" not in words]
+    words_left = [word for word in words if word not in printing]
+    files, given, loose = split_words(words_left, known, aliases or {}, len(lacking))
     named = {**name_positionals(loose, [name for name in positionals if name not in given], known), **given}
     options: dict[str, Any] = {}
     contents = [read_mapping(Path(file)) for file in files]
@@ -125,9 +129,12 @@ def read_descriptions(documented: Any) -> dict[str, str]:
 
 
 def split_words(
-    words: Sequence[str], known: Mapping[str, Option], aliases: Mapping[str, str]
+    words: Sequence[str], known: Mapping[str, Option], aliases: Mapping[str, str], needed: int = 0
 ) -> tuple[list[str], dict[str, Any], list[str]]:
-    """The configuration files, the values of the options by full name, and the words that belong to no option."""
+    """The configuration files, the values of the options by full name, and the words that belong to no option.
+
+    A list takes the words behind it up to the next option, but those that ``needed`` positionals still lack.
+    """
     files: list[str] = []
     given: dict[str, Any] = {}
     loose: list[str] = []
@@ -143,6 +150,9 @@ def split_words(
                 text = "true"
             elif rest and not rest[0].startswith("--"):
                 text = rest.pop(0)
+                count = count_more(text, rest, known[name].kinds if name in known else (), needed - len(loose))
+                if count:
+                    text, rest = ",".join(one.rstrip(",") for one in [text, *rest[:count]]), rest[count:]
             else:
                 raise UserError(f"option {word} needs a value")
         if name == "config":
@@ -153,6 +163,20 @@ def split_words(
     return files, given, loose
 
 
+def count_more(text: str, rest: Sequence[str], kinds: Sequence[Any], spared: int) -> int:
+    """How many of the words behind the first of a list belong to it as well; ``spared`` ones belong to positionals."""
+    behind = list(takewhile(lambda word: not re.match(r"-\D", word), rest))
+    if text.startswith(("[", "{")) or not (is_list(kinds) or (not kinds and re.fullmatch(NUMBER, text))):
+        return 0
+    fitting = behind if list[str] in kinds else list(takewhile(re.compile(NUMBER).fullmatch, behind))
+    return min(len(fitting), max(0, len(behind) - max(0, spared)))
+
+
+def is_list(kinds: Sequence[Any]) -> bool:
+    """Whether an option may be a list."""
+    return any(get_origin(kind) in (list, tuple) for kind in kinds)
+
+
 def find_name(word: str, known: Mapping[str, Option], aliases: Mapping[str, str]) -> str:
     """The full name of an option: ``--devices`` is run.devices, as long as no other group has devices."""
     name = word.removeprefix("--").replace("-", "_")
@@ -161,11 +185,11 @@ def find_name(word: str, known: Mapping[str, Option], aliases: Mapping[str, str]
     is_key = any(name.startswith(f"{mapping}.") for mapping in mappings)
     if word.startswith("--") and (name in known or name == "config" or is_key):
         return name
-    grouped = [f"--{option}" for option in known if word.startswith("--") and option.endswith(f".{name}")]
+    grouped = find_full_names(name, known) if word.startswith("--") else []
     if len(grouped) == 1:
-        return grouped[0].removeprefix("--")
+        return grouped[0]
     if grouped:
-        raise UserError(f"option {word} could be {' or '.join(sorted(grouped))}: write one of them")
+        raise UserError(f"option {word} could be {' or '.join(f'--{one}' for one in grouped)}: write one of them")
     raise UserError(f"unknown option {word}{suggest_option(name.lstrip('-'), known, '--{}'.format)} See --help")
 
 
@@ -191,6 +215,8 @@ def read_text(text: str, kinds: Sequence[Any]) -> Any:
         return text
     if list[str] in kinds and not text.startswith("["):
         return text.split(",")
+    if not text.startswith(("[", "{")) and (is_list(kinds) or (not kinds and "," in text)):
+        text = f"[{text}]"
     try:
         return load_plain(text)
     except yaml.YAMLError:

@@ -24,12 +24,12 @@ def make_sahi_model(model: str | Path | Predictor, *, score: float | None = None
     Raises:
         UserError: sahi is not installed, or there is no usable model.
     """
-    base = require("sahi.models.base", "make_sahi_model()").DetectionModel
+    base: Any = require("sahi.models.base", "make_sahi_model()").DetectionModel
     prediction = require("sahi.prediction", "make_sahi_model()").ObjectPrediction
     predictor = model if isinstance(model, Predictor) else Predictor.load(model, tile=0, **options)
     least = predictor.thresholds if score is None else score
 
-    class SahiModel(base):  # type: ignore[misc]  # sahi is optional
+    class SahiModel(base):
         """What sahi calls; images are RGB arrays."""
 
         def load_model(self) -> None:

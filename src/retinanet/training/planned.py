@@ -16,7 +16,7 @@ from retinanet.files import check_new_file, write_atomically
 from retinanet.interop.pretrained import model_folder
 from retinanet.model.presets import Architecture, preset
 from retinanet.model_folder import read_spec
-from retinanet.options import explain_unknown_options
+from retinanet.options import accept_short_names, explain_unknown_options
 from retinanet.planning.fingerprint import take_fingerprint
 from retinanet.planning.machine import Host, Machine, find_host
 from retinanet.planning.plan import Plan, read_plan
@@ -37,6 +37,7 @@ from retinanet.training.given import (
     follow_file,
 )
 from retinanet.training.ranks import count_processes
+from retinanet.training.recipes import find_recipe
 from retinanet.training.start import Sets, cut_sets, find_origin, load_sets
 
 NONE = "none"  # in place of the file of a plan: no plan
@@ -148,6 +149,7 @@ def settle(
     return follow(config, made.values), made
 
 
+@accept_short_names(recipe=find_recipe)
 @explain_unknown_options
 def plan(
     data: str,

@@ -16,7 +16,7 @@ from retinanet.data.transforms import Augment
 from retinanet.data.workers import end_if_imported_by_a_worker
 from retinanet.files import explain_failed_write, write_atomically
 from retinanet.model_folder import read_spec
-from retinanet.options import explain_unknown_options
+from retinanet.options import accept_short_names, explain_unknown_options
 from retinanet.plain import to_plain
 from retinanet.planning.plan import NAME as PLAN
 from retinanet.planning.plan import Plan
@@ -41,7 +41,7 @@ from retinanet.training.output import OPTIONS, check_not_in_use, check_output, c
 from retinanet.training.planned import NONE, settle
 from retinanet.training.precision import build_fabric
 from retinanet.training.ranks import is_first_process
-from retinanet.training.recipes import follow_recipe
+from retinanet.training.recipes import find_recipe, follow_recipe
 from retinanet.training.resume import Progress, load_state, save_state
 from retinanet.training.start import adapt_detector, build_detector, check_images, cut_sets, find_origin, load_sets
 from retinanet.training.transfer import Transfer
@@ -66,6 +66,7 @@ class TrainResult:
     steps: int
 
 
+@accept_short_names(recipe=find_recipe)
 @explain_unknown_options
 def train(
     data: str,
