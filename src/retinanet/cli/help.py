@@ -66,6 +66,7 @@ def build_parser(
         group, _, short = name.rpartition(".")
         choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
         choices += ["true", "false"] * (bool in kinds)
+        kinds = tuple(kind for kind in kinds if not is_for_python(kind))
         types = re.sub(r"typing\.|pathlib\.", "", " | ".join(map(inspect.formatannotation, kinds)))
         facts = f"required, type: {types}" if name in required else f"type: {types}, default: {to_plain(default)}"
         facts = facts.replace("NoneType", "null").replace("None", "null")
@@ -81,3 +82,8 @@ def build_parser(
         if complete is not None and not choices:
             action.complete = complete  # type: ignore[attr-defined]  # which shtab reads
     return parser
+
+
+def is_for_python(kind: Any) -> bool:
+    """Whether a type is one that no word of a command line can have: an object that follows a protocol."""
+    return getattr(kind, "_is_protocol", False) or get_origin(kind) is Mapping

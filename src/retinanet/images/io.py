@@ -81,15 +81,16 @@ def _decode(source: Path | BinaryIO, name: str | Path, max_pixels: int) -> NDArr
 
 def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Tensor:
     """What :func:`read_pixels` reads, as a tensor (3, H, W) uint8, contiguous."""
-    return _planes(read_pixels(path, max_pixels=max_pixels))
+    return to_planes(read_pixels(path, max_pixels=max_pixels))
 
 
 def picture_pixels(picture: Image.Image) -> Tensor:
     """What :func:`picture_array` makes of a picture, as a tensor (3, H, W) uint8, contiguous."""
-    return _planes(picture_array(picture))
+    return to_planes(picture_array(picture))
 
 
-def _planes(pixels: NDArray[np.uint8]) -> Tensor:
+def to_planes(pixels: NDArray[np.uint8]) -> Tensor:
+    """(H, W, 3) -> (3, H, W), contiguous."""
     import torch
 
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()  # (H, W, 3) -> (3, H, W)
