@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "SECURITY.md", "AGENTS.md", "llms.txt")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 
 
 def test_every_test_that_is_named_exists():

@@ -15,7 +15,7 @@ NAMES = {  # command, name that it does not have -> on the command line, in Pyth
     ("train", "imgsz"): ("--image.short", "image=ImageConfig(short=...)"),
     ("train", "img-size"): ("--image.short", "image=ImageConfig(short=...)"),
     ("train", "size"): ("--image.short", "image=ImageConfig(short=...)"),
-    ("train", "device"): ("--run.accelerator", "run=RunConfig(accelerator=...)"),
+    ("train", "gpu"): ("--run.accelerator", "run=RunConfig(accelerator=...)"),
     ("train", "learning-rate"): ("--optim.lr", "optim=OptimConfig(lr=...)"),
     ("train", "lr0"): ("--optim.lr", "optim=OptimConfig(lr=...)"),
     ("train", "backbone"): ("--model", "model"),
@@ -47,7 +47,7 @@ def test_names_of_other_tools(case, capsys):
 
 def test_fields_of_groups_and_misspelt_names_in_python():
     with pytest.raises(UserError, match=r"did you mean 'optim=OptimConfig\(lr=...\)'\?"):
-        retinanet.train("a", "b", lr=0.1)
+        retinanet.train("a", "b", base_lr=0.1)
     with pytest.raises(UserError, match="did you mean 'epochs'"):
         retinanet.train("a", "b", epoch=1)
     with pytest.raises(UserError, match=r"Predictor.load\(\) has no parameter 'half', did you mean 'precision'"):
@@ -97,7 +97,7 @@ def test_the_table_names_real_options_and_no_other():
 
 
 def test_the_functions_keep_their_names_and_can_be_sent_to_another_process():
-    for name in set(COMMANDS) - {"demo"}:
+    for name in set(COMMANDS) - {"demo", "completion"}:
         function = getattr(retinanet, name)
         assert function.__name__ == name and pickle.loads(pickle.dumps(function)) is function
 
@@ -105,3 +105,37 @@ def test_the_functions_keep_their_names_and_can_be_sent_to_another_process():
         return one + two
 
     assert explain_unknown_options(add)(1, two=4) == 5
+
+
+def test_short_names_in_python_are_those_of_the_command(monkeypatch):
+    """``train(lr=...)`` gives the configuration that ``retinanet train --lr ...`` gives, whatever the recipe."""
+    from retinanet.training import run as training_run
+
+    made = []
+    monkeypatch.setattr(training_run, "run_training", lambda config, **given: made.append((config, given)))
+    monkeypatch.setattr("retinanet.cli.main.describe_result", lambda *_: "")
+    for recipe in ("default", "paper", "torchvision"):
+        short = {"lr": 0.02, "hflip": 0.25, "gamma": 1.5, "short": 320, "device": "cpu", "precision": "fp32"}
+        retinanet.train("a", "b", recipe=recipe, **short)
+        words = [word for name, value in short.items() for word in (f"--{name}", str(value))]
+        assert main(["train", "a", "--output", "b", "--recipe", recipe, *words]) == 0
+        assert made[-1] == made[-2]
+    assert made[-1][0].optim.lr == 0.02 and made[-1][0].run.accelerator == "cpu" and made[-1][0].run.precision == "32"
+    assert made[-1][0].optim.optimizer == "sgd"  # the recipe's
+    retinanet.train("a", "b", optim=retinanet.OptimConfig(warmup=7), lr=0.5)
+    assert (made[-1][0].optim.warmup, made[-1][0].optim.lr) == (7, 0.5)
+
+
+def test_a_text_in_place_of_a_number_is_told_in_a_sentence():
+    with pytest.raises(
+        UserError, match=r"^epochs: expected a whole number or null, got '12'. Write it without quotes: e"
+    ):
+        retinanet.train("a", "b", epochs="12")
+    with pytest.raises(UserError, match=r"^optim.lr: expected a number or null, got 'high'$"):
+        retinanet.train("a", "b", lr="high")
+    with pytest.raises(
+        UserError, match=r"^score: expected a number or null, got '0.5'. Write it without quotes: score=0.5"
+    ):
+        retinanet.predict("a", ["b"], score="0.5")
+    with pytest.raises(UserError, match=r"^batch_size: expected a whole number, got 'many'$"):
+        Predictor.load("a", batch_size="many")

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from retinanet.data.transforms import Augment
     from retinanet.deploy.benchmark import benchmark
     from retinanet.deploy.export import export
+    from retinanet.detections import Detections
     from retinanet.detector import Detector
     from retinanet.errors import UserError
     from retinanet.evaluation.evaluate import evaluate
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from retinanet.training.config import ImageConfig, LossConfig, OptimConfig, PostprocessConfig, RunConfig
     from retinanet.training.planned import plan
     from retinanet.training.run import train
-    from retinanet.types import Detections
 
 __version__ = "0.1.0"
 __all__ = [
@@ -63,7 +63,7 @@ __all__ = [
 
 _HOME = {
     "Augment": "data.transforms",
-    "Detections": "types",
+    "Detections": "detections",
     "Detector": "detector",
     "ImageConfig": "training.config",
     "LossConfig": "training.config",

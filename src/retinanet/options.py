@@ -1,4 +1,4 @@
-"""Which option was meant by a name that a function does not have: what other tools call it, or one spelt nearly so."""
+"""Names of options: short ones of options in groups, and which was meant by a name that a function does not have."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import dataclasses
 import difflib
 import functools
 import inspect
-from collections.abc import Callable, Iterable
-from typing import ParamSpec, TypeVar
+from collections.abc import Callable, Collection, Iterable, Mapping
+from types import NoneType, UnionType
+from typing import Any, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from retinanet.errors import UserError
+from retinanet.plain import check_type, with_changes
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -53,6 +55,14 @@ SYNONYMS = {
     "overwrite": "exist_ok force",
 }
 
+SHORT = {"device": "run.accelerator"}  # names that all commands share, where a group calls an option otherwise
+NUMBERS = {int, float, bool, NoneType}
+
+
+def find_full_names(name: str, known: Collection[str]) -> list[str]:
+    """The options in groups that a name may stand for: ``lr`` is optim.lr. Several where groups share the name."""
+    return [SHORT[name]] if SHORT.get(name) in known else sorted(one for one in known if one.endswith(f".{name}"))
+
 
 def suggest_option(name: str, known: Iterable[str], spell: Callable[[str], str] = str) -> str:
     """The end of a message about an unknown option: which was meant, or a full stop where none is near.
@@ -76,12 +86,13 @@ def suggest_option(name: str, known: Iterable[str], spell: Callable[[str], str] 
 def explain_unknown_options(function: Callable[P, T]) -> Callable[P, T]:
     """A function that says which parameter was meant where it is given one that it does not have.
 
+    It also says so where it is given a text for a number.
+
     Raises:
         UserError: it was given one.
     """
     parameters = inspect.signature(function).parameters
-    groups = {name: one.default for name, one in parameters.items() if dataclasses.is_dataclass(one.default)}
-    fields = [f"{name}.{field.name}" for name, group in groups.items() for field in dataclasses.fields(group)]
+    groups, fields = _find_groups(function)
 
     def spell(option: str) -> str:
         group, _, field = option.partition(".")
@@ -89,13 +100,70 @@ def explain_unknown_options(function: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(function)
     def checked(*arguments: P.args, **options: P.kwargs) -> T:
-        for name in options:
+        for name, value in options.items():
             if name not in parameters:
                 hint = suggest_option(name, [*parameters, *fields], spell)
                 raise UserError(f"{function.__qualname__.removesuffix('.__init__')}() has no parameter {name!r}{hint}")
+            if isinstance(value, str) and function.__name__ != "__init__":  # groups check all their types
+                _refuse_text_for_number(function, name, value)
         return function(*arguments, **options)
 
     return checked
+
+
+def accept_short_names(**bases: Callable[[str], Mapping[str, Any]]) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Makes a function take options of its groups without the group, as its command does: ``lr=`` for optim.lr.
+
+    Args:
+        bases: parameters whose value decides what the options of a group are that is not given, as on a command line.
+    """
+
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        parameters = inspect.signature(function).parameters
+        groups, fields = _find_groups(function)
+
+        @functools.wraps(function)
+        def complete(*arguments: P.args, **options: P.kwargs) -> T:
+            changes: dict[str, dict[str, Any]] = {}
+            for name in [name for name in options if name not in parameters]:
+                full = find_full_names(name, fields)
+                if len(full) > 1:
+                    raise UserError(f"{function.__name__}(): {name} could be {' or '.join(full)}: give the group")
+                if full:
+                    group, _, field = full[0].partition(".")
+                    changes.setdefault(group, {})[field] = options.pop(name)
+            for group, values in changes.items():
+                base = options.get(group)
+                if base is None:
+                    base = groups[group]
+                    for name, find_base in bases.items():
+                        chosen = options.get(name, parameters[name].default)
+                        base = with_changes(base, find_base(str(chosen)).get(group, {}), group)
+                options[group] = with_changes(base, values, group)
+            return function(*arguments, **options)
+
+        return complete
+
+    return decorate
+
+
+def _find_groups(function: Callable[..., Any]) -> tuple[dict[str, Any], list[str]]:
+    """The groups of options that a function takes, at their defaults, and the full names of the options in them."""
+    parameters = inspect.signature(function).parameters
+    groups = {name: one.default for name, one in parameters.items() if dataclasses.is_dataclass(one.default)}
+    return groups, [f"{name}.{field.name}" for name, group in groups.items() for field in dataclasses.fields(group)]
+
+
+def _refuse_text_for_number(function: Callable[..., Any], name: str, value: str) -> None:
+    hint = get_type_hints(function).get(name)
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    if not set(kinds) <= NUMBERS:
+        return
+    try:
+        check_type(value, hint, name)
+    except UserError as error:
+        without = f". Write it without quotes: {name}={value}" if value.replace(".", "", 1).isdigit() else ""
+        raise UserError(f"{error}{without}") from None
 
 
 def explain_unknown_fields(group: type[T]) -> type[T]:

@@ -93,6 +93,15 @@ def check_types(value: Any, where: str) -> None:
         _typed(entry, hint, None, full)
 
 
+def check_type(value: Any, hint: Any, where: str) -> None:
+    """Check that a value is what a type hint says.
+
+    Raises:
+        UserError: it is not; ``where`` is what it is called in the message.
+    """
+    _typed(value, hint, None, where)
+
+
 def option_fields(value: Any) -> list[dataclasses.Field[Any]]:
     """The fields of a dataclass that can be set; those marked ``settled`` follow from others."""
     return [field for field in dataclasses.fields(value) if "settled" not in field.metadata]

@@ -19,12 +19,12 @@ Boxes are ``(x1, y1, x2, y2)`` float32 in pixels; the pixel in the top left corn
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from retinanet.errors import UserError
+from retinanet.detections import DEFAULT_THRESHOLD, Detections
 
 if TYPE_CHECKING:  # who predicts with an exported model need not have torch
     import torch
@@ -33,7 +33,7 @@ if TYPE_CHECKING:  # who predicts with an exported model need not have torch
     from retinanet.anchors.coding import BoxCoder
     from retinanet.anchors.lattice import AnchorLattice
 
-DEFAULT_THRESHOLD = 0.3  # where neither the user nor the model says from which score on a detection is shown
+__all__ = ["DEFAULT_THRESHOLD", "Assignment", "Batch", "Detections", "RawOutput", "Sample", "Target"]
 
 
 @dataclass(frozen=True)
@@ -194,74 +194,3 @@ class Assignment:
         """The same on another device."""
         tensors = {name: value.to(device) for name, value in vars(self).items() if hasattr(value, "to")}
         return replace(self, **tensors)
-
-
-@dataclass(frozen=True)
-class Detections:
-    """The objects found in one image, best score first.
-
-    Boxes, scores and labels are tensors on the CPU where a model folder found them, and numpy arrays where an exported
-    model did; everything here works on both, and both give the same numbers.
-
-    Attributes:
-        boxes: (D, 4) float32 xyxy.
-        scores: (D,) float32 in [0, 1].
-        labels: (D,) int64 in [0, K).
-        class_names: K names.
-    """
-
-    boxes: Any
-    scores: Any
-    labels: Any
-    class_names: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.scores)
-
-    @property
-    def names(self) -> list[str]:
-        """The class name of each detection."""
-        return [self.class_names[label] for label in self.labels.tolist()]
-
-    def above(self, score: float | Mapping[str, float]) -> Detections:
-        """The detections to show: of at least this score, or of the threshold of their class, 0.3 where it has none.
-
-        Args:
-            score: one for all; or thresholds by class name, such as those of a model (``Predictor.thresholds``).
-        """
-        if isinstance(score, Mapping):
-            keep = self.labels < 0  # none
-            for label, name in enumerate(self.class_names):
-                keep = keep | ((self.labels == label) & (self.scores >= score.get(name, DEFAULT_THRESHOLD)))
-        else:
-            keep = self.scores >= score
-        return Detections(self.boxes[keep], self.scores[keep], self.labels[keep], self.class_names)
-
-    def to_dicts(self) -> list[dict[str, Any]]:
-        """One plain dict per detection: ``box`` (xyxy), ``score``, ``label``, ``name``."""
-        rows = zip(self.boxes.tolist(), self.scores.tolist(), self.labels.tolist(), self.names, strict=True)
-        return [{"box": box, "score": score, "label": label, "name": name} for box, score, label, name in rows]
-
-    def to_coco(self, image_id: int | str, category_ids: tuple[int, ...] | None = None) -> list[dict[str, Any]]:
-        """COCO results: ``bbox`` is xywh; category ids default to label + 1."""
-        ids = category_ids or tuple(range(1, len(self.class_names) + 1))
-        xywh = [[x1, y1, x2 - x1, y2 - y1] for x1, y1, x2, y2 in self.boxes.tolist()]  # in float64: no digit is lost
-        rows = zip(xywh, self.scores.tolist(), self.labels.tolist(), strict=True)
-        return [
-            {"image_id": image_id, "category_id": ids[label], "bbox": box, "score": score} for box, score, label in rows
-        ]
-
-    def to_supervision(self) -> Any:
-        """A ``supervision.Detections`` (needs ``pip install supervision``)."""
-        try:
-            import supervision
-        except ImportError:
-            raise UserError("to_supervision() needs the package supervision: pip install supervision") from None
-        import numpy as np
-
-        return supervision.Detections(
-            xyxy=np.asarray(self.boxes),
-            confidence=np.asarray(self.scores),
-            class_id=np.asarray(self.labels),
-            data={"class_name": np.array(self.names, dtype=str)},
-        )

@@ -116,6 +116,12 @@ def test_options_without_their_group():
 def test_lists_with_commas_or_brackets():
     assert told("a", "--files", "b,c d")["files"] == told("a", "--files=[b, c d]")["files"] == ["b", "c d"]
     assert told("a", "--files", "b")["files"] == ["b"]
+    assert told("a", "--files", "b", "c d")["files"] == told("--files", "b", "c d", "a")["files"] == ["b", "c d"]
+    for words in (["[2, 3]"], ["2,3"], ["2", "3"], ["2,", "3"]):
+        assert told("--knobs.pair", *words, "a", "b")["knobs"].pair == (2.0, 3.0)
+        assert told("a", "b", "--pair", *words, "--wild")["knobs"].pair == (2.0, 3.0)
+    for words in (["[8, 1.5]"], ["8,1.5"], ["8", "1.5"]):
+        assert told("a", "b", "--make.sizes", *words)["make"] == {"sizes": [8, 1.5]}
     assert refusal("a", "--files", "[b, 1]") == "--files[1]: expected a text, got 1"
 
 

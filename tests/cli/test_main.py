@@ -60,6 +60,7 @@ def test_the_help_of_every_command(capsys, command):
         "serve": ["--port", "--token", "--max_bytes", "RETINANET_TOKEN"],
         "why": ["--data", "--score", "--output", "an annotated image"],
         "suspects": ["--folds", "--budget", "--split", "suspects.csv"],
+        "completion": ["--shell", "bash", "shtab"],
         "suggest": ["--count", "--data", "--output", "random"],
     }
     assert all(option in out for option in options[command]), out

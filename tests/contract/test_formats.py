@@ -16,8 +16,9 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from retinanet.data.check import size_images
-from retinanet.data.dataset import load_dataset, read_parts, splits, training_datasets
+from retinanet.data.dataset import load_dataset, splits, training_datasets
 from retinanet.data.faults import Fault, Notes
+from retinanet.data.formats import read_parts
 from retinanet.errors import UserError
 
 CLASSES = ("cat", "dog", "emu")

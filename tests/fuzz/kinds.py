@@ -21,7 +21,7 @@ from retinanet.analysis.data.doctor import examine
 from retinanet.analysis.data.fix import write_fixed_copy
 from retinanet.anchors.lattice import AnchorLattice
 from retinanet.cli.arguments import parse
-from retinanet.cli.main import ALIASES, COMMANDS
+from retinanet.cli.main import ALIASES, COMMANDS, HERE
 from retinanet.data.dataset import training_datasets
 from retinanet.detector import Detector
 from retinanet.digest import seal
@@ -192,7 +192,7 @@ def list_options(name):
     return text
 
 
-OPTIONS = {name: list_options(name) for name in COMMANDS if name != "demo"}
+OPTIONS = {name: list_options(name) for name in COMMANDS if name not in HERE}
 
 
 def change_options(rng):

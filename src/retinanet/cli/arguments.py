@@ -8,30 +8,24 @@ from __future__ import annotations
 
 import inspect
 import re
-from argparse import ArgumentParser
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass, make_dataclass
+from itertools import takewhile
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
+from retinanet.cli.help import Option, build_parser, read_descriptions
 from retinanet.errors import UserError
-from retinanet.options import suggest_option
+from retinanet.options import find_full_names, suggest_option
 from retinanet.plain import option_fields, to_plain, with_changes
 from retinanet.yaml_files import dump_plain, load_plain, read_mapping
 
 NAMING_CODE = ("class_path", "init_args", "dict_kwargs")  # what other tools take for an order to call something
+NUMBER = r"-?[\d.]+(e-?\d+)?,?"
 MAY_BE_NESTED = frozenset("{[:?\n")  # a text without any of these holds no list and no mapping
-
-
-class Option(NamedTuple):
-    """A parameter or a field of one: its type (several for a union), default and description."""
-
-    kinds: tuple[Any, ...]
-    default: Any
-    text: str
 
 
 def parse(
@@ -60,17 +54,16 @@ def parse(
     Raises:
         UserError: an unknown option or an unusable value. SystemExit: the help or the configuration was printed.
     """
-    parameters = inspect.signature(function, eval_str=True).parameters
-    required = [name for name, one in parameters.items() if one.default is one.empty]
-    fields = [(name, one.annotation, None if name in required else one.default) for name, one in parameters.items()]
-    defaults = make_dataclass("Options", fields, frozen=True)()
+    defaults, required = read_signature(function)
     known = dict(find_options(defaults, read_descriptions(function)))
     if {"-h", "--help"} & set(words):
-        print(format_help(function, known, required, usage), end="")
+        print(build_parser(function, known, required, usage).format_help(), end="")
         raise SystemExit(0)
 
     printing = {"--print_config", "--print-config"}
-    files, given, loose = split_words([word for word in words if word not in printing], known, aliases or {})
+    lacking = [name for name in positionals if name in required and f"--{name}" not in words]
+    words_left = [word for word in words if word not in printing]
+    files, given, loose = split_words(words_left, known, aliases or {}, len(lacking))
     named = {**name_positionals(loose, [name for name in positionals if name not in given], known), **given}
     options: dict[str, Any] = {}
     contents = [read_mapping(Path(file)) for file in files]
@@ -95,7 +88,15 @@ def parse(
         raise SystemExit(0)
     if missing := [name for name in required if name not in options]:
         raise UserError(f"missing: {', '.join(missing)}. usage: {usage}")
-    return {name: getattr(value, name) for name in parameters}
+    return dict(vars(value))
+
+
+def read_signature(function: Callable[..., Any]) -> tuple[Any, list[str]]:
+    """The parameters of a function as a dataclass with its defaults, and which of them have none."""
+    parameters = inspect.signature(function, eval_str=True).parameters
+    required = [name for name, one in parameters.items() if one.default is one.empty]
+    fields = [(name, one.annotation, None if name in required else one.default) for name, one in parameters.items()]
+    return make_dataclass("Options", fields, frozen=True)(), required
 
 
 def find_options(defaults: Any, texts: Mapping[str, str], group: str = "") -> Iterator[tuple[str, Option]]:
@@ -109,25 +110,13 @@ def find_options(defaults: Any, texts: Mapping[str, str], group: str = "") -> It
             yield from find_options(default, read_descriptions(type(default)), f"{name}.")
 
 
-def read_descriptions(documented: Any) -> dict[str, str]:
-    """The descriptions of parameters in a Google-style docstring, by their names."""
-    texts: dict[str, str] = {}
-    name = ""
-    _, *sections = re.split(r"\n(?:Args|Attributes):\n", inspect.getdoc(documented) or "")
-    for line in "".join(sections[:1]).splitlines():
-        if line and not line.startswith("    "):
-            break
-        if start := re.match(r"    (\w+): (.*)", line):
-            name, texts[start[1]] = start.groups()
-        elif line:
-            texts[name] += f" {line.strip()}"
-    return texts
-
-
 def split_words(
-    words: Sequence[str], known: Mapping[str, Option], aliases: Mapping[str, str]
+    words: Sequence[str], known: Mapping[str, Option], aliases: Mapping[str, str], needed: int = 0
 ) -> tuple[list[str], dict[str, Any], list[str]]:
-    """The configuration files, the values of the options by full name, and the words that belong to no option."""
+    """The configuration files, the values of the options by full name, and the words that belong to no option.
+
+    A list takes the words behind it up to the next option, but those that ``needed`` positionals still lack.
+    """
     files: list[str] = []
     given: dict[str, Any] = {}
     loose: list[str] = []
@@ -143,6 +132,9 @@ def split_words(
                 text = "true"
             elif rest and not rest[0].startswith("--"):
                 text = rest.pop(0)
+                count = count_more(text, rest, known[name].kinds if name in known else (), needed - len(loose))
+                if count:
+                    text, rest = ",".join(one.rstrip(",") for one in [text, *rest[:count]]), rest[count:]
             else:
                 raise UserError(f"option {word} needs a value")
         if name == "config":
@@ -153,6 +145,20 @@ def split_words(
     return files, given, loose
 
 
+def count_more(text: str, rest: Sequence[str], kinds: Sequence[Any], spared: int) -> int:
+    """How many of the words behind the first of a list belong to it as well; ``spared`` ones belong to positionals."""
+    behind = list(takewhile(lambda word: not re.match(r"-\D", word), rest))
+    if text.startswith(("[", "{")) or not (is_list(kinds) or (not kinds and re.fullmatch(NUMBER, text))):
+        return 0
+    fitting = behind if list[str] in kinds else list(takewhile(re.compile(NUMBER).fullmatch, behind))
+    return min(len(fitting), max(0, len(behind) - max(0, spared)))
+
+
+def is_list(kinds: Sequence[Any]) -> bool:
+    """Whether an option may be a list."""
+    return any(get_origin(kind) in (list, tuple) for kind in kinds)
+
+
 def find_name(word: str, known: Mapping[str, Option], aliases: Mapping[str, str]) -> str:
     """The full name of an option: ``--devices`` is run.devices, as long as no other group has devices."""
     name = word.removeprefix("--").replace("-", "_")
@@ -161,11 +167,11 @@ def find_name(word: str, known: Mapping[str, Option], aliases: Mapping[str, str]
     is_key = any(name.startswith(f"{mapping}.") for mapping in mappings)
     if word.startswith("--") and (name in known or name == "config" or is_key):
         return name
-    grouped = [f"--{option}" for option in known if word.startswith("--") and option.endswith(f".{name}")]
+    grouped = find_full_names(name, known) if word.startswith("--") else []
     if len(grouped) == 1:
-        return grouped[0].removeprefix("--")
+        return grouped[0]
     if grouped:
-        raise UserError(f"option {word} could be {' or '.join(sorted(grouped))}: write one of them")
+        raise UserError(f"option {word} could be {' or '.join(f'--{one}' for one in grouped)}: write one of them")
     raise UserError(f"unknown option {word}{suggest_option(name.lstrip('-'), known, '--{}'.format)} See --help")
 
 
@@ -191,6 +197,8 @@ def read_text(text: str, kinds: Sequence[Any]) -> Any:
         return text
     if list[str] in kinds and not text.startswith("["):
         return text.split(",")
+    if not text.startswith(("[", "{")) and (is_list(kinds) or (not kinds and "," in text)):
+        text = f"[{text}]"
     try:
         return load_plain(text)
     except yaml.YAMLError:
@@ -232,29 +240,3 @@ def refuse_code(value: Any, where: str) -> None:
         value = list(value.values())
     for inner in value if isinstance(value, list | tuple | set) else ():
         refuse_code(inner, where)
-
-
-def format_help(function: Callable[..., Any], known: Mapping[str, Option], required: Sequence[str], usage: str) -> str:
-    """The help of a command: every option with its description, type and default."""
-    title = (inspect.getdoc(function) or "").split("\n")[0]
-    parser = ArgumentParser(usage=usage, description=title, add_help=False)
-    parser.add_argument("-h", "--help", action="store_true", help="show this help and exit")
-    parser.add_argument("--config", metavar="FILE", help="file with options, such as the config.yaml of a run")
-    parser.add_argument("--print_config", action="store_true", help="print the options as such a file and exit")
-    groups = {"": parser.add_argument_group(title.rstrip("."))}
-    for name, (kinds, default, text) in known.items():
-        if is_dataclass(default):
-            groups[name] = parser.add_argument_group(text.rstrip("."))
-            continue
-        group, _, short = name.rpartition(".")
-        choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
-        choices += ["true", "false"] * (bool in kinds)
-        types = re.sub(r"typing\.|pathlib\.", "", " | ".join(map(inspect.formatannotation, kinds)))
-        facts = f"required, type: {types}" if name in required else f"type: {types}, default: {to_plain(default)}"
-        facts = facts.replace("NoneType", "null").replace("None", "null")
-        groups[group].add_argument(
-            f"--{name}",
-            metavar=f"{{{','.join(choices)}}}" if choices else short.upper(),
-            help=f"{text} ({facts})".replace("%", "%%"),
-        )
-    return parser.format_help()

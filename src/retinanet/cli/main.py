@@ -6,8 +6,8 @@ import errno
 import importlib
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, redirect_stdout, suppress
 from typing import Any, NamedTuple
 
 import retinanet
@@ -75,12 +75,16 @@ COMMANDS = {
         ("model", "image"),
         "MODEL IMAGE [--data DATA] [--score 0.3] [options]",
     ),
+    "completion": Command("print a script that completes all this in a shell", ("shell",), "bash|zsh|tcsh"),
 }
+JSON = "--json"
+HERE = {"demo": "retinanet.cli.demo", "completion": "retinanet.cli.completion"}  # the functions of no other package
+NO_RESULT = ("serve", "completion")  # commands that have none to print as JSON
 ALIASES = {"convert": {"from": "weights"}}  # which is no name for a parameter in Python
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0, what the command says, 2 after a user's mistake, 130 if interrupted."""
+    """Run a command; returns the exit code, see ``docs/reference/json.md``: 0, 1, 2 or 130."""
     # Threads that wait must not spin: beside other work a training step took 3.3 s with the default and 2.1 s so, and
     # alone no longer than before (docs/results/planning.md). It is read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -92,26 +96,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"retinanet {retinanet.__version__}")
         return 0
     if words[0] not in COMMANDS:
-        print(f"retinanet: unknown command {words[0]!r}{suggest(words[0], COMMANDS)}\n\n{overview()}", file=sys.stderr)
-        return 2
+        reason = f"unknown command {words[0]!r}{suggest(words[0], COMMANDS)}"
+        print(f"retinanet: {reason}\n\n{overview()}", file=sys.stderr)
+        return _print_error(words, reason, 2)
     try:
         code = run(words[0], words[1:])
         if sys.stdout is not None:
             sys.stdout.flush()
         return code
     except Interrupted as error:
-        return _stop(words[0], str(error), 130)
+        return _stop(words, str(error), 130)
     except UserError as error:
-        return _stop(words[0], str(error), 2)
+        return _stop(words, str(error), 2)
     except BrokenPipeError:  # whoever reads the output has seen enough, as head does
         sys.stdout = None  # or Python would complain when it flushes
         return 0
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
             raise
-        return _stop(words[0], f"{error.filename}: the name is too long for a file", 2)
+        return _stop(words, f"{error.filename}: the name is too long for a file", 2)
     except KeyboardInterrupt:
-        return _stop(words[0], "interrupted", 130)
+        return _stop(words, "interrupted", 130)
     except SystemExit as stop:  # --help, once it is printed
         return stop.code if isinstance(stop.code, int) else 0
 
@@ -125,31 +130,48 @@ def overview() -> str:
     )
 
 
+def find_function(name: str) -> Callable[..., Any]:
+    """The function of a command."""
+    home = importlib.import_module(HERE[name]) if name in HERE else retinanet
+    function: Callable[..., Any] = getattr(home, name)
+    return function
+
+
 def run(name: str, words: Sequence[str]) -> int:
     """Parse, call the function, print its result; returns the exit code."""
     from retinanet.cli.arguments import parse  # which would make ``retinanet --help`` slower
 
     _, positionals, usage = COMMANDS[name]
-    function = importlib.import_module("retinanet.cli.demo").demo if name == "demo" else getattr(retinanet, name)
     usage, aliases, bases = f"retinanet {name} {usage}", ALIASES.get(name), {}
     if name in ("train", "plan"):
         from retinanet.training.recipes import find_recipe
 
         bases = {"recipe": find_recipe}
+    as_json, words = JSON in words, [word for word in words if word != JSON]
+    if as_json and name in NO_RESULT:
+        raise UserError(f"{JSON} is for commands that print a result; {name} has none")
+    function = find_function(name)
     arguments = parse(function, words, positionals=positionals, usage=usage, aliases=aliases, bases=bases)
-    result = function(**arguments)
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():  # where libraries may print
+        result = function(**arguments)
     if name == "train":
         from retinanet.training.ranks import is_first_process
 
         if not is_first_process():
             return 0
-    print(describe_result(name, result, arguments))
     failed = getattr(result, "failed", {})  # images that predict could not read, and why
+    code = int(bool(failed) or getattr(result, "stops", False))
+    if as_json:
+        from retinanet.cli.records import make_record
+
+        print(make_record(name, result, arguments, code))
+    else:
+        print(describe_result(name, result, arguments))
     if failed:
         print(f"{len(failed)} of {len(failed) + len(result)} images could not be read:", file=sys.stderr)
         for reason in failed.values():
             print(f"  {make_printable(reason)}", file=sys.stderr)
-    return int(bool(failed) or getattr(result, "stops", False))
+    return code
 
 
 def describe_result(command: str, result: Any, arguments: Mapping[str, Any]) -> str:
@@ -178,10 +200,20 @@ def describe_result(command: str, result: Any, arguments: Mapping[str, Any]) -> 
     return str(result)
 
 
-def _stop(command: str, reason: str, code: int) -> int:
+def _stop(words: Sequence[str], reason: str, code: int) -> int:
     """Say why a command stops; whoever reads may be gone, as ``tee`` is after Ctrl-C."""
     with suppress(OSError):
-        print(f"retinanet {command}: {make_printable(reason)}", file=sys.stderr, flush=True)
+        print(f"retinanet {words[0]}: {make_printable(reason)}", file=sys.stderr, flush=True)
+    return _print_error(words, reason, code)
+
+
+def _print_error(words: Sequence[str], reason: str, code: int) -> int:
+    """What a program reads where it asked for JSON."""
+    if JSON in words:
+        from retinanet.cli.records import make_error_record
+
+        with suppress(OSError):
+            print(make_error_record(words[0], reason, code), flush=True)
     return code
 
 

@@ -7,6 +7,7 @@ import io
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -39,6 +40,12 @@ class Suggestion:
     look: Look
     distance: float
     reason: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; without the features."""
+        look = self.look
+        numbers = {"value": look.value, "unsure": look.unsure, "disputed": look.disputed, "objects": look.objects}
+        return {"image": str(look.path), **numbers, "distance": self.distance, "reason": self.reason}
 
 
 @dataclass(frozen=True)

@@ -56,12 +56,14 @@ class Annotations:
         category_ids: K ids, as COCO results name the classes; empty for 1 to K.
         images: all of them, those without objects too.
         boxes: of all images.
+        source: reads an image by its id, (H, W, 3) uint8, where images are no files; their paths only name them.
     """
 
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
     images: Sequence[ImageEntry]
     boxes: BoxColumns
+    source: Callable[[int | str], np.ndarray] | None = None
 
 
 def select_classes(annotations: Annotations, wanted: Sequence[str] | None, faults: Faults) -> Annotations:

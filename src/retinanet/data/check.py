@@ -179,7 +179,8 @@ def judge_split(name: str, found: Annotations, faults: Faults) -> Split:
         Fault: images are missing or unreadable, an image id appears twice, or the boxes are fractions, unless
             ``faults`` returns.
     """
-    part = Split.judge(name, found, size_images(found.images, faults))
+    images = size_images(found.images, faults) if found.source is None else list(found.images)
+    part = Split.judge(name, found, images)
     if fault := part.find_fractions():
         faults(fault)
         part = Split.judge(name, replace(found, boxes=replace(found.boxes, relative=True)), part.images)

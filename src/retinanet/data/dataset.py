@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from retinanet.data.annotations import Annotations
 from retinanet.data.check import describe_wrong_size, has_objects, judge_split
-from retinanet.data.faults import Fault, Faults, Notes, name_list
+from retinanet.data.faults import Fault, Notes, name_list
 from retinanet.data.files import find_spelling, find_training_split
 from retinanet.data.formats import read_split, recognise
 from retinanet.data.held_out import draw_held_out
+from retinanet.data.objects import Data, name_data
 from retinanet.errors import UserError
-from retinanet.images.io import MAX_PIXELS, read_image
+from retinanet.images.io import MAX_PIXELS, read_image, to_planes
 from retinanet.types import Sample, Target
 
 
@@ -32,6 +33,7 @@ class DetectionDataset(Dataset[Sample]):
         skipped: the annotations that were left out as faulty.
         notes: what else should be known about the set.
         max_pixels: images with more pixels are refused.
+        source: reads an image by its id where images are no files, see :mod:`retinanet.data.objects`.
 
     Raises:
         UserError: there is no image, or no class.
@@ -47,6 +49,7 @@ class DetectionDataset(Dataset[Sample]):
         skipped: Sequence[Fault] = (),
         notes: Sequence[str] = (),
         max_pixels: int = MAX_PIXELS,
+        source: Callable[[int | str], np.ndarray] | None = None,
     ) -> None:
         if not samples:
             raise UserError(f"the data set {name} holds no image. Check the path and the split.")
@@ -59,6 +62,7 @@ class DetectionDataset(Dataset[Sample]):
         self.skipped = tuple(skipped)
         self.notes = tuple(notes)
         self.max_pixels = max_pixels
+        self.source = source
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -70,11 +74,18 @@ class DetectionDataset(Dataset[Sample]):
             UserError: the image cannot be read, or is not of the annotated size.
         """
         sample = self.samples[index]
-        image = read_image(sample.path, max_pixels=self.max_pixels)
+        if self.source is None:
+            image = read_image(sample.path, max_pixels=self.max_pixels)
+        else:
+            image = to_planes(self.source(sample.image_id))
         size = (image.shape[1], image.shape[2])
         if size != sample.size:
             raise UserError(describe_wrong_size(sample, size))
         return replace(sample, image=image)
+
+    def find_image(self, sample: Sample) -> Path | np.ndarray:
+        """What a reader of images takes for a sample: the path, or the pixels (H, W, 3) where there is no file."""
+        return sample.path if self.source is None else self.source(sample.image_id)
 
     def summary(self) -> str:
         """What the set holds, in one line; further lines say what was left out of it."""
@@ -100,6 +111,7 @@ class DetectionDataset(Dataset[Sample]):
             skipped=[fault for fault in self.skipped if fault.image in paths],
             notes=self.notes if notes is None else notes,
             max_pixels=self.max_pixels,
+            source=self.source,
         )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -118,30 +130,30 @@ class DetectionDataset(Dataset[Sample]):
             self.samples.append(Sample(path, image_id, size, Target(*target), areas))
 
 
-def splits(path: str | Path) -> tuple[str, ...]:
+def splits(path: Data) -> tuple[str, ...]:
     """The splits that the data set itself names; () where it has none and a hold-out takes their place.
 
     Raises:
         UserError: a missing path, or none of the four formats.
     """
-    return recognise(Path(path))[1]
+    return recognise(path)[1]
 
 
 def load_dataset(
-    path: str | Path,
+    path: Data,
     split: str | None = None,
     *,
     class_names: Sequence[str] | None = None,
     strict: bool = False,
     confine: bool = False,
 ) -> DetectionDataset:
-    """A data set in COCO, Pascal VOC, YOLO or CSV form, recognised by looking.
+    """A data set in COCO, Pascal VOC, YOLO or CSV form, recognised by looking, or an object that holds one.
 
     Boxes that reach over the edge are clipped. Boxes that are not finite, have x2 <= x1 or y2 <= y1, or lie wholly
     outside their image are left out; their images stay.
 
     Args:
-        path: a file or folder.
+        path: a file or folder; or an object (:class:`retinanet.data.objects.AnnotatedImages`), or objects by splits.
         split: a split of the set (``val`` finds ``valid`` and ``validation`` too). Where a set has no splits of its
             own, ``val`` is a fifth of its images, held out by a hash of their file names, ``train`` the rest, and
             ``test`` the same images as ``val``. None is the whole set.
@@ -153,14 +165,13 @@ def load_dataset(
     Raises:
         UserError: whatever is wrong with the files, with the place and the remedy.
     """
-    path = Path(path)
     form, names = recognise(path)
     chosen = None if split is None else find_spelling(split, names)
     if split is not None and chosen is None and (names or find_spelling(split, ("train", "val", "test")) is None):
         known = (
             f"It has: {name_list(names)}" if names else "It has none of its own; train, val and test hold a fifth out"
         )
-        raise UserError(f"{path}: there is no split {split!r}. {known}.")
+        raise UserError(f"{name_data(path)}: there is no split {split!r}. {known}.")
     notes = Notes()
     part = judge_split(chosen or "", read_split(form, path, chosen, class_names, notes, confine), notes)
     skipped = part.faulty_boxes()
@@ -168,10 +179,13 @@ def load_dataset(
         raise UserError(
             f"{skipped[0].sentence}. Fix it, or leave out strict and it is left out ({len(skipped)} in all)."
         )
-    name = " ".join(filter(None, [path.name or str(path), chosen]))
+    name = " ".join(filter(None, [Path(name_data(path)).name or str(path), chosen]))
     found = part.annotations
     whole = DetectionDataset(
-        part.samples(), found.class_names, found.category_ids, name, skipped=skipped, notes=list(dict.fromkeys(notes))
+        *(part.samples(), found.class_names, found.category_ids, name),
+        skipped=skipped,
+        notes=list(dict.fromkeys(notes)),
+        source=found.source,
     )
     if split is None or chosen is not None:
         return whole
@@ -179,44 +193,8 @@ def load_dataset(
     return train if find_spelling(split, ("train",)) else val
 
 
-def read_parts(path: str | Path, faults: Faults, *, confine: bool = False) -> dict[str, Annotations]:
-    """Every split as the files have it, for whoever looks for faults: boxes and images are not checked.
-
-    The split to train on is read first, and the others with its class names, as training and evaluation do. A split
-    that cannot be read at all is left out.
-
-    Args:
-        path: a file or folder.
-        faults: is given every fault of the files.
-        confine: refuse images that lie outside of ``path``.
-
-    Returns:
-        The annotations by split; the whole set under "" where it names no splits.
-
-    Raises:
-        UserError: a missing path, none of the four formats, or what ``confine`` refuses.
-    """
-    path = Path(path)
-    try:
-        form, names = recognise(path)
-    except Fault as fault:
-        faults(fault)
-        return {}
-    first = find_training_split(names) or next(iter(names), None)
-    parts: dict[str, Annotations] = {}
-    for name in (first, *(name for name in names if name != first)):
-        class_names = next((part.class_names for part in parts.values()), None)
-        try:
-            parts[name or ""] = read_split(form, path, name, class_names, faults, confine)
-        except Fault as fault:
-            if fault.kind == "missing-file" and name in ("test", "testing"):  # training and validation do without
-                fault = Fault("missing-test", fault.where, fault.reason, fault.remedy)
-            faults(fault)
-    return parts
-
-
 def training_datasets(
-    path: str | Path,
+    path: Data,
     *,
     train_split: str | None = None,
     val_split: str | None = None,
@@ -238,7 +216,9 @@ def training_datasets(
     if train_name is None and (names or val_split is not None):
         train_name = find_training_split(names or ("train",))
         if train_name is None:
-            raise UserError(f"{path}: there is no split to train on. It has: {name_list(names)}. Say which to take.")
+            raise UserError(
+                f"{name_data(path)}: there is no split to train on. It has: {name_list(names)}. Say which to take."
+            )
     train = load_dataset(path, train_name, class_names=class_names, strict=strict, confine=confine)
     _refuse_nothing_to_learn(train)
     val_name = val_split or find_spelling("val", names or (("val",) if train_split else ()))

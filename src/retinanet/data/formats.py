@@ -8,10 +8,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from retinanet.data import coco, csv, voc, yolo
+from retinanet.data import coco, csv, objects, voc, yolo
 from retinanet.data.annotations import Annotations, select_classes
-from retinanet.data.faults import Faults, name_list
-from retinanet.data.files import files_in, read_start, report_other_files, report_outside, sub_folders
+from retinanet.data.faults import Fault, Faults, name_list
+from retinanet.data.files import (
+    files_in,
+    find_training_split,
+    read_start,
+    report_other_files,
+    report_outside,
+    sub_folders,
+)
+from retinanet.data.objects import Data, is_object
 from retinanet.errors import UserError
 
 
@@ -61,12 +69,15 @@ _FOREIGN = (
 )
 
 
-def recognise(path: Path) -> tuple[Format, tuple[str, ...]]:
-    """The format of a path, and the splits it names.
+def recognise(data: Data) -> tuple[Format, tuple[str, ...]]:
+    """The format of a path or an object, and the splits it names.
 
     Raises:
         UserError: no such path, or none of the four formats or several of them, with what comes nearest.
     """
+    if is_object(data):
+        return objects, objects.splits(data) or ()
+    path = Path(data)  # type: ignore[arg-type]  # no object
     if not os.path.exists(path):  # unlike Path.exists it answers for names that no file can have
         raise UserError(f"{path}: no such file or folder. Expected the path of a data set.")
     found = [(form, names) for form in FORMATS if (names := form.splits(path)) is not None]
@@ -87,15 +98,54 @@ def recognise(path: Path) -> tuple[Format, tuple[str, ...]]:
 
 
 def read_split(
-    form: Format, path: Path, split: str | None, class_names: Sequence[str] | None, faults: Faults, confine: bool
+    form: Format, data: Data, split: str | None, class_names: Sequence[str] | None, faults: Faults, confine: bool
 ) -> Annotations:
-    """What the files say about a split, with the classes asked for; ``confine`` refuses images outside of ``path``."""
+    """What the files say about a split, with the classes asked for; ``confine`` refuses images outside of them."""
+    if is_object(data):
+        return select_classes(objects.read(data, split, class_names, faults), class_names, faults)
+    path = Path(data)  # type: ignore[arg-type]  # no object
     if confine and form is yolo:  # whose label files are found by its images, so those come first
         report_outside(path, yolo.list_images(path, split), confine, faults)
     found = select_classes(form.read(path, split, class_names, faults), class_names, faults)
     report_other_files(sorted({image.path.parent for image in found.images}), faults)
     report_outside(path, [image.path for image in found.images], confine, faults)
     return found
+
+
+def read_parts(path: str | Path, faults: Faults, *, confine: bool = False) -> dict[str, Annotations]:
+    """Every split as the files have it, for whoever looks for faults: boxes and images are not checked.
+
+    The split to train on is read first, and the others with its class names, as training and evaluation do. A split
+    that cannot be read at all is left out.
+
+    Args:
+        path: a file or folder.
+        faults: is given every fault of the files.
+        confine: refuse images that lie outside of ``path``.
+
+    Returns:
+        The annotations by split; the whole set under "" where it names no splits.
+
+    Raises:
+        UserError: a missing path, none of the four formats, or what ``confine`` refuses.
+    """
+    path = Path(path)
+    try:
+        form, names = recognise(path)
+    except Fault as fault:
+        faults(fault)
+        return {}
+    first = find_training_split(names) or next(iter(names), None)
+    parts: dict[str, Annotations] = {}
+    for name in (first, *(name for name in names if name != first)):
+        class_names = next((part.class_names for part in parts.values()), None)
+        try:
+            parts[name or ""] = read_split(form, path, name, class_names, faults, confine)
+        except Fault as fault:
+            if fault.kind == "missing-file" and name in ("test", "testing"):  # training and validation do without
+                fault = Fault("missing-test", fault.where, fault.reason, fault.remedy)
+            faults(fault)
+    return parts
 
 
 def _find_foreign(path: Path) -> str | None:

@@ -66,6 +66,7 @@ class WindowDataset(DetectionDataset):
             skipped=whole.skipped,
             notes=whole.notes,
             max_pixels=whole.max_pixels,
+            source=whole.source,
         )
         self.whole = whole
         self.tiling = tiling
@@ -109,7 +110,7 @@ class WindowDataset(DetectionDataset):
         """An image; the last one that was decoded at once is kept, because its other windows often come next."""
         path, windows = self._decoded or (None, None)  # read at once: another thread may replace it
         if windows is None or path != sample.path:
-            windows = ImageWindows(sample.path)
+            windows = ImageWindows(self.whole.find_image(sample))
             if windows.whole:  # a file that is read in parts must not stay open: its handle is for one process
                 self._decoded = sample.path, windows
         if windows.size != sample.size:

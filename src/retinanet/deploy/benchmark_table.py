@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -97,14 +98,17 @@ class BenchmarkResult:
             parts += ["Left out:", "\n".join(f"* {name}: {why}" for name, why in self.left_out.items())]
         return "\n\n".join(parts) + "\n"
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; times in seconds, sizes in bytes, memory in MB."""
+        return {"about": self.about, "rows": [asdict(row) for row in self.rows], "left_out": self.left_out}
+
     def save(self, folder: Path) -> None:
         """Write benchmark.json (times in seconds) and benchmark.md, each whole or not at all.
 
         Raises:
             UserError: they cannot be written.
         """
-        values = {"about": self.about, "rows": [asdict(row) for row in self.rows], "left_out": self.left_out}
-        text = json.dumps(make_json_safe(values), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        text = json.dumps(make_json_safe(self.to_dict()), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         for name, content in zip(RESULTS, (text, self.to_markdown()), strict=True):
             write_atomically(folder / name, content)
 

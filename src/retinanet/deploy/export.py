@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from retinanet import __version__
 from retinanet.deploy.parity import (
@@ -100,10 +100,13 @@ class ExportReport:
             lines["use it"] = f"retinanet predict {model} IMAGES" + " --trust" * pt2
         return "\n".join(f"{name:<14} {text}" for name, text in lines.items())
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {"library_version": __version__, **asdict(self)}
+
     def save(self, folder: Path) -> None:
         """Write export.txt and export.json."""
-        values = {"library_version": __version__, **asdict(self)}
-        (folder / "export.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+        (folder / "export.json").write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
         (folder / "export.txt").write_text(f"{self}\n", encoding="utf-8")
 
 

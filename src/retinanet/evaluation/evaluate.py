@@ -14,6 +14,7 @@ from torch import distributed
 
 from retinanet.data.dataset import DetectionDataset, load_dataset
 from retinanet.data.loader import evaluation_batches
+from retinanet.data.objects import Data, is_object, name_data
 from retinanet.data.windows import WindowDataset
 from retinanet.detector import Detector
 from retinanet.errors import UserError
@@ -52,7 +53,7 @@ class Pass:
 @explain_unknown_options
 def evaluate(
     model: str | Path,
-    data: str | Path,
+    data: Data,
     *,
     split: str = "test",
     output: str | Path | None = None,
@@ -74,7 +75,7 @@ def evaluate(
 
     Args:
         model: model folder, exported model, torchvision/NAME or a hub repository. An exported model has no loss.
-        data: annotated images in COCO, VOC, YOLO or CSV form.
+        data: annotated images in COCO, VOC, YOLO or CSV form; in Python a data set object too, see ``train``.
         split: which part of the data.
         output: folder for ``evaluation.json`` and ``predictions.json`` (COCO results); by default nothing is written.
         batch_size: images per forward pass, where their network input has one size; the result does not depend on it.
@@ -94,7 +95,8 @@ def evaluate(
         UserError: unusable model or data, an object of a class that the model does not know, or results are there
             already.
     """
-    check_model_first(model, data)
+    if not is_object(data):
+        check_model_first(model, data)  # type: ignore[arg-type]  # no object
     if batch_size < 1 or workers < 0:
         raise UserError(f"expected batch_size >= 1 and workers >= 0, got {batch_size} and {workers}")
     if output is not None:
@@ -107,7 +109,7 @@ def evaluate(
         predictor = Predictor.load(model, device=device, batch_size=batch_size, **how)
         spec = predictor.backend.spec
         dataset = load_dataset(data, split, class_names=predictor.class_names, **checked)
-        result = Pass(list(predictor.stream([one.path for one in dataset.samples])), {}, None)
+        result = Pass(list(predictor.stream(map(dataset.find_image, dataset.samples))), {}, None)
         where = "cpu" if detector is None else str(choose_device(device))
     else:
         detector = detector.with_spec(tiling=tiling)
@@ -116,7 +118,9 @@ def evaluate(
         where = str(choose_device(device))
         detector.net.to(where)
         result = one_pass(detector, dataset, batch_size=batch_size, workers=workers, device=torch.device(where))
-    report = judge(spec, dataset, result, {"model": str(model), "data": str(data), "split": split, "device": where})
+    report = judge(
+        spec, dataset, result, {"model": str(model), "data": name_data(data), "split": split, "device": where}
+    )
     if output is not None:
         report.to_json(Path(output) / RESULTS[0])
         save_coco_results(Path(output) / RESULTS[1], dataset.samples, result.detections, dataset.category_ids)

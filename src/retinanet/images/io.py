@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,18 +81,43 @@ def _decode(source: Path | BinaryIO, name: str | Path, max_pixels: int) -> NDArr
 
 def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Tensor:
     """What :func:`read_pixels` reads, as a tensor (3, H, W) uint8, contiguous."""
-    return _planes(read_pixels(path, max_pixels=max_pixels))
+    return to_planes(read_pixels(path, max_pixels=max_pixels))
 
 
 def picture_pixels(picture: Image.Image) -> Tensor:
     """What :func:`picture_array` makes of a picture, as a tensor (3, H, W) uint8, contiguous."""
-    return _planes(picture_array(picture))
+    return to_planes(picture_array(picture))
 
 
-def _planes(pixels: NDArray[np.uint8]) -> Tensor:
+def to_planes(pixels: NDArray[np.uint8]) -> Tensor:
+    """(H, W, 3) -> (3, H, W), contiguous."""
     import torch
 
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()  # (H, W, 3) -> (3, H, W)
+
+
+def to_array(image: Any) -> NDArray[np.uint8]:
+    """Any kind of image -> (H, W, 3) uint8 RGB array; arrays and tensors are not copied.
+
+    Raises:
+        UserError: it cannot be read, or is of another shape or type.
+    """
+    if isinstance(image, str | Path):
+        return read_pixels(image)
+    if isinstance(image, Image.Image):
+        return picture_array(image)
+    array = image
+    if str(getattr(image, "dtype", "")) == "torch.uint8" and image.ndim == 3 and image.shape[0] == 3:
+        array = image.detach().cpu().permute(1, 2, 0).numpy()  # (3, H, W) -> (H, W, 3)
+    if not isinstance(array, np.ndarray) or array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+        kind = f"{type(image).__name__} of shape {tuple(getattr(image, 'shape', ()))} and {getattr(image, 'dtype', '')}"
+        raise UserError(
+            "an image is a path, a Pillow image, an array (H, W, 3) uint8 or a tensor (3, H, W) uint8, all RGB; "
+            f"got {kind}"
+        )
+    if 0 in array.shape:
+        raise UserError(f"an image has at least one pixel, got shape {tuple(image.shape)}")
+    return array
 
 
 def image_size(path: str | Path) -> tuple[int, int]:

@@ -7,11 +7,11 @@ import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
@@ -26,11 +26,9 @@ from retinanet.inference.predictor import Predictor, describe_limit
 from retinanet.inference.stream import in_order
 from retinanet.inference.tiled import check_tile_options, predict_tiled
 from retinanet.options import explain_unknown_options
-from retinanet.plotting.draw import draw_boxes
 from retinanet.spec import check_model_first, exported_file
 from retinanet.types import Detections
 
-LEGIBLE = 600
 OVERVIEW = 4096  # most pixels of the long side of a picture of an image that was cut into tiles
 _log = logging.getLogger(__name__)
 
@@ -254,13 +252,6 @@ def _draw(targets: Mapping[Path, Path], prediction: Prediction, *, whole: bool) 
     else:
         with ImageWindows(path) as windows:
             pixels, factor = overview(windows, OVERVIEW)
-    picture = draw_boxes(
-        pixels,
-        np.asarray(detections.boxes) / factor,
-        detections.labels,
-        class_names=detections.class_names,
-        scores=detections.scores,
-        zoom=max(1, LEGIBLE // min(pixels.shape[:2])),  # enlarged until the labels can be read
-    )
+    picture = replace(detections, boxes=detections.boxes / factor).draw(pixels)
     targets[path].parent.mkdir(parents=True, exist_ok=True)
     picture.save(targets[path])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -13,8 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from retinanet.errors import UserError
-from retinanet.images.colours import picture_array
-from retinanet.images.io import read_pixels
+from retinanet.images.io import to_array
 from retinanet.images.tiling import choose_tiling, usual_overlap
 from retinanet.inference.backend import Backend, Mode, Prepared
 from retinanet.inference.exported import open_exported
@@ -122,31 +122,40 @@ class Predictor:
         return {name: stored.get(name, DEFAULT_THRESHOLD) for name in self.class_names}
 
     @overload
-    def __call__(self, images: str | Path | Image.Image | NDArray[np.uint8] | Tensor) -> Detections: ...
+    def __call__(
+        self,
+        images: str | Path | Image.Image | NDArray[np.uint8] | Tensor,
+        score: float | Mapping[str, float] | None = None,
+    ) -> Detections: ...
 
     @overload
-    def __call__(self, images: Sequence[Any]) -> list[Detections]: ...
+    def __call__(self, images: Sequence[Any], score: float | Mapping[str, float] | None = None) -> list[Detections]: ...
 
-    def __call__(self, images: Any) -> Detections | list[Detections]:
+    def __call__(self, images: Any, score: float | Mapping[str, float] | None = None) -> Detections | list[Detections]:
         """Detections in one image, or in each image of a list: all that the model reports.
 
         That is what AP counts, from the model's own threshold (``postprocess.score``, usually 0.05) on. The command
-        ``predict`` shows fewer: ``predictor(image).above(predictor.thresholds)``. An image that is larger than the tile
+        ``predict`` shows fewer: ``predictor(image, score=predictor.thresholds)``. An image that is larger than the tile
         of the model is cut into windows.
 
         Args:
             images: a path, a picture of Pillow, an array (H, W, 3) uint8 RGB, a tensor (3, H, W) uint8 RGB, or a list
                 of these.
+            score: leave out detections below this score, or below the threshold of their class.
 
         Returns:
-            Boxes in pixels of the original image, best score first.
+            Boxes in pixels of the original image, best score first; they keep a reference to what ``images`` names.
 
         Raises:
             UserError: an image cannot be read, or is of another shape or type.
         """
         if isinstance(images, list | tuple):
-            return list(self.stream(images))
-        return self.at_once(images) if self.tiling is None else self.tiled(images, **vars(self.tiling))
+            pairs = zip(images, self.stream(images), strict=True)
+            found = [replace(detections, image=image) for image, detections in pairs]
+            return found if score is None else [detections.above(score) for detections in found]
+        one = self.at_once(images) if self.tiling is None else self.tiled(images, **vars(self.tiling))
+        one = replace(one, image=images)
+        return one if score is None else one.above(score)
 
     def at_once(self, image: Any) -> Detections:
         """Detections in one image that is shown to the network whole, however large it is."""
@@ -232,30 +241,6 @@ def describe_limit(spec: ModelSpec) -> str:
         "missing. Set postprocess.max_detections in the config.json of the model (export it again where it is "
         "exported), or cut the image into windows (--tile)"
     )
-
-
-def to_array(image: Any) -> NDArray[np.uint8]:
-    """Any kind of image -> (H, W, 3) uint8 RGB array; arrays and tensors are not copied.
-
-    Raises:
-        UserError: it cannot be read, or is of another shape or type.
-    """
-    if isinstance(image, str | Path):
-        return read_pixels(image)
-    if isinstance(image, Image.Image):
-        return picture_array(image)
-    array = image
-    if str(getattr(image, "dtype", "")) == "torch.uint8" and image.ndim == 3 and image.shape[0] == 3:
-        array = image.detach().cpu().permute(1, 2, 0).numpy()  # (3, H, W) -> (H, W, 3)
-    if not isinstance(array, np.ndarray) or array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
-        kind = f"{type(image).__name__} of shape {tuple(getattr(image, 'shape', ()))} and {getattr(image, 'dtype', '')}"
-        raise UserError(
-            "an image is a path, a Pillow image, an array (H, W, 3) uint8 or a tensor (3, H, W) uint8, all RGB; "
-            f"got {kind}"
-        )
-    if 0 in array.shape:
-        raise UserError(f"an image has at least one pixel, got shape {tuple(image.shape)}")
-    return array
 
 
 def _check_exported(backend: Backend, file: Path, device: str, precision: str, compile: bool) -> None:

@@ -23,7 +23,6 @@ from retinanet.plotting.marks import (
     font_for,
     line_width,
 )
-from retinanet.types import Detections, Target
 
 Drawable = Image.Image | NDArray[np.uint8] | Any  # a picture, an array (H, W, 3) or a tensor (3, H, W)
 DrawLine = Callable[[Image.Image, Rect, int], None]  # draws a frame on a picture: its outer edge, its line width
@@ -79,8 +78,8 @@ def draw_boxes(
 
 def draw_comparison(
     image: Drawable,
-    detections: Detections,
-    target: Target,
+    detections: Any,
+    target: Any,
     hits: NDArray[np.int64],
     false: NDArray[np.int64],
     missed: NDArray[np.int64],
@@ -94,8 +93,8 @@ def draw_comparison(
 
     Args:
         image: as for :func:`draw_boxes`.
-        detections: what was found.
-        target: what is there.
+        detections: what was found, ``Detections``, which can draw themselves and so are a layer above.
+        target: what is there, a ``Target``.
         hits: rows of the detections that found an object.
         false: rows of the detections that found none.
         missed: rows of the objects that no detection found.

@@ -7,21 +7,20 @@ import http.client
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, quote, unquote, urlsplit
-from uuid import uuid4
 
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 from fastapi import APIRouter, Request
 
 from retinanet.errors import UserError, make_printable
+from retinanet.exchange import to_label_studio
 from retinanet.serving.bodies import Upload, parse_json
 from retinanet.serving.limits import Refusal
-from retinanet.serving.service import Found, Service
+from retinanet.serving.service import Service
 
 TOKEN = "LABEL_STUDIO_TOKEN"
 MOST_CONFIG = 200_000  # characters of a labelling configuration
@@ -165,31 +164,6 @@ def read_config(text: str) -> Labels:
     raise Refusal(400, "the labelling configuration has no RectangleLabels on an Image; the model finds boxes")
 
 
-def make_prediction(found: Found, rows: Sequence[Mapping[str, Any]], labels: Labels, version: str) -> dict[str, Any]:
-    """What was found in the image of a task, as Label Studio keeps it: boxes in percent of the image."""
-    height, width = found.size
-    result = []
-    for row in rows:
-        x1, y1, x2, y2 = row["box"]
-        value = {"x": 100 * x1 / width, "y": 100 * y1 / height}
-        value |= {"width": 100 * (x2 - x1) / width, "height": 100 * (y2 - y1) / height, "rotation": 0}
-        result.append(
-            {
-                "id": uuid4().hex[:10],
-                "from_name": labels.control,
-                "to_name": labels.target,
-                "type": "rectanglelabels",
-                "original_width": width,
-                "original_height": height,
-                "image_rotation": 0,
-                "value": {**value, "rectanglelabels": [row["name"]]},
-                "score": row["score"],
-            }
-        )
-    mean = sum(row["score"] for row in rows) / len(rows) if rows else 0.0
-    return {"result": result, "score": mean, "model_version": version}
-
-
 def make_routes(service: Service, source: ImageSource) -> APIRouter:
     """The routes that Label Studio calls."""
     router = APIRouter(tags=["Label Studio"])
@@ -237,7 +211,8 @@ def make_routes(service: Service, source: ImageSource) -> APIRouter:
                     results.append(failed)
                     continue
                 rows = service.select(found.detections, None, wanted)
-                results.append(make_prediction(found, rows, labels, service.name))
+                names = labels.control, labels.target
+                results.append(to_label_studio(rows, found.size, *names, service.name))
         if all("error" in result for result in results):
             raise Refusal(400, f"none of {len(results)} images can be used: {results[0]['error']}")
         return {"results": results}

@@ -91,7 +91,8 @@ class RunConfig:
         accelerator: ``auto``, ``cpu``, ``cuda``, ``mps``.
         devices: how many devices of a node, or ``auto`` for one CPU process or all accelerators.
         nodes: machines.
-        precision: ``auto`` is bf16 where the hardware computes in it, else fp32; or ``32``, ``bf16``, ``16``.
+        precision: ``auto`` is bf16 where the hardware computes in it, else fp32; or ``fp32``, ``bf16``, ``fp16``,
+            which are kept as ``32``, ``bf16`` and ``16``.
         workers: processes that read images, per device; null as the plan says.
         evaluate_every: epochs between two evaluations, null as the plan says; the last epoch is always evaluated.
         save_every: optimiser steps between two saves of the training state; epochs' ends are always saved.
@@ -102,7 +103,7 @@ class RunConfig:
     accelerator: str = "auto"
     devices: str = "auto"
     nodes: int = 1
-    precision: Literal["auto", "32", "bf16", "16"] = "auto"
+    precision: Literal["auto", "32", "bf16", "16", "fp32", "fp16"] = "auto"
     workers: int | None = None
     evaluate_every: int | None = None
     save_every: int = 500
@@ -111,6 +112,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_types(self, "run")
+        object.__setattr__(self, "precision", self.precision.removeprefix("fp"))
         _expect_at_least(self, "run", nodes=1, workers=0, evaluate_every=1, save_every=1, patience=0)
 
 

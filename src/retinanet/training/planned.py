@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from retinanet.data.dataset import DetectionDataset
+from retinanet.data.objects import Data, name_data
 from retinanet.data.transforms import Augment
 from retinanet.data.windows import WindowDataset, count_drawn
 from retinanet.errors import UserError
@@ -16,7 +17,7 @@ from retinanet.files import check_new_file, write_atomically
 from retinanet.interop.pretrained import model_folder
 from retinanet.model.presets import Architecture, preset
 from retinanet.model_folder import read_spec
-from retinanet.options import explain_unknown_options
+from retinanet.options import accept_short_names, explain_unknown_options
 from retinanet.planning.fingerprint import take_fingerprint
 from retinanet.planning.machine import Host, Machine, find_host
 from retinanet.planning.plan import Plan, read_plan
@@ -37,6 +38,7 @@ from retinanet.training.given import (
     follow_file,
 )
 from retinanet.training.ranks import count_processes
+from retinanet.training.recipes import find_recipe
 from retinanet.training.start import Sets, cut_sets, find_origin, load_sets
 
 NONE = "none"  # in place of the file of a plan: no plan
@@ -148,9 +150,10 @@ def settle(
     return follow(config, made.values), made
 
 
+@accept_short_names(recipe=find_recipe)
 @explain_unknown_options
 def plan(
-    data: str,
+    data: Data,
     *,
     write: str | None = None,
     budget: str | None = None,
@@ -175,7 +178,7 @@ def plan(
     """Say what ``train`` would do with annotated images, and why; nothing is trained.
 
     Args:
-        data: annotated images in COCO, VOC, YOLO or CSV form.
+        data: annotated images in COCO, VOC, YOLO or CSV form; in Python a data set object too, see ``train``.
         write: file for the plan, which ``train --plan`` takes.
         budget: the longest that the training may take on this machine, such as 30m, 2h or 1h30m.
         model: preset, or a model folder to start from.
@@ -204,13 +207,13 @@ def plan(
     options = {"model": model, "epochs": epochs, "batch_size": batch_size, "architecture": architecture, **groups}
     config = complete(
         {
-            **{"data": data, "output": "", "recipe": recipe, "weights": "none", "seed": 0, "strict": False},
+            **{"data": name_data(data), "output": "", "recipe": recipe, "weights": "none", "seed": 0, "strict": False},
             **{"train_split": train_split, "val_split": val_split, "confine": confine},
             **options,
         }
     )
     host = find_host(machine, run.accelerator)
-    sets = load_sets(config, find_origin(model) if model else None)
+    sets = load_sets(config, find_origin(model) if model else None, data)
     made = make_plan(config, find_given(options), sets, host=host, budget=budget, timed=timed)
     follow(config, made.values)  # which checks them
     if write is not None:

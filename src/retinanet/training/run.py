@@ -9,20 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
-from retinanet.analysis.anchors.audit import audit
+from retinanet.data.objects import Data, name_data
 from retinanet.data.transforms import Augment
 from retinanet.data.workers import end_if_imported_by_a_worker
 from retinanet.files import explain_failed_write, write_atomically
 from retinanet.model_folder import read_spec
-from retinanet.options import explain_unknown_options
+from retinanet.options import accept_short_names, explain_unknown_options
 from retinanet.plain import to_plain
 from retinanet.planning.plan import NAME as PLAN
 from retinanet.planning.plan import Plan
 from retinanet.plotting.figures import save_figure, training_curves
 from retinanet.training.build import Training, build_training
 from retinanet.training.config import ImageConfig, LossConfig, OptimConfig, PostprocessConfig, RunConfig, TrainConfig
+from retinanet.training.describe import describe, say
 from retinanet.training.given import (
     AUGMENT,
     IMAGE,
@@ -41,14 +41,11 @@ from retinanet.training.output import OPTIONS, check_not_in_use, check_output, c
 from retinanet.training.planned import NONE, settle
 from retinanet.training.precision import build_fabric
 from retinanet.training.ranks import is_first_process
-from retinanet.training.recipes import follow_recipe
+from retinanet.training.recipes import find_recipe, follow_recipe
 from retinanet.training.resume import Progress, load_state, save_state
 from retinanet.training.start import adapt_detector, build_detector, check_images, cut_sets, find_origin, load_sets
 from retinanet.training.transfer import Transfer
 from retinanet.yaml_files import dump_plain
-
-AUDITED = 10_000  # boxes that tell how the anchors fit
-BADLY_COVERED = 0.05  # share of boxes without an anchor at the background IoU from which on there is a hint
 
 
 @dataclass(frozen=True)
@@ -66,9 +63,10 @@ class TrainResult:
     steps: int
 
 
+@accept_short_names(recipe=find_recipe)
 @explain_unknown_options
 def train(
-    data: str,
+    data: Data,
     output: str,
     *,
     plan: str | None = None,
@@ -95,7 +93,7 @@ def train(
     """Train RetinaNet on annotated images; what is left out is decided by the data and the machine, see ``plan``.
 
     Args:
-        data: annotated images in COCO, VOC, YOLO or CSV form.
+        data: annotated images in COCO, VOC, YOLO or CSV form; in Python also an object, see ``AnnotatedImages``.
         output: folder of the run, new; it becomes the model folder.
         plan: file of a plan, whose values hold where nothing else is said; by default a plan is made, and ``none``
             takes fixed values: a resnet50, 12 epochs, batches of 8 and images of 800 to 1333 pixels.
@@ -128,7 +126,14 @@ def train(
             disk, a process of the run that died. Interrupted: after SIGINT or SIGTERM, with the state saved.
     """
     options: dict[str, Any] = {
-        **{"data": data, "output": output, "model": model, "recipe": recipe, "weights": weights, "epochs": epochs},
+        **{
+            "data": name_data(data),
+            "output": output,
+            "model": model,
+            "recipe": recipe,
+            "weights": weights,
+            "epochs": epochs,
+        },
         **{"batch_size": batch_size, "seed": seed, "train_split": train_split, "val_split": val_split},
         **{"strict": strict, "confine": confine, "architecture": architecture, "image": image, "augment": augment},
         **{"loss": loss, "optim": optim, "postprocess": postprocess, "run": run},
@@ -138,7 +143,7 @@ def train(
     groups = {name: options[name] for name in ("augment", "loss", "optim")}
     groups = follow_recipe(recipe, groups, {"augment": AUGMENT, "loss": LOSS, "optim": OPTIM})
     config = complete({**options, **groups})
-    return run_training(config, resume=resume, given=find_given(options), plan=plan, budget=budget)
+    return run_training(config, resume=resume, given=find_given(options), plan=plan, budget=budget, data=data)
 
 
 def run_training(
@@ -148,6 +153,7 @@ def run_training(
     given: Mapping[str, Any] | None = None,
     plan: str | None = NONE,
     budget: str | None = None,
+    data: Data | None = None,
 ) -> TrainResult:
     """Check everything, build the parts, fit them.
 
@@ -157,6 +163,7 @@ def run_training(
         given: the options that the user decided, by dotted names; a plan decides the others.
         plan: as in :func:`train`, whose errors these are.
         budget: likewise.
+        data: the data themselves, which may be no files; by default those that the options name.
     """
     end_if_imported_by_a_worker()
     first = is_first_process()
@@ -164,7 +171,7 @@ def run_training(
         check_not_in_use(config.folder)
         check_output(config, resume=resume)
     origin = find_origin(config.model) if resume or "model" in (given or vars(config)) else None
-    sets, made = load_sets(config, origin), None
+    sets, made = load_sets(config, origin, data), None
     if not resume:
         config, made = settle(config, given or {}, sets, plan=plan, budget=budget)
         origin = find_origin(config.model)
@@ -237,59 +244,3 @@ def go_on(training: Training) -> Progress:
                 "rounding, not bit for bit"
             )
     return progress
-
-
-def describe(training: Training, moved: Transfer | None) -> None:
-    """Tell the person what is going to happen, what was left out, how the anchors fit, what is kept of a model."""
-    detector, fabric = training.detector, training.fabric
-    parameters = sum(p.numel() for p in detector.net.parameters() if p.requires_grad)
-    lines = [
-        f"classes: {', '.join(detector.spec.class_names)}",
-        f"train: {training.train_set.summary()}",
-        f"validation: {training.val_set.summary()}",
-        f"model: {detector.spec.architecture.backbone}, {parameters / 1e6:.1f} M trained parameters, "
-        f"{describe_size(training)}",
-        f"device: {fabric.world_size} x {fabric.device.type}, precision {fabric.strategy.precision.precision}",
-        *describe_anchors(training),
-    ]
-    augment = training.config.augment
-    small = int((~augment.keeps(torch.cat([sample.target.boxes for sample in training.train_set.samples]))).sum())
-    if small:
-        lines.insert(
-            2, f"  {small} boxes have a side below {augment.min_side:g} pixels (augment.min_side): not trained on"
-        )
-    if moved is not None:
-        lines += [f"weights from {training.config.model}:", *(f"  {line}" for line in moved.summary().splitlines())]
-    say("\n".join(lines))
-
-
-def describe_size(training: Training) -> str:
-    """What the network sees of an image."""
-    spec = training.detector.spec
-    if spec.tiling is not None:
-        return f"windows of {spec.tiling.tile} pixels shown with {spec.preprocess.short}"
-    return f"images of {spec.preprocess.short} to {spec.preprocess.long} pixels"
-
-
-def say(text: str) -> None:
-    """Lines for the person."""
-    Console(stderr=True).print(text, highlight=False, markup=False, soft_wrap=True)
-
-
-def describe_anchors(training: Training) -> list[str]:
-    """How the anchors fit the training boxes, and a hint where they do not; audited on ``AUDITED`` boxes where more."""
-    samples, detector = training.train_set.samples, training.detector
-    every = -(-sum(len(sample.target) for sample in samples) // AUDITED) or 1
-    audited = audit(
-        samples[::every],
-        detector.spec.class_names,
-        lattice=detector.spec.architecture.anchors,
-        preprocess=detector.spec.preprocess,
-        matcher=training.criterion.matcher,
-    )
-    lines = audited.summary().splitlines()
-    lines[0] += f" (one image in {every} was looked at)" if every > 1 else ""
-    if audited.below(audited.background) > BADLY_COVERED:
-        check = f"retinanet check {training.config.data}"
-        lines.append(f"  hint: many boxes are unlike every anchor; {check} proposes anchors that fit")
-    return lines

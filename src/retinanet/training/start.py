@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import track
 
 from retinanet.data.dataset import DetectionDataset, training_datasets
+from retinanet.data.objects import Data
 from retinanet.data.windows import WindowDataset, choose_overlap
 from retinanet.detector import Detector
 from retinanet.errors import UserError
@@ -48,19 +49,20 @@ def find_origin(model: str) -> Path | None:
 Sets = tuple[DetectionDataset, DetectionDataset]
 
 
-def load_sets(config: TrainConfig, origin: Path | None) -> Sets:
+def load_sets(config: TrainConfig, origin: Path | None, data: Data | None = None) -> Sets:
     """What to learn from and what to evaluate on; labels in the order of a model that knows the same classes.
 
     Args:
         config: names the data.
         origin: folder of the model that the run starts from, if any.
+        data: the data themselves, which may be no files; by default those that the options name.
 
     Raises:
         UserError: a mistake in the data.
     """
     load = partial(
         training_datasets,
-        config.data,
+        config.data if data is None else data,
         train_split=config.train_split,
         val_split=config.val_split,
         strict=config.strict,

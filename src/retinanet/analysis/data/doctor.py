@@ -18,9 +18,9 @@ from retinanet.analysis.data.boxes import box_findings
 from retinanet.analysis.data.findings import DoctorReport
 from retinanet.analysis.data.images import copy_findings, look_at, size_findings, unused_findings
 from retinanet.data.check import Split, judge_split
-from retinanet.data.dataset import read_parts
 from retinanet.data.faults import KINDS, Fault
 from retinanet.data.files import split_word
+from retinanet.data.formats import read_parts
 from retinanet.images.preprocess import Preprocess
 from retinanet.plotting.html import Section, Table
 

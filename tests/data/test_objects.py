@@ -1,0 +1,193 @@
+"""Data sets that are objects: what is read of them is what is read of the same data in files."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from retinanet.data.dataset import load_dataset, splits, training_datasets
+from retinanet.data.windows import WindowDataset
+from retinanet.errors import UserError
+from retinanet.images.tiling import Tiling
+
+
+class Torch(torch.utils.data.Dataset):
+    """The samples of a set as torchvision's references have them."""
+
+    def __init__(self, dataset, kind="picture", background=False):
+        self.dataset_in_files, self.kind, self.first = dataset, kind, int(background)
+        self.class_names = ["__background__"] * background + list(dataset.class_names)
+
+    def __len__(self):
+        return len(self.dataset_in_files)
+
+    def __getitem__(self, index):
+        sample = self.dataset_in_files[index]
+        pixels = sample.image
+        image = {
+            "picture": lambda: Image.fromarray(pixels.permute(1, 2, 0).numpy()),
+            "array": lambda: pixels.permute(1, 2, 0).numpy(),
+            "tensor": lambda: pixels,
+            "floats": lambda: pixels.float() / 255,
+            "path": lambda: str(sample.path),
+        }[self.kind]()
+        target = {"boxes": sample.target.boxes, "labels": sample.target.labels + self.first}
+        return image, {**target, "iscrowd": sample.target.ignore.int(), "area": sample.areas, "image_id": index}
+
+
+def assert_same(one, other):
+    assert one.class_names == other.class_names and len(one) == len(other)
+    for index in range(len(one)):
+        here, there = one[index], other[index]
+        assert torch.equal(here.image, there.image) and here.size == there.size
+        assert torch.equal(here.areas, there.areas)
+        assert all(
+            torch.equal(a, b) for a, b in zip(vars(here.target).values(), vars(there.target).values(), strict=True)
+        )
+
+
+@pytest.mark.parametrize("kind", ["picture", "array", "tensor", "floats", "path"])
+@pytest.mark.parametrize("background", [False, True])
+def test_a_torch_data_set_is_read_as_its_files_are(data, kind, background):
+    files = load_dataset(data, "train")
+    assert_same(load_dataset(Torch(files, kind, background)), files)
+
+
+def test_splits_and_what_is_held_out(data):
+    parts = {name: Torch(load_dataset(data, name)) for name in ("train", "val")}
+    assert splits(parts) == ("train", "val") and splits(parts["train"]) == ()
+    for one, other in zip(training_datasets(parts), training_datasets(data), strict=True):
+        assert_same(one, other)
+    train, val = training_datasets(parts["train"])
+    assert (len(train), len(val)) == (5, 1)
+    assert not {sample.path for sample in train.samples} & {sample.path for sample in val.samples}
+    subset = torch.utils.data.Subset(parts["train"], [2, 0])
+    assert [sample.target.boxes.tolist() for sample in load_dataset(subset).samples] == [
+        load_dataset(data, "train").samples[index].target.boxes.tolist() for index in (2, 0)
+    ]
+
+
+def test_windows(data):
+    files, tiling = load_dataset(data, "train"), Tiling(tile=48, overlap=16)
+    one, other = WindowDataset(load_dataset(Torch(files)), tiling), WindowDataset(files, tiling)
+    assert len(one) == len(other) > len(files)
+    assert all(torch.equal(one[index].image, other[index].image) for index in range(len(one)))
+
+
+def test_hugging_face(data):
+    datasets = pytest.importorskip("datasets")
+    files = load_dataset(data, "train")
+    names = list(files.class_names)
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "objects": {
+                "bbox": datasets.Sequence(datasets.Sequence(datasets.Value("float64"), length=4)),
+                "category": datasets.Sequence(datasets.ClassLabel(names=names)),
+                "area": datasets.Sequence(datasets.Value("float64")),
+                "iscrowd": datasets.Sequence(datasets.Value("bool")),
+            },
+        }
+    )
+    rows = []
+    for sample in files.samples:
+        boxes = sample.target.boxes
+        xywh = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], dim=1).tolist()
+        objects = {"bbox": xywh, "category": sample.target.labels.tolist(), "area": sample.areas.tolist()}
+        rows.append({"image": str(sample.path), "objects": {**objects, "iscrowd": sample.target.ignore.tolist()}})
+    held = datasets.Dataset.from_list(rows, features=features)
+    assert_same(load_dataset(held), files)
+    assert_same(load_dataset(datasets.DatasetDict({"train": held}), "train"), files)
+    listed = [
+        {
+            **row,
+            "objects": [
+                dict(zip(row["objects"], one, strict=True)) for one in zip(*row["objects"].values(), strict=True)
+            ],
+        }
+        for row in rows
+    ]
+
+    class Rows(list):
+        class_names = names
+
+    assert_same(load_dataset(Rows(listed)), files)
+
+
+class Items(list):
+    class_names = ("a", "b")
+
+
+PIXELS = np.zeros((30, 40, 3), np.uint8)
+GOOD = {"boxes": [[1, 2, 11, 12]], "labels": [1]}
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        (5, r"Items\[0\]: expected \(image, target\) with a mapping"),
+        ((PIXELS, {"boxes": [[1, 2, 3, 4]]}), r"Items\[0\]: the target has no 'labels', only boxes"),
+        ((PIXELS, {**GOOD, "labels": [2]}), r"labels go from 2 to 2, and the 2 class names are for 0 to 1"),
+        ((PIXELS, {**GOOD, "labels": [1, 1]}), r"labels have the shape \(2,\); expected \(1,\)"),
+        ((PIXELS, {**GOOD, "boxes": [1, 2, 3]}), r"boxes have the shape \(3,\); expected \(M, 4\)"),
+        ((PIXELS, {**GOOD, "boxes": "x"}), r"boxes are no numbers: 'x'"),
+        (("none.png", GOOD), r"none.png: no such image file"),
+        ((PIXELS[0], GOOD), r"expected an image, got ndarray of shape \(40, 3\)"),
+        ({"image": PIXELS, "objects": {"box": []}}, "its objects have box; expected bbox and category"),
+    ],
+)
+def test_items_that_are_no_annotated_images(item, message):
+    with pytest.raises(UserError, match=message):
+        load_dataset(Items([item]))
+
+
+def test_other_mistakes():
+    with pytest.raises(UserError, match=r"Items does not say what its classes are called.*dataset.class_names = "):
+        load_dataset(type("Items", (list,), {})([(PIXELS, GOOD)]))
+    with pytest.raises(UserError, match=r"data is a path, or has __len__ and __getitem__"):
+        load_dataset(5)
+    dark = load_dataset(Items([(PIXELS.astype(np.float32) - 1, GOOD)]))
+    with pytest.raises(UserError, match=r"an image of floats is in \[0, 1\], this one in \[-1, -1\]"):
+        dark[0]
+    faulty = load_dataset(Items([(PIXELS, {"boxes": [[1, 2, 11, 12], [5, 5, 5, 9]], "labels": [0, 1]})]))
+    assert len(faulty.skipped) == 1 and "Items[0]" in faulty.skipped[0].sentence
+
+
+def drop_names(report):
+    """The numbers of an evaluation without the time, what it was of, and the ids of COCO, which an object has not."""
+    numbers = {key: value for key, value in report.to_dict().items() if key not in ("about", "images_per_second")}
+    return {**numbers, "classes": [{**row, "category_id": 0} for row in numbers["classes"]]}
+
+
+def test_train_plan_and_evaluate_give_what_the_files_give(data, tiny, tmp_path):
+    """Two steps on the object leave the weights of two steps on the files; the run resumes from the object alone."""
+    import retinanet
+    from retinanet.model_folder import read_model
+
+    held = {name: Torch(load_dataset(data, name)) for name in ("train", "val", "test")}
+    first = retinanet.train(held, str(tmp_path / "object"), **tiny(epochs=1))
+    other = retinanet.train(str(data), str(tmp_path / "files"), **tiny(epochs=1))
+    (_, one), (_, two) = (read_model(tmp_path / name) for name in ("object", "files"))
+    assert all(torch.equal(one.state_dict()[key], value) for key, value in two.state_dict().items())
+    assert first.ap == other.ap
+    here, there = (retinanet.evaluate(tmp_path / "object", one, device="cpu") for one in (held, data))
+    assert here.about["data"] == "dict"
+    here, there = (drop_names(report) for report in (here, there))
+    assert here == there
+    plans = [retinanet.plan(one, timed=False, device="cpu") for one in (held, str(data))]
+    assert plans[0].to_dict()["options"] == plans[1].to_dict()["options"]
+
+    again = retinanet.train(held, str(tmp_path / "object"), resume=True, **tiny(epochs=1))
+    assert again.steps == first.steps
+    held["train"] = torch.utils.data.Subset(held["train"], [1, 0, 2, 3, 4, 5])
+    with pytest.raises(UserError, match="the data are not those that the run"):
+        retinanet.train(held, str(tmp_path / "object"), resume=True, **tiny(epochs=1))
+
+
+def test_what_shows_images_as_predict_does_reads_them_from_the_object(trained, data):
+    """As with an exported model; with a tile that the model was not trained on, the predictor reads the images too."""
+    import retinanet
+
+    held = Torch(load_dataset(data, "test"))
+    here, there = (retinanet.evaluate(trained, one, tile=48, device="cpu") for one in ({"test": held}, data))
+    assert drop_names(here) == drop_names(there)
