@@ -60,7 +60,8 @@ def parse(
     Raises:
         UserError: an unknown option or an unusable value. SystemExit: the help or the configuration was printed.
     """
-    parameters = inspect.signature(function, eval_str=True).parameters
+    signature = inspect.signature(function, eval_str=True).parameters.items()
+    parameters = {name: one for name, one in signature if object not in get_args(one.annotation)}  # which no text is
     required = [name for name, one in parameters.items() if one.default is one.empty]
     fields = [(name, one.annotation, None if name in required else one.default) for name, one in parameters.items()]
     defaults = make_dataclass("Options", fields, frozen=True)()

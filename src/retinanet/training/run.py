@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
-from retinanet.analysis.anchors.audit import audit
 from retinanet.data.transforms import Augment
 from retinanet.data.workers import end_if_imported_by_a_worker
 from retinanet.files import explain_failed_write, write_atomically
 from retinanet.model_folder import read_spec
 from retinanet.options import explain_unknown_options
 from retinanet.plain import to_plain
+from retinanet.planning.fingerprint import take_fingerprint
 from retinanet.planning.plan import NAME as PLAN
 from retinanet.planning.plan import Plan
 from retinanet.plotting.figures import save_figure, training_curves
 from retinanet.training.build import Training, build_training
 from retinanet.training.config import ImageConfig, LossConfig, OptimConfig, PostprocessConfig, RunConfig, TrainConfig
+from retinanet.training.describe import describe, say
 from retinanet.training.given import (
     AUGMENT,
     IMAGE,
@@ -42,13 +42,11 @@ from retinanet.training.planned import NONE, settle
 from retinanet.training.precision import build_fabric
 from retinanet.training.ranks import is_first_process
 from retinanet.training.recipes import follow_recipe
-from retinanet.training.resume import Progress, load_state, save_state
+from retinanet.training.resume import Progress, digest_data, load_state, save_state
 from retinanet.training.start import adapt_detector, build_detector, check_images, cut_sets, find_origin, load_sets
+from retinanet.training.trackers import choose_trackers, open_trackers
 from retinanet.training.transfer import Transfer
 from retinanet.yaml_files import dump_plain
-
-AUDITED = 10_000  # boxes that tell how the anchors fit
-BADLY_COVERED = 0.05  # share of boxes without an anchor at the background IoU from which on there is a hint
 
 
 @dataclass(frozen=True)
@@ -82,6 +80,7 @@ def train(
     train_split: str | None = None,
     val_split: str | None = None,
     resume: bool = False,
+    callbacks: Sequence[object] = (),
     strict: bool = False,
     confine: bool = False,
     architecture: dict[str, Any] | None = None,
@@ -112,6 +111,8 @@ def train(
         train_split: what to learn from; by default train.
         val_split: what to evaluate on; by default val, else a seeded hold-out.
         resume: go on from the last saved step of the run in output.
+        callbacks: objects that are told of every step and evaluation (see
+            :class:`retinanet.training.trackers.Callback`); in Python only.
         strict: refuse the data at the first faulty box instead of leaving faulty boxes out.
         confine: refuse data that name images outside of their folder.
         architecture: changes to the preset's or the folder's, such as norm, channels, anchors (see Architecture). A
@@ -138,7 +139,7 @@ def train(
     groups = {name: options[name] for name in ("augment", "loss", "optim")}
     groups = follow_recipe(recipe, groups, {"augment": AUGMENT, "loss": LOSS, "optim": OPTIM})
     config = complete({**options, **groups})
-    return run_training(config, resume=resume, given=find_given(options), plan=plan, budget=budget)
+    return run_training(config, resume=resume, given=find_given(options), plan=plan, budget=budget, callbacks=callbacks)
 
 
 def run_training(
@@ -148,6 +149,7 @@ def run_training(
     given: Mapping[str, Any] | None = None,
     plan: str | None = NONE,
     budget: str | None = None,
+    callbacks: Sequence[object] = (),
 ) -> TrainResult:
     """Check everything, build the parts, fit them.
 
@@ -157,9 +159,10 @@ def run_training(
         given: the options that the user decided, by dotted names; a plan decides the others.
         plan: as in :func:`train`, whose errors these are.
         budget: likewise.
+        callbacks: likewise.
     """
     end_if_imported_by_a_worker()
-    first = is_first_process()
+    first, trackers = is_first_process(), choose_trackers(config.run.trackers, callbacks)
     if first:  # the others may find what this one makes
         check_not_in_use(config.folder)
         check_output(config, resume=resume)
@@ -180,14 +183,21 @@ def run_training(
     fabric = build_fabric(config.run)
     fabric.launch()
     training = build_training(config, fabric, detector, train_set, val_set, untrained=origin is None)
+    if fabric.is_global_zero:
+        facts, digest = take_fingerprint(*sets).to_dict(), digest_data(training.data)
+        about = {"train": sets[0].name, "validation": sets[1].name, "sha256": digest, "fingerprint": facts}
+        training.detector = training.detector.with_spec(data=about)
     with lock(config.folder) if fabric.is_global_zero else nullcontext():
         progress = go_on(training) if resume else begin(training, moved, made)
+        named = trackers if fabric.is_global_zero else ()
+        opened = open_trackers(named, config, step=progress.step, resume=resume, say=say)
         log = RunLog(
             config.folder,
             total=training.sampler.stop,
             start=progress.step,
             per_epoch=training.sampler.steps_per_epoch,
             enabled=fabric.is_global_zero,
+            callbacks=[*opened, *callbacks],
         )
         progress = fit(training, progress, log)
         if fabric.is_global_zero:
@@ -237,59 +247,3 @@ def go_on(training: Training) -> Progress:
                 "rounding, not bit for bit"
             )
     return progress
-
-
-def describe(training: Training, moved: Transfer | None) -> None:
-    """Tell the person what is going to happen, what was left out, how the anchors fit, what is kept of a model."""
-    detector, fabric = training.detector, training.fabric
-    parameters = sum(p.numel() for p in detector.net.parameters() if p.requires_grad)
-    lines = [
-        f"classes: {', '.join(detector.spec.class_names)}",
-        f"train: {training.train_set.summary()}",
-        f"validation: {training.val_set.summary()}",
-        f"model: {detector.spec.architecture.backbone}, {parameters / 1e6:.1f} M trained parameters, "
-        f"{describe_size(training)}",
-        f"device: {fabric.world_size} x {fabric.device.type}, precision {fabric.strategy.precision.precision}",
-        *describe_anchors(training),
-    ]
-    augment = training.config.augment
-    small = int((~augment.keeps(torch.cat([sample.target.boxes for sample in training.train_set.samples]))).sum())
-    if small:
-        lines.insert(
-            2, f"  {small} boxes have a side below {augment.min_side:g} pixels (augment.min_side): not trained on"
-        )
-    if moved is not None:
-        lines += [f"weights from {training.config.model}:", *(f"  {line}" for line in moved.summary().splitlines())]
-    say("\n".join(lines))
-
-
-def describe_size(training: Training) -> str:
-    """What the network sees of an image."""
-    spec = training.detector.spec
-    if spec.tiling is not None:
-        return f"windows of {spec.tiling.tile} pixels shown with {spec.preprocess.short}"
-    return f"images of {spec.preprocess.short} to {spec.preprocess.long} pixels"
-
-
-def say(text: str) -> None:
-    """Lines for the person."""
-    Console(stderr=True).print(text, highlight=False, markup=False, soft_wrap=True)
-
-
-def describe_anchors(training: Training) -> list[str]:
-    """How the anchors fit the training boxes, and a hint where they do not; audited on ``AUDITED`` boxes where more."""
-    samples, detector = training.train_set.samples, training.detector
-    every = -(-sum(len(sample.target) for sample in samples) // AUDITED) or 1
-    audited = audit(
-        samples[::every],
-        detector.spec.class_names,
-        lattice=detector.spec.architecture.anchors,
-        preprocess=detector.spec.preprocess,
-        matcher=training.criterion.matcher,
-    )
-    lines = audited.summary().splitlines()
-    lines[0] += f" (one image in {every} was looked at)" if every > 1 else ""
-    if audited.below(audited.background) > BADLY_COVERED:
-        check = f"retinanet check {training.config.data}"
-        lines.append(f"  hint: many boxes are unlike every anchor; {check} proposes anchors that fit")
-    return lines
