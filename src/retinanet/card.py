@@ -59,7 +59,12 @@ def write_card(
             raise UserError(f"{path} is not written by retinanet: write the licence and the results there yourself")
         return there
     known = re.search(r"^license: (\S+)$", there, re.MULTILINE)
-    text = make_card(folder, repository, license or (known[1] if known else None), reports)
+    try:
+        text = make_card(folder, repository, license or (known[1] if known else None), reports)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"no card can be made of {folder}: an entry of its files is not what it should be ({error})"
+        ) from None
     write_atomically(path, text)
     return text
 
@@ -185,9 +190,10 @@ def _describe_thresholds(config: Values, measured: Sequence[Values]) -> str:
         (_text(name), ap.get(name, {}).get("boxes"), ap.get(name, {}).get("ap"), stored.get(name, DEFAULT_THRESHOLD))
         for name in config["class_names"]
     ]
-    note = f"`predict` shows a detection from that score on. {DEFAULT_THRESHOLD} is the default, which nobody measured."
-    if all(name in stored for name in config["class_names"]):
-        note = "`predict` shows a detection from that score on, that of the best F1."
+    note = "`predict` shows a detection from that score on."
+    if missing := [_text(name) for name in config["class_names"] if name not in stored]:
+        which = "of every class" if not stored else f"of {', '.join(missing)}"
+        note += f" That {which} is the default, {DEFAULT_THRESHOLD}, which nobody measured."
     where = f" on {_text(_name_data(measured[-1]))}" if measured else ""
     columns = ("Class", f"Objects{where}", f"AP{where}", "Shown from")
     return f"## Classes and thresholds\n\n{Table(columns, rows, note).to_markdown()}"

@@ -114,6 +114,8 @@ def hub(tmp_path, monkeypatch):
     server.asked, server.large, server.commits, server.heads, server.refusal = [], {}, {}, {}, ""
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setattr(constants, "ENDPOINT", server.address)
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace("https://huggingface.co", server.address)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
@@ -150,9 +152,10 @@ def test_a_model_goes_up_and_comes_down(hub, model, data, tmp_path, capsys):
     other.save(model)
     commit = push(str(model), "me/cells").revision  # the licence is still the card's
     assert "license: cc-by-4.0" in hub.commits["main"]["README.md"].decode()
-    now, then = (Predictor.load(f"me/cells@{revision}") for revision in (commit, "v1"))
-    assert torch.equal(then.backend.net.heads.cls.output.bias, first["heads.cls.output.bias"])
-    assert torch.equal(now.backend.net.heads.cls.output.bias, other.net.heads.cls.output.bias)
+    now, then = (Detector.load(f"me/cells@{revision}").net for revision in (commit, "v1"))
+    assert torch.equal(then.heads.cls.output.bias, first["heads.cls.output.bias"])
+    assert torch.equal(now.heads.cls.output.bias, other.net.heads.cls.output.bias)
+    assert Predictor.load("me/cells@v1").class_names == ("disc", "square")
     assert main(["predict", "me/cells@v1", f"{data}/test", "--output", "out", "--device", "cpu"]) == 0
     with pytest.raises(UserError, match=r"no model in me/cells@v2: .*RevisionNotFoundError"):
         Predictor.load("me/cells@v2")

@@ -39,6 +39,7 @@ def test_a_run_leaves_a_whole_folder(trained):
     assert {path.name for path in trained.iterdir() if path.name != "tensorboard"} == {
         "config.yaml",
         "plan.yaml",
+        "README.md",
         "config.json",
         "model.safetensors",
         "state.pt",
@@ -48,7 +49,7 @@ def test_a_run_leaves_a_whole_folder(trained):
         "evaluation.json",
         "predictions.json",
     }
-    assert {path.name for path in (trained / "last").iterdir()} == {"config.json", "model.safetensors"}
+    assert {path.name for path in (trained / "last").iterdir()} == {"README.md", "config.json", "model.safetensors"}
     assert Image.open(trained / "curves.png").size[0] > 500
     rows = read_log(trained / "log.csv")
     assert [row["step"] for row in rows] == ["1", "2", "2", "3", "4", "4"]

@@ -124,7 +124,7 @@ class Wandb:
 
         project = os.environ.get("WANDB_PROJECT", PROJECT)
         about: dict[str, Any] = {"name": _name(config), "config": to_plain(config), "dir": str(config.folder)}
-        quiet = wandb.Settings(console="off", silent=True)  # what the run prints is not sent
+        quiet = wandb.Settings(console="off")  # what the run prints is not sent
         self._run = wandb.init(project=project, id=known, resume="allow", settings=quiet, **about)
         self._run.define_metric("*", step_metric="step")  # a resumed run repeats the steps after its last saved one
         self.run_id = self._run.id
