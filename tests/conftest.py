@@ -160,7 +160,7 @@ def train_config():
     from retinanet.training.run import train
 
     parameters = inspect.signature(train).parameters
-    others = ("resume", "plan", "budget")
+    others = ("resume", "plan", "budget", "callbacks")
     defaults = {name: parameter.default for name, parameter in parameters.items() if name not in others}
     return lambda **options: complete({**defaults, **options})
 
@@ -307,6 +307,7 @@ def full_spec():
         tiling=Tiling(tile=2048, overlap=100),
         metrics={"AP": 0.58, "of": "val"},
         plan={"epochs": {"value": 12, "reason": "the paper's schedule"}},
+        data={"train": "bees train", "sha256": "00"},
         loss=LossConfig(
             classification="focal",
             alpha=0.5,

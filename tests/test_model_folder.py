@@ -52,7 +52,7 @@ def change_config(folder, **changes):
 
 
 def test_files_are_plain(full_detector, folder):
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     tensors = load_file(folder / "model.safetensors")
     state = full_detector.net.state_dict()
     assert tensors.keys() == state.keys() and all(torch.equal(tensors[key], state[key]) for key in state)
@@ -73,7 +73,7 @@ def test_thresholds_are_replaced_and_nothing_else(folder):
     assert read_config(folder) == {key: value for key, value in config.items() if key != "thresholds"}
     assert read_spec(folder).thresholds == {} and read_model(folder)[0].scale == 0.8
     assert (folder / "model.safetensors").read_bytes() == tensors
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_a_failed_save_leaves_the_old_model(full_detector, folder, monkeypatch):
     assert all((folder / name).read_bytes() == content for name, content in before.items())
     monkeypatch.undo()
     full_detector.with_spec(metrics={"AP": 0.6}).save(folder)
-    assert read_spec(folder).metrics == {"AP": 0.6} and len(list(folder.iterdir())) == 2
+    assert read_spec(folder).metrics == {"AP": 0.6} and len(list(folder.iterdir())) == 3
 
 
 def test_no_model(tmp_path):
@@ -217,7 +217,7 @@ def test_a_save_killed_between_two_files(full_detector, folder, monkeypatch, dig
         loaded = read_model(folder)[1].state_dict()[key]
         assert any(torch.equal(loaded, one) for one in possible)
     full_detector.save(folder)
-    assert len(read_config(folder)["weights_sha256"]) == 1 and len(list(folder.iterdir())) == 2
+    assert len(read_config(folder)["weights_sha256"]) == 1 and len(list(folder.iterdir())) == 3
     assert torch.equal(read_model(folder)[1].state_dict()[key], possible[0])
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from retinanet.inference.predict import predict
     from retinanet.inference.predictor import Predictor
     from retinanet.interop.convert import convert
+    from retinanet.interop.hub import push
     from retinanet.model.postprocess import Postprocess
     from retinanet.model.retinanet import RetinaNet
     from retinanet.serving.serve import serve
@@ -54,6 +55,7 @@ __all__ = [
     "load_dataset",
     "plan",
     "predict",
+    "push",
     "serve",
     "suggest",
     "suspects",
@@ -84,6 +86,7 @@ _HOME = {
     "load_dataset": "data.dataset",
     "plan": "training.planned",
     "predict": "inference.predict",
+    "push": "interop.hub",
     "serve": "serving.serve",
     "suggest": "curation.suggest",
     "suspects": "curation.suspects",

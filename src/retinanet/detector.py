@@ -35,7 +35,7 @@ class Detector:
 
         Args:
             name: a model folder; ``torchvision/retinanet_resnet50_fpn`` or ``..._v2``; or a hub repository,
-                ``owner/name`` (see :func:`retinanet.interop.pretrained.model_folder`).
+                ``owner/name`` or ``owner/name@revision`` (see :func:`retinanet.interop.pretrained.model_folder`).
 
         Raises:
             UserError: there is none, or it is damaged or of a newer version.

@@ -1,4 +1,4 @@
-"""The model folder: ``config.json`` and ``model.safetensors``, everything a prediction needs and no code."""
+"""The model folder: ``config.json`` and ``model.safetensors``, all that a prediction needs and no code; and a card."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from retinanet.card import write_card
 from retinanet.digest import file_sha256
 from retinanet.errors import UserError
 from retinanet.files import tensor_bytes, write_atomically
@@ -60,6 +61,7 @@ def write_model(folder: str | Path, spec: ModelSpec, tensors: Mapping[str, Tenso
 
     write_atomically(folder / TENSORS, write, size=tensor_bytes(contiguous))
     _write_config(folder, {**spec.to_dict(), DIGESTS: digests})
+    write_card(folder)
 
 
 def write_thresholds(folder: str | Path, thresholds: Mapping[str, float]) -> None:
@@ -76,6 +78,7 @@ def write_thresholds(folder: str | Path, thresholds: Mapping[str, float]) -> Non
     spec = replace(_read_spec(Path(folder), config), thresholds=thresholds)
     kept = {name: value for name, value in config.items() if name != "thresholds"}
     _write_config(Path(folder), {**kept, **({"thresholds": dict(spec.thresholds)} if spec.thresholds else {})})
+    write_card(Path(folder))
 
 
 def read_model(folder: str | Path) -> tuple[ModelSpec, RetinaNet]:

@@ -38,6 +38,7 @@ SYNONYMS = {
     "run.save_every": "save_period checkpoint_interval",
     "run.evaluate_every": "val_period eval_interval eval_period",
     "run.patience": "early_stopping",
+    "run.log": "logger loggers tracker report_to",
     "postprocess.score": "conf confidence threshold score_thresh score_thr conf_thres score_threshold",
     "postprocess.nms": "iou iou_thres iou_thr nms_thresh nms_threshold",
     "postprocess.max_detections": "max_det max_dets max_per_img detections_per_img",

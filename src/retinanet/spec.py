@@ -51,6 +51,7 @@ class ModelSpec:
         metrics: what it was last evaluated to, e.g. ``{"AP": 0.58}``.
         loss: what it was trained to minimise; None where that is not known, or was read without torch.
         plan: the options that a plan decided for its training, by dotted name, each with ``value`` and ``reason``.
+        data: what it was trained on: names, the ``fingerprint`` and a digest of the annotations.
     """
 
     class_names: tuple[str, ...]
@@ -63,6 +64,7 @@ class ModelSpec:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     loss: LossConfig | None = None
     plan: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         names = self.class_names
@@ -75,14 +77,14 @@ class ModelSpec:
             object.__setattr__(self, "scale", float(self.scale))
         if not isinstance(self.tiling, Tiling | None):
             raise UserError(f"tiling is {self.tiling!r}, expected a tile and an overlap")
-        for name in ("metrics", "plan"):
+        for name in ("metrics", "plan", "data"):
             if not isinstance(getattr(self, name), Mapping):
                 raise UserError(f"{name} is {getattr(self, name)!r}, expected names with values")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that JSON can hold; :meth:`from_dict` reads them."""
         values = {"format": FORMAT, "library_version": __version__, **to_plain(vars(self))}
-        optional = ("thresholds", "scale", "tiling", "loss", "plan")
+        optional = ("thresholds", "scale", "tiling", "loss", "plan", "data")
         return {key: value for key, value in values.items() if value or key not in optional}
 
     @classmethod
@@ -115,7 +117,7 @@ class ModelSpec:
             architecture,
             tiling=from_plain(Tiling, values["tiling"], "tiling") if values.get("tiling") is not None else None,
             loss=loss,
-            **{name: values[name] for name in ("thresholds", "scale", "metrics", "plan") if name in values},
+            **{name: values[name] for name in ("thresholds", "scale", "metrics", "plan", "data") if name in values},
         )
 
     def sees(self, tiling: Tiling) -> bool:

@@ -118,14 +118,19 @@ def test_a_slip_in_a_local_path_is_told_and_asks_nobody(tmp_path, monkeypatch, s
 def test_a_hub_repository(trained, tmp_path, monkeypatch):
     asked = []
 
-    def snapshot(name, allow_patterns):
-        asked.append((name, allow_patterns))
+    def snapshot(name, revision, allow_patterns):
+        asked.append((name, revision, allow_patterns))
         return str(trained)
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     net = Detector.load("somebody/cells").net
-    assert asked == [("somebody/cells", ["config.json", "model.safetensors"])] and not net.training
+    assert asked == [("somebody/cells", None, ["config.json", "model.safetensors"])] and not net.training
+    model_folder("somebody/cells@v1.0")
+    model_folder("somebody/cells@refs/pr/1")
+    assert [revision for _, revision, _ in asked[1:]] == ["v1.0", "refs/pr/1"]
+    for other in ("somebody/cells@", "somebody@v1/cells", "runs/cells@v1", "somebody/cells@v1/model.pth"):
+        assert model_folder(other) is None, other
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_args, **_options: str(tmp_path))
     with pytest.raises(UserError, match=r"the hub repository somebody/cells holds no config\.json"):
         model_folder("somebody/cells")

@@ -126,3 +126,5 @@ def test_a_run_on_two_processes_is_the_run_on_one(data, tiny_words, tmp_path):
         *(Detector.load(tmp_path / n).net.state_dict().values() for n in ("one", "two")), strict=True
     ):
         torch.testing.assert_close(value, other, rtol=1e-2, atol=2e-4)
+    if importlib.util.find_spec("tensorboard"):
+        assert len(list((tmp_path / "two" / "tensorboard").iterdir())) == 1  # of the first process only

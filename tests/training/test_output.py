@@ -47,12 +47,12 @@ def copy_if_new(event: str, arguments: tuple[object, ...]) -> None:
 
 
 def contents(folder):
-    """What decides how a run goes on: all but drafts, the lock and the log, whose rows a resumed run drops or keeps."""
+    """What decides how a run goes on: all but drafts, the lock, the card, and the log, whose rows may be dropped."""
     files = {path.relative_to(folder): path for path in folder.rglob("*") if path.is_file()}
     return {
         name: path.stat().st_ino if path.suffix in (".pt", ".safetensors") else path.read_bytes()
         for name, path in files.items()
-        if path.suffix != ".part" and path.name not in (LOCK, "log.csv")
+        if path.suffix != ".part" and path.name not in (LOCK, "log.csv", "README.md")
     }
 
 

@@ -20,8 +20,8 @@ from retinanet.data.transforms import Augment
 from retinanet.detector import Detector
 from retinanet.errors import Interrupted, UserError
 from retinanet.images.preprocess import Preprocess
+from retinanet.training import describe, start
 from retinanet.training import run as train_run
-from retinanet.training import start
 from retinanet.training.config import ImageConfig, LossConfig
 from retinanet.training.log import read_log
 from retinanet.training.run import train
@@ -39,6 +39,7 @@ def test_a_run_leaves_a_whole_folder(trained):
     assert {path.name for path in trained.iterdir() if path.name != "tensorboard"} == {
         "config.yaml",
         "plan.yaml",
+        "README.md",
         "config.json",
         "model.safetensors",
         "state.pt",
@@ -48,7 +49,7 @@ def test_a_run_leaves_a_whole_folder(trained):
         "evaluation.json",
         "predictions.json",
     }
-    assert {path.name for path in (trained / "last").iterdir()} == {"config.json", "model.safetensors"}
+    assert {path.name for path in (trained / "last").iterdir()} == {"README.md", "config.json", "model.safetensors"}
     assert Image.open(trained / "curves.png").size[0] > 500
     rows = read_log(trained / "log.csv")
     assert [row["step"] for row in rows] == ["1", "2", "2", "3", "4", "4"]
@@ -132,27 +133,27 @@ def test_boxes_that_are_too_small_to_be_trained_on_are_counted(assembled, capfd)
     sides = [min(x2 - x1, y2 - y1) for sample in training.train_set.samples for x1, y1, x2, y2 in sample.target.boxes]
     small = sum(side < 14 for side in sides)
     assert 0 < small < len(sides)
-    train_run.describe(training, None)
+    describe.describe(training, None)
     assert f"{small} boxes have a side below 14 pixels (augment.min_side)" in capfd.readouterr().err
-    train_run.describe(assembled(), None)
+    describe.describe(assembled(), None)
     assert "min_side" not in capfd.readouterr().err
 
 
 def test_anchors_that_do_not_fit_get_a_hint(assembled, monkeypatch):
     fitting = assembled(architecture={"anchors": {"sizes": [12, 20, 30, 60, 120]}})
-    assert "hint" not in "".join(train_run.describe_anchors(fitting))
+    assert "hint" not in "".join(describe.describe_anchors(fitting))
     training = assembled(architecture={"anchors": {"sizes": [64, 128, 256, 512, 1024]}})
-    found = train_run.describe_anchors(training)
+    found = describe.describe_anchors(training)
     assert "100.0% none at 0.4" in found[0] and "looked at" not in found[0]
     assert f"retinanet check {training.config.data}" in found[-1]
-    monkeypatch.setattr(train_run, "AUDITED", 6)  # of 15 boxes: every third of 6 images
-    less = train_run.describe_anchors(training)
+    monkeypatch.setattr(describe, "AUDITED", 6)  # of 15 boxes: every third of 6 images
+    less = describe.describe_anchors(training)
     assert "of 5 boxes" in less[0] and "(one image in 3 was looked at)" in less[0] and "retinanet check" in less[-1]
 
 
 def test_the_audit_is_of_the_loss_that_is_minimised(assembled):
     training = assembled(loss=LossConfig(matching="iou", foreground=0.9, background=0.8, forced="off"))
-    assert "none at IoU 0.9, 100.0% none at 0.8" in train_run.describe_anchors(training)[0]
+    assert "none at IoU 0.9, 100.0% none at 0.8" in describe.describe_anchors(training)[0]
 
 
 @pytest.fixture

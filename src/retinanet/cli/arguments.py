@@ -92,8 +92,12 @@ def parse(
 
 
 def read_signature(function: Callable[..., Any]) -> tuple[Any, list[str]]:
-    """The parameters of a function as a dataclass with its defaults, and which of them have none."""
-    parameters = inspect.signature(function, eval_str=True).parameters
+    """The parameters of a function as a dataclass with its defaults, and which of them have none.
+
+    Left out are those that no text can be, sequences of any objects.
+    """
+    signature = inspect.signature(function, eval_str=True).parameters
+    parameters = {name: one for name, one in signature.items() if one.annotation != Sequence[object]}
     required = [name for name, one in parameters.items() if one.default is one.empty]
     fields = [(name, one.annotation, None if name in required else one.default) for name, one in parameters.items()]
     return make_dataclass("Options", fields, frozen=True)(), required

@@ -67,6 +67,11 @@ COMMANDS = {
         ("weights", "output"),
         "WEIGHTS|torchvision:NAME FOLDER [options], or MODEL FILE --to torchvision",
     ),
+    "push": Command(
+        "upload a model to the Hugging Face hub, with a card made from what its folder knows",
+        ("model", "repository"),
+        "MODEL OWNER/NAME [--license apache-2.0] [--tag v1] [--reports [out/test,diagnosis]] [--dry_run FOLDER]",
+    ),
     "serve": Command(
         "answer requests over HTTP with a model, and show a page to try it", ("model",), "MODEL [--port 8000] [options]"
     ),

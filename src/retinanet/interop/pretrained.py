@@ -14,10 +14,10 @@ from retinanet.digest import file_sha256
 from retinanet.errors import UserError
 from retinanet.interop.convert import convert_weights
 from retinanet.interop.files import read_weights
+from retinanet.interop.hub import download, is_repository
 from retinanet.interop.torchvision import download_torchvision
-from retinanet.model.backbone import silence_hub
 from retinanet.model.presets import PRESETS
-from retinanet.spec import CONFIG, TENSORS
+from retinanet.spec import CONFIG
 
 FILE_NAME = re.compile(r".*\.(bin|ckpt|h5|json|onnx|pkl|pt|pt2|pth|safetensors|xml|yaml)", re.IGNORECASE)
 
@@ -31,7 +31,7 @@ def model_folder(name: str | Path) -> Path | None:
 
     Args:
         name: a model folder; ``torchvision/retinanet_resnet50_fpn`` or ``..._v2``, which is downloaded and converted
-            once; or ``owner/name``, a hub repository in our format.
+            once; or ``owner/name``, a hub repository in our format, also ``owner/name@revision``.
 
     Returns:
         The folder, or None where ``name`` is a preset or nothing of the kind.
@@ -49,8 +49,8 @@ def model_folder(name: str | Path) -> Path | None:
     if len(path.parts) > 1 and (near := _nearest_path(path)):
         raise UserError(f"no model in {text}; did you mean {near}?")
     is_local = FILE_NAME.fullmatch(path.name) or path.parts[:1] == ("runs",) or path.name == "last"
-    is_repository = not is_local and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", text)
-    return _download_repository(text) if is_repository and not os.path.exists(path.parent) else None
+    owner = text.partition("/")[0]
+    return download(text) if not is_local and is_repository(text) and not os.path.exists(owner) else None
 
 
 def _nearest_path(path: Path) -> Path | None:
@@ -88,27 +88,4 @@ def _convert_once(file: Path) -> Path:
             os.replace(scratch, folder)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-    return folder
-
-
-def _download_repository(name: str) -> Path:
-    """The local copy of a hub repository ``owner/name`` that holds a model folder, downloaded if need be.
-
-    Raises:
-        UserError: it cannot be had, or holds no model of this format.
-    """
-    from huggingface_hub import snapshot_download
-
-    try:
-        with silence_hub():
-            folder = Path(snapshot_download(name, allow_patterns=[CONFIG, TENSORS]))
-    except Exception as error:  # the hub's library, its transport and the file system have dozens between them
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"no model in {name}: it is no local folder, and as a hub repository it could not be fetched "
-            f"({type(error).__name__}: {reason}). Check the name; without a network, copy its {CONFIG} and {TENSORS} "
-            "into a folder and name that"
-        ) from None
-    if not os.path.isfile(folder / CONFIG):
-        raise UserError(f"the hub repository {name} holds no {CONFIG}: it is no model of this package")
     return folder

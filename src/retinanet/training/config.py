@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from retinanet.data.transforms import Augment
-from retinanet.errors import UserError
+from retinanet.errors import UserError, suggest
 from retinanet.losses.config import LossConfig
 from retinanet.model.postprocess import Postprocess
 from retinanet.options import explain_unknown_fields
 from retinanet.plain import check_types
+
+TRACKERS = ("tensorboard", "mlflow", "wandb", "trackio")
 
 
 @explain_unknown_fields
@@ -98,6 +100,8 @@ class RunConfig:
         save_every: optimiser steps between two saves of the training state; epochs' ends are always saved.
         patience: stop after so many evaluations without a better AP; 0 never stops early.
         accept_changed_data: let a run go on although its data are not those that it began with.
+        log: trackers that hear of every step and evaluation, some of tensorboard, mlflow, wandb and trackio; null is
+            tensorboard where it is installed, and [] none. Each is set up by its own environment variables.
     """
 
     accelerator: str = "auto"
@@ -109,11 +113,22 @@ class RunConfig:
     save_every: int = 500
     patience: int = 0
     accept_changed_data: bool = False
+    log: list[str] | None = None
 
     def __post_init__(self) -> None:
         check_types(self, "run")
         object.__setattr__(self, "precision", self.precision.removeprefix("fp"))
         _expect_at_least(self, "run", nodes=1, workers=0, evaluate_every=1, save_every=1, patience=0)
+        for name in self.trackers or ():
+            if name not in TRACKERS:
+                raise UserError(
+                    f"run.log: there is no {name!r}{suggest(name, TRACKERS)} Expected some of {', '.join(TRACKERS)}"
+                )
+
+    @property
+    def trackers(self) -> tuple[str, ...] | None:
+        """The names in ``log``, which commas or spaces part."""
+        return None if self.log is None else tuple(" ".join(self.log).replace(",", " ").split())
 
 
 @explain_unknown_fields

@@ -1,4 +1,4 @@
-"""What a run tells: a CSV file always, TensorBoard when installed, a progress bar for a person."""
+"""What a run tells: a CSV file always, trackers and callbacks, a progress bar for a person."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import csv
 import io
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,11 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from retinanet.errors import Interrupted
 from retinanet.files import explain_failed_write, write_atomically
 from retinanet.planning.speed import format_time
 from retinanet.plotting.html import format_number
+from retinanet.training.trackers import Callbacks
 
 STEP_COLUMNS = ("step", "epoch", "loss", "classification", "box", "positives", "lr", "grad_norm", "images_per_s")
 COLUMNS = (*STEP_COLUMNS, "val_loss", "AP", "AP50", "AP75")
@@ -40,6 +42,7 @@ class RunLog:
         start: step it starts at; rows of an earlier attempt from this step on are dropped.
         per_epoch: steps of an epoch.
         enabled: False for every rank but 0.
+        callbacks: hear of every step and evaluation (see :class:`retinanet.training.trackers.Callback`).
         clock: tells seconds.
     """
 
@@ -51,6 +54,7 @@ class RunLog:
         start: int = 0,
         per_epoch: int = 1,
         enabled: bool = True,
+        callbacks: Sequence[object] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.path = folder / "log.csv"
@@ -59,7 +63,7 @@ class RunLog:
         self._first = (start, self._told)  # a step and when it was done
         self.enabled = enabled
         self.console = _Console(stderr=True, quiet=not enabled)
-        self._board = None
+        self._callbacks = Callbacks(callbacks if enabled else (), self.say)
         self._progress = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(),
@@ -74,10 +78,6 @@ class RunLog:
         )
         if not enabled:
             return
-        with suppress(ImportError):
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(str(folder / "tensorboard"))
         rows = [row for row in read_log(self.path) if int(row["step"]) <= start]
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, COLUMNS)
@@ -88,6 +88,7 @@ class RunLog:
     def step(self, row: Mapping[str, Any]) -> None:
         """One optimiser step: a row, and the progress bar."""
         self._write(row)
+        self._callbacks.on_step(row)
         loss, speed = f"{row['loss']:.3f}", f"{row['images_per_s']:.1f}"
         self._progress.update(self._task, completed=row["step"], epoch=row["epoch"], loss=loss, speed=speed)
         self._tell_time(row["step"])
@@ -118,6 +119,7 @@ class RunLog:
     def evaluation(self, row: Mapping[str, Any], *, best: bool) -> None:
         """One evaluation: a row, and a line for the person."""
         self._write(row)
+        self._callbacks.on_evaluation({**row, "best": best})
         if best:
             self._progress.update(self._task, ap=format_number(row["AP"]))
         self.say(
@@ -135,22 +137,18 @@ class RunLog:
         self._progress.start()
         return self
 
-    def __exit__(self, *_error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_error: object) -> None:
         with suppress(OSError):  # the terminal is gone
             self._progress.stop()
-        if self._board is not None:
-            self._board.close()
+        stopped = kind is not None and issubclass(kind, Interrupted | KeyboardInterrupt)
+        self._callbacks.on_end("stopped" if stopped else "finished" if kind is None else "failed")
 
     def _write(self, row: Mapping[str, Any]) -> None:
         if not self.enabled:
             return
         line = {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()}
-        with explain_failed_write(self.path):
-            with self.path.open("a", newline="") as file:
-                csv.DictWriter(file, COLUMNS).writerow(line)
-            if self._board is not None:
-                for key in row.keys() - {"step", "epoch"}:
-                    self._board.add_scalar(key, row[key], row["step"])
+        with explain_failed_write(self.path), self.path.open("a", newline="") as file:
+            csv.DictWriter(file, COLUMNS).writerow(line)
 
 
 def read_log(path: Path) -> list[dict[str, str]]:

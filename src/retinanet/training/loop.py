@@ -14,6 +14,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from retinanet.card import write_card
 from retinanet.data.loader import training_batches
 from retinanet.data.workers import WorkerLost
 from retinanet.errors import Interrupted, UserError
@@ -171,6 +172,7 @@ def finish_epoch(training: Training, progress: Progress, log: RunLog) -> None:
                 report.to_json(folder / "evaluation.json")
                 dataset = training.val_images
                 save_coco_results(folder / "predictions.json", dataset.samples, detections, dataset.category_ids)
+                write_card(folder)
     save(training, progress)
 
 

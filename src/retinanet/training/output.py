@@ -31,7 +31,7 @@ LOCK = "run.lock"
 _held: set[Path] = set()  # by this process, to which its own locks are no obstacle
 MOMENTS = {"adamw": 2, "sgd": 1}  # copies of the trained weights that an optimiser keeps
 # What may differ when a run goes on: where it is computed, not what. The second kind changes the rounding of sums.
-FREE = {"run.workers", "run.save_every", "run.accept_changed_data"}
+FREE = {"run.workers", "run.save_every", "run.accept_changed_data", "run.log"}
 ROUNDING = {"run.accelerator", "run.devices", "run.nodes", "optim.accumulate"}
 
 
@@ -127,7 +127,7 @@ def remove_drafts(folder: Path) -> None:
     """Remove what a run left half written when it was killed."""
     for place in (folder, folder / "last"):
         for name in os.listdir(place) if place.is_dir() else ():
-            if re.fullmatch(r"\.[a-z]+\.[a-z]+\.\d+\.part", name):
+            if re.fullmatch(r"\.[A-Za-z]+\.[a-z]+\.\d+\.part", name):
                 (place / name).unlink(missing_ok=True)
 
 

@@ -131,6 +131,11 @@ def describe_data(train_set: DetectionDataset, val_set: DetectionDataset, root: 
     return texts
 
 
+def digest_data(data: dict[str, str]) -> str:
+    """The SHA-256 digest of a result of :func:`describe_data`."""
+    return hashlib.sha256("\n\n".join(data.values()).encode("utf-8", "surrogateescape")).hexdigest()
+
+
 def compare_data(before: dict[str, str], now: dict[str, str]) -> str:
     """How two results of :func:`describe_data` differ, in words; empty if they do not."""
     differences = []

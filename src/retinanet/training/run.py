@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from retinanet.files import explain_failed_write, write_atomically
 from retinanet.model_folder import read_spec
 from retinanet.options import accept_short_names, explain_unknown_options
 from retinanet.plain import to_plain
+from retinanet.planning.fingerprint import take_fingerprint
 from retinanet.planning.plan import NAME as PLAN
 from retinanet.planning.plan import Plan
 from retinanet.plotting.figures import save_figure, training_curves
@@ -42,8 +43,9 @@ from retinanet.training.planned import NONE, settle
 from retinanet.training.precision import build_fabric
 from retinanet.training.ranks import is_first_process
 from retinanet.training.recipes import find_recipe, follow_recipe
-from retinanet.training.resume import Progress, load_state, save_state
+from retinanet.training.resume import Progress, digest_data, load_state, save_state
 from retinanet.training.start import adapt_detector, build_detector, check_images, cut_sets, find_origin, load_sets
+from retinanet.training.trackers import choose_trackers, open_trackers
 from retinanet.training.transfer import Transfer
 from retinanet.yaml_files import dump_plain
 
@@ -80,6 +82,7 @@ def train(
     train_split: str | None = None,
     val_split: str | None = None,
     resume: bool = False,
+    callbacks: Sequence[object] = (),
     strict: bool = False,
     confine: bool = False,
     architecture: dict[str, Any] | None = None,
@@ -110,6 +113,8 @@ def train(
         train_split: what to learn from; by default train.
         val_split: what to evaluate on; by default val, else a seeded hold-out.
         resume: go on from the last saved step of the run in output.
+        callbacks: objects that are told of every step and evaluation (see
+            :class:`retinanet.training.trackers.Callback`); in Python only.
         strict: refuse the data at the first faulty box instead of leaving faulty boxes out.
         confine: refuse data that name images outside of their folder.
         architecture: changes to the preset's or the folder's, such as norm, channels, anchors (see Architecture). A
@@ -143,7 +148,8 @@ def train(
     groups = {name: options[name] for name in ("augment", "loss", "optim")}
     groups = follow_recipe(recipe, groups, {"augment": AUGMENT, "loss": LOSS, "optim": OPTIM})
     config = complete({**options, **groups})
-    return run_training(config, resume=resume, given=find_given(options), plan=plan, budget=budget, data=data)
+    given = find_given(options)
+    return run_training(config, resume=resume, given=given, plan=plan, budget=budget, data=data, callbacks=callbacks)
 
 
 def run_training(
@@ -154,6 +160,7 @@ def run_training(
     plan: str | None = NONE,
     budget: str | None = None,
     data: Data | None = None,
+    callbacks: Sequence[object] = (),
 ) -> TrainResult:
     """Check everything, build the parts, fit them.
 
@@ -164,9 +171,10 @@ def run_training(
         plan: as in :func:`train`, whose errors these are.
         budget: likewise.
         data: the data themselves, which may be no files; by default those that the options name.
+        callbacks: likewise.
     """
     end_if_imported_by_a_worker()
-    first = is_first_process()
+    first, trackers = is_first_process(), choose_trackers(config.run.trackers, callbacks)
     if first:  # the others may find what this one makes
         check_not_in_use(config.folder)
         check_output(config, resume=resume)
@@ -187,14 +195,21 @@ def run_training(
     fabric = build_fabric(config.run)
     fabric.launch()
     training = build_training(config, fabric, detector, train_set, val_set, untrained=origin is None)
+    if fabric.is_global_zero:
+        facts, digest = take_fingerprint(*sets).to_dict(), digest_data(training.data)
+        about = {"train": sets[0].name, "validation": sets[1].name, "sha256": digest, "fingerprint": facts}
+        training.detector = training.detector.with_spec(data=about)
     with lock(config.folder) if fabric.is_global_zero else nullcontext():
         progress = go_on(training) if resume else begin(training, moved, made)
+        named = trackers if fabric.is_global_zero else ()
+        opened = open_trackers(named, config, step=progress.step, resume=resume, say=say)
         log = RunLog(
             config.folder,
             total=training.sampler.stop,
             start=progress.step,
             per_epoch=training.sampler.steps_per_epoch,
             enabled=fabric.is_global_zero,
+            callbacks=[*opened, *callbacks],
         )
         progress = fit(training, progress, log)
         if fabric.is_global_zero:
