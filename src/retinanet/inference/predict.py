@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
@@ -97,7 +97,7 @@ def predict(
     """
     images = [str(name) for name in ([images] if isinstance(images, str | Path) else images)]  # one may come alone
     check_model_first(model, next(iter(images), ""))
-    _check_options(score, workers)
+    check_options(score, workers)
     folder, paths = Path(output), find_images(images)
     names = name_pictures(paths) if pictures else {}
     _check_output(folder, names, overwrite=overwrite)
@@ -107,9 +107,9 @@ def predict(
     how: dict[str, Any] = {"device": device, "precision": precision, "mode": mode, "compile": compile}
     how |= {"tile": tile, "overlap": overlap, "trust": trust, "trust_code": trust_code}
     predictor = Predictor.load(model, batch_size=batch_size, **how)
-    tiling = _list_tile_options(predictor, merge, tile_scale)
+    tiling = list_tile_options(predictor, merge, tile_scale)
     spec = predictor.backend.spec
-    _warn_of_score(score, spec.postprocess.score)
+    warn_of_score(score, spec.postprocess.score)
     least = spec.thresholds if score is None else score
     with write_folder(folder, replace=False) as scratch:
         targets = {path: scratch / "pictures" / name for path, name in names.items()}
@@ -118,14 +118,15 @@ def predict(
     return predictions
 
 
-def _check_options(score: float | None, workers: int | None) -> None:
+def check_options(score: float | None, workers: int | None) -> None:
+    """Raise a UserError where a number is out of its range."""
     if score is not None and not 0 <= score <= 1:
         raise UserError(f"--score is between 0 and 1, got {score}")
     if workers is not None and workers < 1:
         raise UserError(f"--workers is at least 1, got {workers}")
 
 
-def _list_tile_options(predictor: Predictor, merge: str, scale: float | None) -> dict[str, Any] | None:
+def list_tile_options(predictor: Predictor, merge: str, scale: float | None) -> dict[str, Any] | None:
     """The options of ``predict_tiled``; None where images are shown whole."""
     if predictor.tiling is not None:
         return {**vars(predictor.tiling), "merge": merge, "scale": scale}
@@ -134,7 +135,8 @@ def _list_tile_options(predictor: Predictor, merge: str, scale: float | None) ->
     return None
 
 
-def _warn_of_score(score: float | None, least: float) -> None:
+def warn_of_score(score: float | None, least: float) -> None:
+    """Log a warning where a wanted score is below the least that the model reports."""
     if score is not None and score < least:
         _log.warning(
             "--score %g has no effect below %g, the model's own threshold (postprocess.score in its config.json)",
@@ -195,7 +197,7 @@ def _predict_and_draw(
             bar.update(task, completed=images + done / windows)
 
         def each() -> Iterator[Prediction]:
-            with closing(_detect(predictor, list(sizes), workers, tiling, report)) as results:
+            with closing(detect_each(predictor, list(sizes), workers, tiling, report)) as results:
                 for (path, size), result in zip(sizes.items(), results, strict=True):
                     if isinstance(result, UserError):
                         predictions.failed[path] = str(result)
@@ -217,9 +219,9 @@ def _predict_and_draw(
     return predictions
 
 
-def _detect(
+def detect_each(
     predictor: Predictor,
-    paths: Sequence[Path],
+    paths: Iterable[Path],
     workers: int | None,
     tiling: Mapping[str, Any] | None,
     report: Callable[..., object],
