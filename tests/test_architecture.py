@@ -23,7 +23,7 @@ LAYERS = [  # from the bottom; a package imports from layers below its own only,
     ("analysis",),
     ("planning",),
     ("deploy", "training"),
-    ("curation", "serving"),
+    ("cluster", "curation", "serving"),
     ("cli",),
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
@@ -43,6 +43,7 @@ HOMES = {  # heavy library -> the only files or packages that import it
     **dict.fromkeys(
         ("fastapi", "fastapi_offline", "starlette", "uvicorn", "prometheus_client", "python_multipart"), ("serving/",)
     ),
+    **dict.fromkeys(("ray", "pyarrow", "fsspec"), ("cluster/",)),
     **dict.fromkeys(("onnx", "onnxscript", "nncf"), ("deploy/",)),
 }
 PENDING: set[tuple[str, str]] = set()

@@ -49,6 +49,7 @@ def connect(cluster: str | None = None) -> Any:
     address = cluster or os.environ.get("RAY_ADDRESS")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     if address is None:  # read when ray is imported: the node's address is then 127.0.0.1
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     try:
@@ -59,6 +60,8 @@ def connect(cluster: str | None = None) -> Any:
             f'this needs Ray, which cannot be imported ({error}): pip install "retinanet[cluster]"'
         ) from None
     if not ray.is_initialized():
+        if address is None:  # where somebody imported ray before; without it, ports would be open to other machines
+            ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         try:
             if address is not None:

@@ -27,7 +27,7 @@ from retinanet.cluster.table import PARTS, decode
 from retinanet.cluster.worker import WINDOWS, How, Task, Worker, cut_ranges, summarize
 from retinanet.errors import UserError
 from retinanet.inference.predict import check_options, list_tile_options, warn_of_score
-from retinanet.planning.speed import format_time
+from retinanet.plotting.html import format_time
 
 FORMAT = 1
 JOB, IMAGES = "job.json", "images.json"  # what is done, and the list of images
@@ -45,7 +45,8 @@ class ClusterRun:
         images: of the job.
         objects: found in them.
         errors: images that cannot be read.
-        seconds: of this call, without the start of the actors.
+        seconds: of this call.
+        speed: images/s from the end of the first task on: the start of the actors is not in it.
     """
 
     output: str
@@ -53,6 +54,7 @@ class ClusterRun:
     objects: int
     errors: int
     seconds: float
+    speed: float
 
     @property
     def stops(self) -> bool:
@@ -203,7 +205,7 @@ class Job:
         self.store.remove(self.store.list_files(WINDOWS))
         if tally.errors == len(self.places):
             raise UserError(f"none of {len(self.places)} images can be read. The first: {tally.reason}")
-        return ClusterRun(self.store.address, len(self.places), tally.objects, tally.errors, tally.seconds)
+        return ClusterRun(self.store.address, len(self.places), tally.objects, tally.errors, tally.seconds, tally.speed)
 
     def _read_summary(self, task: Task) -> dict[str, Any]:
         header, rows = decode(self.store.read(task.file), f"{self.store.address}/{task.file}")
@@ -244,9 +246,10 @@ class Tally:
 
     def __init__(self, images: int, max_errors: int | None) -> None:
         self.images, self.max_errors = images, max_errors
-        self.done = self.errors = self.objects = self.new = 0
+        self.done = self.errors = self.objects = 0
+        self.first: tuple[int, float] | None = None  # images that were done when the first task was, and when that was
         self.reason = ""
-        self.begun = self.told = time.monotonic()
+        self.begun = self.told = self.last = time.monotonic()
         self.console = Console(stderr=True)
         self.bar = Progress(console=self.console, transient=True, disable=not self.console.is_terminal)
 
@@ -266,7 +269,6 @@ class Tally:
             UserError: more images cannot be read than are allowed.
         """
         self.done += int(summary["images"])
-        self.new += 0 if before else int(summary["images"])
         self.objects += int(summary["objects"])
         self.errors += int(summary["errors"])
         self.reason = self.reason or str(summary["reason"] or "")
@@ -279,12 +281,23 @@ class Tally:
             self._tell()
         return [[int(index), int(windows)] for index, windows in summary["deferred"]]
 
+    @property
+    def speed(self) -> float:
+        """Images/s since the first task was done; 0 before."""
+        if self.first is None:
+            return 0.0
+        done, then = self.first
+        return (self.done - done) / max(1e-9, self.last - then)
+
     def _tell(self) -> None:
         now = time.monotonic()
-        speed = self.new / max(1e-9, now - self.begun)
-        left = format_time((self.images - self.done) / speed) if speed else "unknown time"
-        text = f"{self.done} of {self.images} images, {speed:.1f} images/s, {self.errors} errors, {left} left"
+        self.first = self.first or (self.done, now)
+        self.last = now
+        text = f"{self.done} of {self.images} images, {self.errors} errors"
+        if self.speed:
+            left = format_time((self.images - self.done) / self.speed)
+            text = f"{text}, {self.speed:.1f} images/s, {left} left"
         self.bar.update(self.row, completed=self.done, description=text)
         if not self.console.is_terminal and now - self.told >= PULSE:
             self.told = now
-            print(text, file=self.console.file, flush=True)
+            self.console.print(text, highlight=False)

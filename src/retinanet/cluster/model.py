@@ -12,7 +12,6 @@ from typing import Any
 from retinanet.errors import UserError
 from retinanet.inference.backend import Mode
 from retinanet.inference.predictor import Predictor
-from retinanet.interop.pretrained import model_folder
 from retinanet.spec import CONFIG, TENSORS, exported_file, exported_files
 
 
@@ -55,6 +54,8 @@ def pack_model(model: str | Path) -> PackedModel:
     if file := exported_file(model):
         paths, name = exported_files(file), file.name
     else:
+        from retinanet.interop.pretrained import model_folder  # which needs torch
+
         folder = model_folder(model)
         if folder is None:
             raise UserError(f"no model in {model}: expected a folder with {CONFIG} and {TENSORS}, or an exported model")

@@ -15,8 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from retinanet.files import explain_failed_write, write_atomically
-from retinanet.planning.speed import format_time
-from retinanet.plotting.html import format_number
+from retinanet.plotting.html import format_number, format_time
 
 STEP_COLUMNS = ("step", "epoch", "loss", "classification", "box", "positives", "lr", "grad_norm", "images_per_s")
 COLUMNS = (*STEP_COLUMNS, "val_loss", "AP", "AP50", "AP75")
