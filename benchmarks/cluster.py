@@ -98,7 +98,8 @@ def faults(options: argparse.Namespace, folder: Path) -> None:
             if kind != "driver":
                 print(f"{kind}: the driver ended with {driver.returncode}: {message[-2000:]}")
         rows = list(iterate_results(output))
-        equal = sum(same(one.detections, other.detections) for one, other in zip(read_results(output), wanted))
+        pairs = zip(read_results(output), wanted, strict=True)
+        equal = sum(same(one.detections, other.detections) for one, other in pairs)
         unique = len({row.path for row in rows})
         print(f"{kind}: {kills} kills, {runs} runs, {len(rows)} rows, {unique} unique, {equal} equal", flush=True)
 
@@ -180,10 +181,10 @@ def scale(options: argparse.Namespace, folder: Path) -> None:
         header = {"format": 1, "class_names": ["x"], "model_sha256": "0", "library_version": "0"}
         with peak:
             run = job.run(ray, model, how, header, Pool(actors), None)
-        ideal = actors / options.sleep
+        share = run.speed * options.sleep / actors
         print(
-            f"{actors} actors: {run.images} images in {run.seconds:.1f} s, {run.speed:.0f} images/s, {run.speed / ideal:.2f} "
-            f"of what the sleep allows; driver {peak.first:.0f} MB at first, {peak.most:.0f} MB at most, "
+            f"{actors} actors: {run.images} images in {run.seconds:.1f} s, {run.speed:.0f} images/s, {share:.2f} of"
+            f" what the sleep allows; driver {peak.first:.0f} MB at first, {peak.most:.0f} MB at most, "
             f"{peak.last:.0f} MB at the end",
             flush=True,
         )
@@ -198,6 +199,7 @@ class Peak(threading.Thread):
         self.going = True
 
     def run(self) -> None:
+        """Look until the block is left."""
         while self.going:
             pages = int(Path("/proc/self/statm").read_text().split()[1])
             self.last = pages * os.sysconf("SC_PAGE_SIZE") / 1e6
