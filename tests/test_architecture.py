@@ -39,6 +39,9 @@ HOMES = {  # heavy library -> the only files or packages that import it
     "torchvision": ("anchors/", "data/", "interop/"),
     "huggingface_hub": ("interop/pretrained.py",),
     "rasterio": ("images/windows.py",),
+    "av": ("inference/film.py",),
+    "trackers": ("inference/tracks.py",),
+    "pyarrow": ("inference/documents.py",),
     **dict.fromkeys(("onnxruntime", "openvino"), ("inference/", "deploy/")),
     **dict.fromkeys(
         ("fastapi", "fastapi_offline", "starlette", "uvicorn", "prometheus_client", "python_multipart"), ("serving/",)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from retinanet.evaluation.evaluate import evaluate
     from retinanet.inference.predict import predict
     from retinanet.inference.predictor import Predictor
+    from retinanet.inference.video import VideoConfig
     from retinanet.interop.convert import convert
     from retinanet.model.postprocess import Postprocess
     from retinanet.model.retinanet import RetinaNet
@@ -45,6 +46,7 @@ __all__ = [
     "RetinaNet",
     "RunConfig",
     "UserError",
+    "VideoConfig",
     "benchmark",
     "check",
     "convert",
@@ -75,6 +77,7 @@ _HOME = {
     "RetinaNet": "model.retinanet",
     "RunConfig": "training.config",
     "UserError": "errors",
+    "VideoConfig": "inference.video",
     "benchmark": "deploy.benchmark",
     "check": "training.check",
     "convert": "interop.convert",
