@@ -25,8 +25,13 @@ TIMEOUT = 10.0  # seconds without an answer of a camera or a server
 BT709 = 1  # in the tables of H.273: the colours of HD video
 STUDIO = 1  # luma from 16 to 235
 ENCODER = {"preset": "veryfast", "crf": "20"}
-# A film whose writer is killed is playable up to its last key frame; one that ends well is an ordinary MP4.
-MUXER = {"movflags": "hybrid_fragmented"}
+# A film whose writer is killed is playable nearly up to its last key frame; one that ends well is an ordinary MP4, in
+# which frames and sound keep their times though the encoder reorders frames and sound may begin before the first one.
+MUXER = {
+    "movflags": "hybrid_fragmented+frag_keyframe+negative_cts_offsets",
+    "avoid_negative_ts": "disabled",
+    "flush_packets": "1",
+}
 _log = logging.getLogger(__name__)
 
 

@@ -57,9 +57,9 @@ def find_videos(names: Sequence[str]) -> list[Source]:
             others.append(name)
         elif _is_video_address(name):
             parts = urlsplit(name)
-            place = f"{parts.hostname or ''}{parts.path}"
+            place = f"{parts.hostname or ''}{os.path.splitext(parts.path)[0]}"
             shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-            live.append(Source(name, shown, re.sub(r"[^\w-]+", "_", place.removesuffix(path.suffix)).strip("_")))
+            live.append(Source(name, shown, re.sub(r"[^\w-]+", "_", place).strip("_")))
         elif _CAMERA.fullmatch(name):
             live.append(_find_camera(name))
         elif path.suffix.lower() in VIDEO_SUFFIXES and "://" not in name:
