@@ -33,18 +33,12 @@ import numpy as np
 from PIL import Image
 
 from retinanet import Predictor, predict
-from retinanet.cluster import iterate_results, read_results, run_job
+from retinanet.cluster import ClusterConfig, iterate_results, read_results
 from retinanet.cluster.engine import Pool, connect
 from retinanet.cluster.job import open_job
 from retinanet.cluster.worker import How
 from retinanet.inference.paths import find_images
 from retinanet.types import Detections
-
-SCRIPT = """
-import sys
-from retinanet.cluster import run_job
-run_job(sys.argv[1], [sys.argv[2]], output=sys.argv[3], actors=2)
-"""
 
 
 def overhead(options: argparse.Namespace, folder: Path) -> None:
@@ -58,7 +52,8 @@ def overhead(options: argparse.Namespace, folder: Path) -> None:
         for _ in predictor.stream(links):
             pass
         alone.append(len(links) / (time.perf_counter() - begun))
-        run = run_job(options.model, [str(folder / "images")], output=str(folder / f"found{number}"), actors=2)
+        output, two = str(folder / f"found{number}"), ClusterConfig(actors=2)
+        run = predict(options.model, [str(folder / "images")], output=output, engine="ray", cluster=two)
         together.append(run.speed)
         print(f"round {number + 1}: predict {alone[-1]:.2f} images/s, two actors {together[-1]:.2f}", flush=True)
     ratio = statistics.median(two / one for one, two in zip(alone, together, strict=True))
@@ -77,7 +72,8 @@ def faults(options: argparse.Namespace, folder: Path) -> None:
             runs += 1
             begun = len(list((output / "parts").glob("part-*")))
             environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-            command = [sys.executable, "-c", SCRIPT, options.model, str(folder / "images"), str(output)]
+            words = ["predict", options.model, str(folder / "images"), "--output", str(output)]
+            command = [sys.executable, "-m", "retinanet.cli.main", *words, "--engine", "ray", "--actors", "2"]
             with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) as driver:
                 while driver.poll() is None:
                     wait = dice.uniform(0.2, 2.0)

@@ -24,6 +24,7 @@ LAYERS = [  # from the bottom; a package imports from layers below its own only,
     ("planning",),
     ("deploy", "training"),
     ("cluster", "curation", "serving"),
+    ("prediction",),
     ("cli",),
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
@@ -39,6 +40,9 @@ HOMES = {  # heavy library -> the only files or packages that import it
     "torchvision": ("anchors/", "data/", "interop/"),
     "huggingface_hub": ("interop/pretrained.py",),
     "rasterio": ("images/windows.py",),
+    "av": ("inference/film.py",),
+    "trackers": ("inference/tracks.py",),
+    "pyarrow": ("inference/documents.py",),
     **dict.fromkeys(("onnxruntime", "openvino"), ("inference/", "deploy/")),
     **dict.fromkeys(
         ("fastapi", "fastapi_offline", "starlette", "uvicorn", "prometheus_client", "python_multipart"), ("serving/",)

@@ -21,7 +21,7 @@ def test_every_public_name_is_there_and_is_the_real_one():
 def test_functions_and_modules_of_one_name_do_not_shadow_each_other():
     """``retinanet.train`` and ``retinanet.evaluate`` are functions although there are modules of these names."""
     code = (
-        "import retinanet.training.config, retinanet.evaluation.coco, retinanet.inference.predict\n"
+        "import retinanet.training.config, retinanet.evaluation.coco, retinanet.prediction\n"
         "import retinanet\n"
         "assert callable(retinanet.train) and callable(retinanet.evaluate) and callable(retinanet.predict)\n"
         "assert callable(retinanet.export)\n"

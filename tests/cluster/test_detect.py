@@ -5,7 +5,7 @@ import pytest
 
 from retinanet.cluster import detect
 from retinanet.errors import UserError
-from retinanet.inference.predict import predict
+from retinanet.prediction import predict
 
 
 def test_a_data_set_in_a_data_set_out(ray, peak_model, images, tmp_path):

@@ -11,9 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from retinanet.cluster import iterate_results, read_results, run_job
+from retinanet.cluster import ClusterConfig, iterate_results, read_results
 from retinanet.errors import UserError
-from retinanet.inference.predict import predict
+from retinanet.prediction import predict
+
+
+def run_job(model, images, *, output, load=None, score=None, overwrite=False, tile_scale=None, **cluster):
+    """``predict`` on the cluster."""
+    options = {"score": score, "overwrite": overwrite, "tile_scale": tile_scale, **(load or {})}
+    return predict(model, images, output=output, engine="ray", cluster=ClusterConfig(**cluster), **options)
 
 
 def assert_same(found, wanted):
@@ -141,11 +147,10 @@ def test_a_killed_driver_loses_nothing(peak_model, images, wanted, tmp_path):
     """SIGKILL in the middle, then the same command; benchmarks/cluster.py kills more often, and actors too."""
     pytest.importorskip("ray", reason="Ray is not installed")
     output, parts = tmp_path / "found", tmp_path / "found" / "parts"
-    script = "import sys; from retinanet.cluster import run_job as run; "
-    script += "run(sys.argv[1], [sys.argv[2]], output=sys.argv[3], actors=1)"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    command = [sys.executable, "-c", script, str(peak_model), str(images), str(output)]
+    words = ["predict", peak_model, images, "--output", output, "--engine", "ray", "--actors", "1"]
+    command = [sys.executable, "-m", "retinanet.cli.main", *map(str, words)]
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as driver:
         while driver.poll() is None and not list(parts.glob("part-*")):
             time.sleep(0.02)

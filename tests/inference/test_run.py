@@ -18,10 +18,10 @@ from retinanet.errors import UserError
 from retinanet.inference import predict as predict_run
 from retinanet.inference.documents import CSV_COLUMNS, Prediction, make_coco_document, make_csv_document
 from retinanet.inference.paths import find_images, name_pictures
-from retinanet.inference.predict import predict
 from retinanet.inference.predictor import Predictor
 from retinanet.model_folder import write_thresholds
 from retinanet.plotting.marks import class_colour
+from retinanet.prediction import predict
 from retinanet.types import Detections
 
 

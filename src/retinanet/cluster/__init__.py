@@ -4,7 +4,7 @@ Needs ``pip install "retinanet[cluster]"``; reading results needs pyarrow only.
 """
 
 from retinanet.cluster.detect import detect
-from retinanet.cluster.job import ClusterRun, run_job
+from retinanet.cluster.job import ClusterConfig, ClusterRun
 from retinanet.cluster.table import iterate_results, read_results, write_coco
 
-__all__ = ["ClusterRun", "detect", "iterate_results", "read_results", "run_job", "write_coco"]
+__all__ = ["ClusterConfig", "ClusterRun", "detect", "iterate_results", "read_results", "write_coco"]

@@ -13,7 +13,7 @@ from retinanet.cluster.model import pack_model
 from retinanet.cluster.table import detection_columns
 from retinanet.errors import UserError
 from retinanet.images.io import decode_pixels
-from retinanet.inference.predict import check_options
+from retinanet.inference.pictures import check_options
 from retinanet.types import Detections
 
 READING = 1.0  # cores that the tasks that read the data set need at least

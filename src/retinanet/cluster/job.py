@@ -26,7 +26,7 @@ from retinanet.cluster.store import Store, list_images
 from retinanet.cluster.table import PARTS, decode
 from retinanet.cluster.worker import WINDOWS, How, Task, Worker, cut_ranges, summarize
 from retinanet.errors import UserError
-from retinanet.inference.predict import check_options, list_tile_options, warn_of_score
+from retinanet.inference.pictures import check_options, choose_threshold, list_tile_options
 from retinanet.plotting.html import format_time
 
 FORMAT = 1
@@ -34,6 +34,26 @@ JOB, IMAGES = "job.json", "images.json"  # what is done, and the list of images
 LEAST, MOST, PARTS_WANTED = 8, 256, 200  # images of a task, and how many tasks there are at least where images allow
 PULSE = 30.0  # seconds between two lines where there is no terminal
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """How a cluster is used.
+
+    Attributes:
+        actors: how many models work at a time; by default as many as the cluster holds.
+        cpus: cores of an actor, or a part of one core.
+        gpus: GPUs of an actor, or a part of one; by default one, where the cluster has any.
+        max_errors: unreadable images that are allowed; with more the job stops. By default any number is.
+        address: of a running Ray cluster, or auto for the one of this machine; by default that of RAY_ADDRESS, else a
+            cluster is started for the job.
+    """
+
+    actors: int | None = None
+    cpus: float = 1.0
+    gpus: float | None = None
+    max_errors: int | None = None
+    address: str | None = None
 
 
 @dataclass(frozen=True)
@@ -78,11 +98,7 @@ def run_job(
     load: Mapping[str, Any] | None = None,
     merge: str = "nmm",
     tile_scale: float | None = None,
-    actors: int | None = None,
-    cpus: float = 1.0,
-    gpus: float | None = None,
-    max_errors: int | None = None,
-    cluster: str | None = None,
+    cluster: ClusterConfig = ClusterConfig(),
     overwrite: bool = False,
 ) -> ClusterRun:
     """Find objects in images on a Ray cluster; the same call goes on with a job that was interrupted.
@@ -95,11 +111,7 @@ def run_job(
         load: options of :meth:`Predictor.load`.
         merge: as :func:`retinanet.predict`.
         tile_scale: likewise.
-        actors: how many models work at a time; by default as many as the cluster holds.
-        cpus: cores of an actor.
-        gpus: GPUs of an actor; by default one, where the cluster has any.
-        max_errors: unreadable images from which on the job stops.
-        cluster: address of a Ray cluster; by default that of RAY_ADDRESS, else one is started in this process.
+        cluster: how the cluster is used.
         overwrite: begin anew where there are results of another job.
 
     Raises:
@@ -107,15 +119,15 @@ def run_job(
             results of another job.
     """
     check_options(score, None)
-    if max_errors is not None and max_errors < 0:
-        raise UserError(f"--max_errors is at least 0, got {max_errors}")
+    if cluster.max_errors is not None and cluster.max_errors < 0:
+        raise UserError(f"--max_errors is at least 0, got {cluster.max_errors}")
     packed, how = pack_model(model), How(dict(load or {}), score, merge, tile_scale)
     places = list_images(list(images))
-    ray = connect(cluster)
-    pool = choose_pool(list_nodes(ray), actors=actors, cpus=cpus, gpus=gpus)
+    ray = connect(cluster.address)
+    pool = choose_pool(list_nodes(ray), actors=cluster.actors, cpus=cluster.cpus, gpus=cluster.gpus)
     predictor = packed.load(pool.threads, **how.load)  # a model that cannot be loaded ends the job here
     list_tile_options(predictor, merge, tile_scale)
-    warn_of_score(score, predictor.backend.spec.postprocess.score)
+    choose_threshold(predictor, score)
     header = {
         "format": FORMAT,
         "class_names": predictor.class_names,
@@ -124,7 +136,7 @@ def run_job(
     }
     del predictor
     job = open_job(output, places, packed, how, overwrite=overwrite)
-    return job.run(ray, packed, how, header, pool, max_errors)
+    return job.run(ray, packed, how, header, pool, cluster.max_errors)
 
 
 def open_job(output: str, places: Sequence[str], packed: PackedModel, how: How, *, overwrite: bool) -> Job:

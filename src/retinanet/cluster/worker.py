@@ -16,7 +16,7 @@ from retinanet.cluster.table import PARTS, Row, decode, encode
 from retinanet.errors import UserError
 from retinanet.images.io import image_size
 from retinanet.images.windows import ImageWindows
-from retinanet.inference.predict import detect_each, list_tile_options
+from retinanet.inference.pictures import detect_each, list_tile_options
 from retinanet.inference.stream import in_order
 from retinanet.inference.tiled import Cut, cut_image, detect_windows, join_windows
 from retinanet.types import Detections
@@ -120,7 +120,7 @@ class Worker:
                     looked.append((place, path, size))
                     yield path
 
-            results = iter(list(detect_each(self.predictor, readable(), self.threads, self.tiling, lambda *_: None)))
+            results = iter(list(detect_each(self.predictor, readable(), self.threads, self.tiling)))
         for index, (place, path, size) in enumerate(looked, start=task.index):
             if isinstance(size, Cut):
                 deferred.append([index, len(size.windows)])

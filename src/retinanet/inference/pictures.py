@@ -1,4 +1,4 @@
-"""``predict``: annotated pictures, COCO JSON and CSV for a list of images."""
+"""Many images, or videos: what is given, what is found in each, and annotated pictures of it."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
 
 from retinanet.errors import UserError
-from retinanet.files import check_output_folder, write_folder
+from retinanet.files import check_output_folder
 from retinanet.images.io import image_size, read_pixels
 from retinanet.images.windows import ImageWindows, overview
-from retinanet.inference.backend import Mode, count_cores
-from retinanet.inference.documents import Prediction, Predictions, write_documents
-from retinanet.inference.paths import find_images, name_pictures
+from retinanet.inference.backend import count_cores
+from retinanet.inference.documents import Prediction, Predictions
+from retinanet.inference.paths import Source, find_images, find_videos, name_pictures
 from retinanet.inference.predictor import Predictor, describe_limit
 from retinanet.inference.stream import in_order
 from retinanet.inference.tiled import check_tile_options, predict_tiled
-from retinanet.options import explain_unknown_options
+from retinanet.inference.video import VideoConfig, check_video_options, check_video_output
 from retinanet.plotting.draw import draw_boxes
-from retinanet.spec import check_model_first, exported_file
 from retinanet.types import Detections
 
 LEGIBLE = 600
@@ -35,87 +35,29 @@ OVERVIEW = 4096  # most pixels of the long side of a picture of an image that wa
 _log = logging.getLogger(__name__)
 
 
-@explain_unknown_options
-def predict(
-    model: str,
-    images: list[str],
-    *,
-    output: str = "predictions",
-    score: float | None = None,
-    pictures: bool = True,
-    batch_size: int = 8,
-    device: str = "auto",
-    precision: Literal["fp32", "bf16"] = "fp32",
-    mode: Mode | None = None,
-    compile: bool = False,
-    workers: int | None = None,
-    tile: int | None = None,
-    overlap: int | None = None,
-    merge: Literal["nms", "nmm"] = "nmm",
-    tile_scale: float | None = None,
-    trust: bool = False,
-    trust_code: bool = False,
-    overwrite: bool = False,
-) -> Predictions:
-    """Find objects in images; write annotated pictures, detections.json (COCO) and detections.csv.
+class Inputs(NamedTuple):
+    """What is predicted: videos, or images with the names of their pictures, their sizes, and what is wrong with some.
 
-    An image that cannot be read is left out and told; the results of the others are written. In detections.csv a path
-    or a class name that a spreadsheet would take for a formula has an apostrophe in front.
-
-    Args:
-        model: model folder, exported model, torchvision/NAME or a hub repository.
-        images: files, folders (searched with their subfolders, without hidden ones) and patterns such as
-            "scans/*.png".
-        output: folder for the results, made if need be.
-        score: detections below this score are left out of pictures and files. By default each class has the threshold
-            that the model holds for it, or 0.3 where it holds none.
-        pictures: whether to write annotated pictures.
-        batch_size: images per forward pass.
-        device: auto, cpu, cuda, cuda:1, mps; an exported model runs on the CPU.
-        precision: in which a model folder computes; bf16 where the device has it. That of an exported model is settled.
-        mode: of an exported model; throughput gives a core to each image and is the default for more than one image or
-            tile, latency gives all cores to one image at a time.
-        compile: compile the network of a model folder first, which takes minutes.
-        workers: threads that read, and as many that draw; by default one per core.
-        tile: cut images into windows of this many pixels, where they are far larger than what the model sees; by
-            default the windows that it was trained on, if it was. 0 shows images whole.
-        overlap: pixels that neighbouring windows share; by default the model's, else 128.
-        merge: what becomes of detections of one object in several windows; nms keeps the best, nmm joins them.
-        tile_scale: how much windows are enlarged for the model; by default as the images of training were, where the
-            model says so.
-        trust: open a pt2 file; torch evaluates expressions in it, which can run code, so only do this where you trust
-            whoever made it.
-        trust_code: load a pt2 file with pickled or compiled parts as well, which runs code.
-        overwrite: replace the results of an earlier prediction in output.
-
-    Returns:
-        A list with an entry for each image; its ``failed`` says which images could not be read, and why.
-
-    Raises:
-        UserError: no usable model, no such image, none that can be read, an option that this kind of model does not
-            have, or results are there already.
+    An image has a size or a fault; one without a picture's name is not drawn.
     """
-    images = [str(name) for name in ([images] if isinstance(images, str | Path) else images)]  # one may come alone
-    check_model_first(model, next(iter(images), ""))
-    check_options(score, workers)
-    folder, paths = Path(output), find_images(images)
-    names = name_pictures(paths) if pictures else {}
-    _check_output(folder, names, overwrite=overwrite)
-    sizes, failed = _read_sizes(paths)
-    many = len(sizes) > 1 or bool(tile)
-    mode = mode or ("throughput" if many and exported_file(model) else "latency")
-    how: dict[str, Any] = {"device": device, "precision": precision, "mode": mode, "compile": compile}
-    how |= {"tile": tile, "overlap": overlap, "trust": trust, "trust_code": trust_code}
-    predictor = Predictor.load(model, batch_size=batch_size, **how)
-    tiling = list_tile_options(predictor, merge, tile_scale)
-    spec = predictor.backend.spec
-    warn_of_score(score, spec.postprocess.score)
-    least = spec.thresholds if score is None else score
-    with write_folder(folder, replace=False) as scratch:
-        targets = {path: scratch / "pictures" / name for path, name in names.items()}
-        predictions = _predict_and_draw(predictor, sizes, failed, least, tiling, targets, workers)
-        write_documents(scratch, predictions, spec.class_names, folder)
-    return predictions
+
+    videos: list[Source]
+    pictures: dict[Path, str]
+    sizes: dict[Path, tuple[int, int]]
+    failed: dict[Path, str]
+
+
+def find_inputs(names: Sequence[str], folder: Path, video: VideoConfig, *, pictures: bool, overwrite: bool) -> Inputs:
+    """What the names stand for; also checks that the results can be written."""
+    videos = find_videos(names)
+    check_video_options(video, given=bool(videos))
+    if videos:
+        check_video_output(folder, videos, video, pictures=pictures, overwrite=overwrite)
+        return Inputs(videos, {}, {}, {})
+    paths = find_images(names)
+    targets = name_pictures(paths) if pictures else {}
+    _check_output(folder, targets, overwrite=overwrite)
+    return Inputs([], targets, *_read_sizes(paths))
 
 
 def check_options(score: float | None, workers: int | None) -> None:
@@ -129,19 +71,23 @@ def check_options(score: float | None, workers: int | None) -> None:
 def list_tile_options(predictor: Predictor, merge: str, scale: float | None) -> dict[str, Any] | None:
     """The options of ``predict_tiled``; None where images are shown whole."""
     if predictor.tiling is not None:
-        return {**vars(predictor.tiling), "merge": merge, "scale": scale}
+        options = {**vars(predictor.tiling), "merge": merge, "scale": scale}
+        check_tile_options(**options)
+        return options
     if scale is not None:
         raise UserError("--tile_scale is for images that are cut into windows; give --tile too")
     return None
 
 
-def warn_of_score(score: float | None, least: float) -> None:
-    """Log a warning where a wanted score is below the least that the model reports."""
-    if score is not None and score < least:
+def choose_threshold(predictor: Predictor, score: float | None) -> float | Mapping[str, float]:
+    """From which score on a detection is shown: as asked, or by class name as the model says."""
+    spec = predictor.backend.spec
+    if score is not None and score < spec.postprocess.score:
         _log.warning(
             "--score %g has no effect below %g, the model's own threshold (postprocess.score in its config.json)",
-            *(score, least),
+            *(score, spec.postprocess.score),
         )
+    return spec.thresholds if score is None else score
 
 
 def _check_output(folder: Path, names: Mapping[Path, str], *, overwrite: bool) -> None:
@@ -171,7 +117,7 @@ def _read_sizes(paths: Sequence[Path]) -> tuple[dict[Path, tuple[int, int]], dic
     return sizes, failed
 
 
-def _predict_and_draw(
+def predict_and_draw(
     predictor: Predictor,
     sizes: Mapping[Path, tuple[int, int]],
     failed: Mapping[Path, str],
@@ -185,8 +131,6 @@ def _predict_and_draw(
     Raises:
         UserError: not a single image can be read, or an option of tiling is out of its range.
     """
-    if tiling is not None:
-        check_tile_options(**tiling)
     predictions = Predictions(failed=failed)
     full = []
     console = Console(stderr=True)
@@ -221,21 +165,21 @@ def _predict_and_draw(
 
 def detect_each(
     predictor: Predictor,
-    paths: Iterable[Path],
+    images: Iterable[Path | NDArray[np.uint8]],
     workers: int | None,
     tiling: Mapping[str, Any] | None,
-    report: Callable[..., object],
+    report: Callable[..., object] = lambda *done: None,
 ) -> Generator[Detections | UserError]:
     """Detections in each image, or what is wrong with it; ``report`` is told how many images are done."""
     if tiling is None:
-        with closing(predictor.attempt(paths, workers=workers)) as results:
+        with closing(predictor.attempt(images, workers=workers)) as results:
             for done, result in enumerate(results, start=1):
                 report(done)
                 yield result
         return
-    for number, path in enumerate(paths):
+    for number, image in enumerate(images):
         try:
-            yield predict_tiled(predictor, path, **tiling, progress=partial(report, number))
+            yield predict_tiled(predictor, image, **tiling, progress=partial(report, number))
         except UserError as error:
             yield error
 
