@@ -368,6 +368,14 @@ def test_a_missing_package_is_named(model, tmp_path, monkeypatch, capsys, packag
     assert "not installed: pip install" in error and extra in error and error.count("\n") == 1
 
 
+def test_an_ffmpeg_without_the_encoder_is_told(model, tmp_path, monkeypatch):
+    film = render(tmp_path / "film.mp4")
+    monkeypatch.setattr(av, "codecs_available", av.codecs_available - {"libx264"})
+    with pytest.raises(UserError, match="no encoder libx264; pass --pictures false"):
+        predict(model, str(film), output=str(tmp_path / "out"))
+    predict(model, str(film), output=str(tmp_path / "out"), pictures=False)
+
+
 def found(*rows):
     """Detections (x, y, label) of 10 x 10 pixels."""
     boxes = np.array([[x - 5, y - 5, x + 5, y + 5] for x, y, _ in rows], np.float32).reshape(-1, 4)

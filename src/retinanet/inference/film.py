@@ -226,10 +226,15 @@ class FilmWriter:
 
     Attributes:
         keeps_sound: whether MP4 can hold the reader's sound.
+
+    Raises:
+        UserError: FFmpeg was built without the encoder.
     """
 
     def __init__(self, path: Path, reader: FilmReader) -> None:
         self._av = import_av()
+        if "libx264" not in self._av.codecs_available:
+            raise UserError("this FFmpeg has no encoder libx264; pass --pictures false for tables without a film")
         self._output = self._av.open(str(path), "w", format="mp4", options=MUXER)
         self._video = self._output.add_stream("libx264", rate=reader.rate, options=ENCODER)
         self._video.pix_fmt = "yuv420p"

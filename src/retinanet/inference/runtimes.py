@@ -100,8 +100,10 @@ def load_openvino(path: Path, read: ReadCard, streams: int, cores: int, cache: P
     # OpenVINO drops an input that nothing needs: the sizes of a raw graph of normalised images.
     inputs = {name for port in compiled.inputs for name in port.get_names()}
     free: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    for _ in range(streams):
-        free.put(compiled.create_infer_request())
+    # The first call goes on alone: OpenVINO's binding initialises a static variable in it and gives up Python's lock
+    # meanwhile, so that two first calls at once can wait for each other for ever (seen with 2026.4.1).
+    free.put(compiled.create_infer_request())
+    later = [compiled.create_infer_request() for _ in range(streams - 1)]
 
     def graph(images: NDArray[Any], sizes: NDArray[np.int64]) -> list[NDArray[Any]]:
         given = dict(zip(INPUTS, (images, sizes), strict=True))
@@ -110,6 +112,9 @@ def load_openvino(path: Path, read: ReadCard, streams: int, cores: int, cache: P
             request.infer({name: given[name] for name in INPUTS if name in inputs}, share_inputs=True)
             return [request.get_tensor(name).data.copy() for name in names]
         finally:
-            free.put(request)
+            others = later.copy()
+            later.clear()
+            for other in (*others, request):
+                free.put(other)
 
     return ExportedModel(card, graph, runtime="OpenVINO", streams=streams)
