@@ -42,12 +42,12 @@ HOMES = {  # heavy library -> the only files or packages that import it
     "rasterio": ("images/windows.py",),
     "av": ("inference/film.py",),
     "trackers": ("inference/tracks.py",),
-    "pyarrow": ("inference/documents.py",),
     **dict.fromkeys(("onnxruntime", "openvino"), ("inference/", "deploy/")),
     **dict.fromkeys(
         ("fastapi", "fastapi_offline", "starlette", "uvicorn", "prometheus_client", "python_multipart"), ("serving/",)
     ),
-    **dict.fromkeys(("ray", "pyarrow", "fsspec"), ("cluster/",)),
+    **dict.fromkeys(("ray", "fsspec"), ("cluster/",)),
+    "pyarrow": ("cluster/", "inference/documents.py"),
     **dict.fromkeys(("onnx", "onnxscript", "nncf"), ("deploy/",)),
 }
 PENDING: set[tuple[str, str]] = set()
