@@ -24,7 +24,8 @@ LAYERS = [  # from the bottom; a package imports from layers below its own only,
     ("analysis",),
     ("planning",),
     ("deploy", "training"),
-    ("curation", "serving"),
+    ("cluster", "curation", "serving"),
+    ("prediction",),
     ("cli",),
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
@@ -41,10 +42,14 @@ HOMES = {  # heavy library -> the only files or packages that import it
     "huggingface_hub": ("interop/hub.py",),
     "rasterio": ("images/windows.py",),
     **dict.fromkeys(("supervision", "fiftyone", "pandas", "sahi"), ("exchange.py",)),
+    "av": ("inference/film.py",),
+    "trackers": ("inference/tracks.py",),
     **dict.fromkeys(("onnxruntime", "openvino"), ("inference/", "deploy/")),
     **dict.fromkeys(
         ("fastapi", "fastapi_offline", "starlette", "uvicorn", "prometheus_client", "python_multipart"), ("serving/",)
     ),
+    **dict.fromkeys(("ray", "fsspec"), ("cluster/",)),
+    "pyarrow": ("cluster/", "inference/documents.py"),
     **dict.fromkeys(("onnx", "onnxscript", "nncf"), ("deploy/",)),
 }
 PENDING: set[tuple[str, str]] = set()

@@ -18,12 +18,13 @@ if TYPE_CHECKING:
     from retinanet.detector import Detector
     from retinanet.errors import UserError
     from retinanet.evaluation.evaluate import evaluate
-    from retinanet.inference.predict import predict
     from retinanet.inference.predictor import Predictor
+    from retinanet.inference.video import VideoConfig
     from retinanet.interop.convert import convert
     from retinanet.interop.hub import push
     from retinanet.model.postprocess import Postprocess
     from retinanet.model.retinanet import RetinaNet
+    from retinanet.prediction import predict
     from retinanet.serving.serve import serve
     from retinanet.spec import ModelSpec
     from retinanet.training.check import check
@@ -46,6 +47,7 @@ __all__ = [
     "RetinaNet",
     "RunConfig",
     "UserError",
+    "VideoConfig",
     "benchmark",
     "check",
     "convert",
@@ -77,6 +79,7 @@ _HOME = {
     "RetinaNet": "model.retinanet",
     "RunConfig": "training.config",
     "UserError": "errors",
+    "VideoConfig": "inference.video",
     "benchmark": "deploy.benchmark",
     "check": "training.check",
     "convert": "interop.convert",
@@ -85,7 +88,7 @@ _HOME = {
     "export": "deploy.export",
     "load_dataset": "data.dataset",
     "plan": "training.planned",
-    "predict": "inference.predict",
+    "predict": "prediction",
     "push": "interop.hub",
     "serve": "serving.serve",
     "suggest": "curation.suggest",

@@ -1,9 +1,13 @@
-"""What goes wrong in a way that the user can fix, and the hint at the name that was meant."""
+"""What goes wrong in a way that the user can fix, the hint at the name that was meant, and the wish to stop."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import signal
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 
 class UserError(ValueError):
@@ -16,6 +20,28 @@ class UserError(ValueError):
 
 class Interrupted(UserError):
     """Work was stopped by a signal after its state had been saved."""
+
+
+@contextmanager
+def stop_requested() -> Iterator[threading.Event]:
+    """An event that the first SIGINT or SIGTERM sets; a second one acts as usual."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def request(number: int, frame: FrameType | None) -> None:
+        event.set()
+        signal.signal(number, before[signal.Signals(number)])
+
+    for number in before:
+        signal.signal(number, request)
+    try:
+        yield event
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def suggest(name: object, known: Iterable[str]) -> str:

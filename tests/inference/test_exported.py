@@ -15,9 +15,9 @@ from retinanet.detector import Detector
 from retinanet.errors import UserError
 from retinanet.images.preprocess import Preprocess, PreprocessCompat
 from retinanet.inference.exported import Card, open_exported
-from retinanet.inference.predict import predict
 from retinanet.inference.predictor import Predictor
 from retinanet.model.postprocess import Postprocess
+from retinanet.prediction import predict
 from retinanet.spec import FORMAT, ModelSpec, exported_file
 
 

@@ -15,13 +15,13 @@ from retinanet.cli.main import main
 from retinanet.data.dataset import load_dataset
 from retinanet.detector import Detector
 from retinanet.errors import UserError
-from retinanet.inference import predict as predict_run
+from retinanet.inference import pictures as pictures_module
 from retinanet.inference.documents import CSV_COLUMNS, Prediction, make_coco_document, make_csv_document
 from retinanet.inference.paths import find_images, name_pictures
-from retinanet.inference.predict import predict
 from retinanet.inference.predictor import Predictor
 from retinanet.model_folder import write_thresholds
 from retinanet.plotting.marks import class_colour
+from retinanet.prediction import predict
 from retinanet.types import Detections
 
 
@@ -281,7 +281,7 @@ def test_the_command_lists_what_could_not_be_read(trained, data, tmp_path, capsy
 
 
 def test_files_without_an_image_are_refused_before_the_model_is_loaded(tmp_path, monkeypatch):
-    monkeypatch.setattr(predict_run, "Predictor", None)
+    monkeypatch.setattr(pictures_module, "Predictor", None)
     (tmp_path / "text.png").write_text("hello")
     with pytest.raises(UserError, match=r"text\.png: is not an image"):
         predict("none", [str(tmp_path / "text.png")], output=str(tmp_path / "out"))
@@ -406,8 +406,8 @@ def test_pictures_of_large_images_are_small(trained, data, tmp_path, monkeypatch
     """What was found lies where it lies in the image, made smaller."""
     large = Image.open(data / "test" / "test_0.png").convert("RGB").resize((160, 128))
     large.save(tmp_path / "large.png")
-    monkeypatch.setattr(predict_run, "OVERVIEW", 40)
-    monkeypatch.setattr(predict_run, "LEGIBLE", 1)
+    monkeypatch.setattr(pictures_module, "OVERVIEW", 40)
+    monkeypatch.setattr(pictures_module, "LEGIBLE", 1)
     options = {"output": str(tmp_path / "out"), "device": "cpu", "tile": 96, "overlap": 32, "tile_scale": 1.0}
     (found,) = predict(str(trained), [str(tmp_path / "large.png")], **options, score=0.0)
     assert len(found.detections) > 0 and found.size == (128, 160)

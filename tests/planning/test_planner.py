@@ -11,7 +11,8 @@ from retinanet.planning.machine import GB, Machine, find_host
 from retinanet.planning.memory import predict_memory
 from retinanet.planning.plan import Choice, read_plan
 from retinanet.planning.planner import Origin, Planner
-from retinanet.planning.speed import Speed, format_time, parse_budget
+from retinanet.planning.speed import Speed, parse_budget
+from retinanet.plotting.html import format_time
 from retinanet.training.given import recall_plan
 from retinanet.yaml_files import find_line
 

@@ -15,9 +15,9 @@ from retinanet.errors import Interrupted, UserError
 from retinanet.evaluation.coco import coco_metrics
 from retinanet.evaluation.evaluate import evaluate, one_pass
 from retinanet.images.tiling import Tiling
-from retinanet.inference.predict import predict
 from retinanet.inference.predictor import Predictor
 from retinanet.model_folder import read_spec
+from retinanet.prediction import predict
 from retinanet.training.config import ImageConfig
 from retinanet.training.log import RunLog, read_log
 from retinanet.training.run import train

@@ -11,9 +11,9 @@ from retinanet.data.transforms import Augment
 from retinanet.errors import UserError
 from retinanet.evaluation.evaluate import evaluate
 from retinanet.evaluation.matching import match_image
-from retinanet.inference.predict import predict
 from retinanet.inference.predictor import Predictor
 from retinanet.plotting.draw import contact_sheet, draw_comparison
+from retinanet.prediction import predict
 from retinanet.training.config import ImageConfig, OptimConfig, RunConfig
 from retinanet.training.run import train
 from retinanet.types import Sample

@@ -35,7 +35,9 @@ COMMANDS = {
         "measure average precision on annotated images", ("model", "data"), "MODEL DATA [--split test] [options]"
     ),
     "predict": Command(
-        "find objects in images", ("model", "images"), "MODEL IMAGE|FOLDER|PATTERN... --output FOLDER [options]"
+        "find objects in images or videos",
+        ("model", "images"),
+        "MODEL IMAGE|FOLDER|PATTERN|VIDEO|camera|rtsp://... --output FOLDER [options]",
     ),
     "diagnose": Command(
         "after training: where does the loss go, what goes wrong, what would fixing it be worth?",
@@ -173,7 +175,9 @@ def run(name: str, words: Sequence[str]) -> int:
     else:
         print(describe_result(name, result, arguments))
     if failed:
-        print(f"{len(failed)} of {len(failed) + len(result)} images could not be read:", file=sys.stderr)
+        videos = getattr(result, "videos", [])
+        total, kind = len(failed) + len(videos or result), "videos" if videos else "images"
+        print(f"{len(failed)} of {total} {kind} could not be read:", file=sys.stderr)
         for reason in failed.values():
             print(f"  {make_printable(reason)}", file=sys.stderr)
     return code
@@ -189,6 +193,10 @@ def describe_result(command: str, result: Any, arguments: Mapping[str, Any]) -> 
             ap = f"AP {result.ap:.3f}" if result.ap == result.ap else "AP not measured, no object to validate on;"
             lines = f"{result.folder}: {ap} after {result.steps} steps; curves in {result.folder}/curves.png"
             return f"{lines}\nfind objects with it: retinanet predict {result.folder} IMAGE"
+        case "predict" if arguments["engine"] == "ray":
+            return str(result)
+        case "predict" if result.videos:
+            return "\n".join([*(video.summary() for video in result.videos), f"film, table and counts are in {output}"])
         case "predict":
             objects = sum(len(prediction.detections) for prediction in result)
             written = "pictures, detections.json and .csv" if arguments["pictures"] else "detections.json and .csv"

@@ -1,4 +1,4 @@
-"""What ``predict`` writes: detections of many images as COCO JSON and as CSV."""
+"""What ``predict`` writes: detections of many images as COCO JSON and as CSV, those of a video frame by frame."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from retinanet.errors import UserError
 from retinanet.types import Detections
 
 CSV_COLUMNS = ("image_path", "xmin", "ymin", "xmax", "ymax", "label", "score")
+FRAME_COLUMNS = ("frame", "time", "track", *CSV_COLUMNS[1:])
+ROWS = 20_000  # of a Parquet file that are held before they are written
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet takes a cell that begins so for a formula
 
 
@@ -35,12 +39,20 @@ class Predictions(list[Prediction]):
     """What was found in many images, in their order.
 
     Attributes:
-        failed: the images that could not be read, with the reason; they are not in the list.
+        failed: the images or videos that could not be read, with the reason; they are not in the list.
+        videos: what was found in each video (:class:`retinanet.inference.video.VideoResult`). An hour of video has too
+            many frames for a list: their detections are in the table that was written.
     """
 
-    def __init__(self, predictions: Iterable[Prediction] = (), failed: Mapping[Path, str] | None = None) -> None:
+    def __init__(
+        self,
+        predictions: Iterable[Prediction] = (),
+        failed: Mapping[Path, str] | None = None,
+        videos: Iterable[Any] = (),
+    ) -> None:
         super().__init__(predictions)
         self.failed = dict(failed or {})
+        self.videos = list(videos)
 
 
 def write_documents(folder: Path, predictions: Predictions, class_names: Sequence[str], home: Path) -> None:
@@ -109,3 +121,83 @@ def quote_formula(text: str) -> str:
 def unquote_formula(text: str) -> str:
     """What :func:`quote_formula` was given."""
     return text[1:] if text.startswith(tuple(f"'{mark}" for mark in FORMULA)) else text
+
+
+class FrameTable:
+    """The detections of a video as a table that grows on the disk: a line per detection, CSV or Parquet.
+
+    The columns are ``FRAME_COLUMNS``; time is in seconds. A frame without detections has a line with empty fields.
+
+    Args:
+        path: .csv or .parquet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._rows: list[list[Any]] = []
+        self._parquet: Any = None
+        if path.suffix == ".parquet":
+            arrow, parquet = import_pyarrow()
+            kinds = [arrow.int64(), arrow.float64(), arrow.int64(), *[arrow.float32()] * 4]
+            columns = zip(FRAME_COLUMNS, [*kinds, arrow.string(), arrow.float32()], strict=True)
+            self._arrow, self._schema = arrow, arrow.schema(list(columns))
+            self._parquet = parquet.ParquetWriter(path, self._schema)
+            return
+        self._file = path.open("w", encoding="utf-8", newline="")
+        self._csv = csv.writer(self._file)
+        self._csv.writerow(FRAME_COLUMNS)
+
+    def add(self, frame: int, time: float, detections: Detections, tracks: Sequence[int] | None) -> None:
+        """Add the detections of a frame.
+
+        Args:
+            frame: its number.
+            time: of it in seconds.
+            detections: D of them.
+            tracks: D numbers of objects, -1 where one has none; None where nothing is tracked.
+        """
+        found = detections.to_dicts()
+        numbers = [None if track < 0 else track for track in tracks or [-1] * len(found)]
+        rows = [
+            [frame, time, track, *row["box"], row["name"], row["score"]]
+            for row, track in zip(found, numbers, strict=True)
+        ]
+        rows = rows or [[frame, time, *[None] * 7]]
+        if self._parquet is not None:
+            self._rows += rows
+            if len(self._rows) >= ROWS:
+                self._write_rows()
+            return
+        for frame_, time_, track, *box, name, score in rows:
+            sides = ["" if side is None else f"{side:.2f}" for side in box]
+            last = ["", ""] if name is None else [quote_formula(name), f"{score:.4f}"]
+            self._csv.writerow([frame_, f"{time_:.3f}", "" if track is None else track, *sides, *last])
+
+    def _write_rows(self) -> None:
+        columns = list(zip(*self._rows, strict=True)) or [()] * len(FRAME_COLUMNS)
+        arrays = [self._arrow.array(column, kind.type) for column, kind in zip(columns, self._schema, strict=True)]
+        self._parquet.write_table(self._arrow.Table.from_arrays(arrays, schema=self._schema))
+        self._rows = []
+
+    def close(self) -> None:
+        """Write what is left."""
+        if self._parquet is None:
+            self._file.close()
+            return
+        self._write_rows()
+        self._parquet.close()
+
+
+def import_pyarrow() -> tuple[Any, Any]:
+    """The package pyarrow and its part for Parquet.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise UserError(
+            "--table parquet needs the package pyarrow, which is not installed: pip install pyarrow"
+        ) from None
+    return pyarrow, pyarrow.parquet

@@ -137,6 +137,7 @@ def open_exported(
     trust: bool = False,
     trust_code: bool = False,
     cache: Path | None = None,
+    cores: int | None = None,
 ) -> ExportedModel:
     """The exported model in a file, ready to run on the CPU; only the runtime of its format is imported.
 
@@ -148,6 +149,7 @@ def open_exported(
         trust: see :func:`retinanet.inference.pt2.load_pt2`; the other formats hold no code.
         trust_code: likewise.
         cache: folder in which OpenVINO keeps what it compiled, for the next start.
+        cores: that the model may use; by default all of this process.
 
     Raises:
         UserError: its runtime is not installed; the file is damaged, not ours, of a newer version or raw; or a pt2
@@ -157,7 +159,8 @@ def open_exported(
     if missing := [path for path in files[1:] if not path.is_file()]:
         raise UserError(f"{missing[0]} is missing: the weights of {file.name}. Copy it as well")
     check_seal(*files, remedy=COPY_AGAIN)
-    streams = count_cores() if mode == "throughput" else 1
+    cores = cores or count_cores()
+    streams = cores if mode == "throughput" else 1
     read = partial(_read_card, file, raw)
     try:
         if file.suffix == ".pt2":
@@ -168,9 +171,9 @@ def open_exported(
             from retinanet.inference.runtimes import load_onnx, load_openvino
 
             if file.suffix == ".onnx":
-                model = load_onnx(file, read, streams)
+                model = load_onnx(file, read, streams, cores)
             else:
-                model = load_openvino(file, read, streams, cache)
+                model = load_openvino(file, read, streams, cores, cache)
     except (UserError, MemoryError):
         raise
     except Exception as error:  # the errors of the runtimes have no base of their own

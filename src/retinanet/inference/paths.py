@@ -1,4 +1,4 @@
-"""Which images ``predict`` is given, and what their pictures are called."""
+"""Which images or videos ``predict`` is given, and what their results are called."""
 
 from __future__ import annotations
 
@@ -6,14 +6,101 @@ import glob
 import logging
 import os
 import re
+import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from retinanet.errors import UserError
 from retinanet.images.io import IMAGE_SUFFIXES
 
+VIDEO_SUFFIXES = (
+    *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts"),
+    *(".wmv", ".flv", ".3gp", ".ogv"),
+)
+_ADDRESS = re.compile(r"(rtsps?|rtmps?|https?|srt|udp|rtp|tcp)://")
+_CAMERA = re.compile(r"camera(?::(\d+))?|/dev/video(\d+)|video=.+")
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a video comes from.
+
+    Attributes:
+        address: what FFmpeg opens.
+        shown: the same without a password, for messages and files.
+        name: of its results, without ending.
+        device: FFmpeg's name of the system that reads a camera; None of files and addresses.
+    """
+
+    address: str
+    shown: str
+    name: str
+    device: str | None = None
+
+
+def find_videos(names: Sequence[str]) -> list[Source]:
+    """The videos that are named: files by their ending, addresses, cameras. None where images are named.
+
+    Raises:
+        UserError: images or a second source are named beside them, or one of them names nothing.
+    """
+    files: dict[str, Path] = {}
+    live: list[Source] = []
+    others = []
+    for name in names:
+        path = Path(name)
+        if path.is_dir():
+            others.append(name)
+        elif _is_video_address(name):
+            parts = urlsplit(name)
+            place = f"{parts.hostname or ''}{os.path.splitext(parts.path)[0]}"
+            shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+            live.append(Source(name, shown, re.sub(r"[^\w-]+", "_", place).strip("_")))
+        elif _CAMERA.fullmatch(name):
+            live.append(_find_camera(name))
+        elif path.suffix.lower() in VIDEO_SUFFIXES and "://" not in name:
+            named = [path] if path.is_file() else sorted(map(Path, glob.glob(name, recursive=True)))
+            if not named:
+                raise UserError(f"no video at {name}: expected a file, or a pattern such as 'films/*.mp4'")
+            files.update((os.path.abspath(file), file) for file in named)
+        else:
+            others.append(name)
+    if others and (files or live):
+        video = live[0].shown if live else next(iter(files.values()))
+        raise UserError(f"{video} is a video and {others[0]} is not: predict images and videos one after the other")
+    if len(live) > 1 or (live and files):
+        raise UserError(f"{live[0].shown} is read while it plays: give one camera or address at a time, and no file")
+    places = name_pictures(list(files.values())) if files else {}
+    found = [Source(full, str(file), str(Path(places[file]).with_suffix(""))) for full, file in files.items()]
+    return [*live, *found]
+
+
+def _is_video_address(name: str) -> bool:
+    """Whether it is an address of anything but an image file."""
+    return bool(_ADDRESS.match(name)) and Path(urlsplit(name).path).suffix.lower() not in IMAGE_SUFFIXES
+
+
+def _find_camera(name: str) -> Source:
+    """A camera: ``camera``, ``camera:1``, ``/dev/video1``, or on Windows ``video=NAME``."""
+    match = _CAMERA.fullmatch(name)
+    number = next((digits for digits in match.groups() if digits), "0") if match else "0"
+    label = "camera" if number == "0" else f"camera{number}"
+    if name.startswith("video="):
+        return Source(name, name, "camera", "dshow")
+    if sys.platform == "win32":
+        raise UserError(
+            "on Windows a camera has a name: write 'video=NAME', with the name that the device manager shows"
+        )
+    if sys.platform == "darwin":
+        return Source(number, name, label, "avfoundation")
+    device = f"/dev/video{number}"
+    if not os.path.exists(device):
+        raise UserError(f"there is no camera {device}. List those that are there: ls /dev/video*")
+    return Source(device, name, label, "v4l2")
 
 
 def find_images(patterns: Sequence[str]) -> list[Path]:
@@ -33,7 +120,8 @@ def find_images(patterns: Sequence[str]) -> list[Path]:
             named = [path]
         elif re.match(r"[a-z][a-z0-9+]+://", pattern):
             raise UserError(
-                f"{pattern} is an address, and images are not fetched. Download the image and give its file"
+                f"{pattern} is an address, and images are not fetched. Download the image and give its file, or "
+                "predict with --engine ray"
             )
         else:
             named = sorted(Path(name) for name in glob.glob(pattern, recursive=True) if Path(name).is_file())

@@ -66,6 +66,7 @@ class Predictor:
         trust: bool = False,
         trust_code: bool = False,
         cache: str | Path | None = None,
+        cores: int | None = None,
     ) -> Predictor:
         """A predictor from an exported model, a model folder or a name.
 
@@ -87,6 +88,8 @@ class Predictor:
             trust_code: of a pt2 file that has pickled or compiled parts: load them as well, which runs code.
             cache: of an OpenVINO model: folder in which the compiled graph is kept, which makes the next start shorter.
                 OpenVINO does not check what it finds there.
+            cores: that an exported model may use; by default all of this process. (A model folder uses the threads of
+                torch.)
 
         Raises:
             UserError: there is no usable model, it is not trusted, there is no such device, or this kind of model does
@@ -98,7 +101,7 @@ class Predictor:
             if cache is not None and file.suffix != ".xml":
                 raise UserError(f"cache is for OpenVINO models; {file} needs none")
             kept = None if cache is None else Path(cache)
-            backend: Backend = open_exported(file, mode, trust=trust, trust_code=trust_code, cache=kept)
+            backend: Backend = open_exported(file, mode, trust=trust, trust_code=trust_code, cache=kept, cores=cores)
             _check_exported(backend, file, device, precision, compile)
             return cls(backend, batch_size=batch_size, tile=tile, overlap=overlap)
         if mode == "throughput" or cache is not None:

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from retinanet.errors import UserError
 from retinanet.files import check_writable
-from retinanet.inference.backend import count_cores
 from retinanet.inference.exported import INPUTS, ExportedModel, ReadCard
 
 ONNX_KEY = "retinanet"  # of the card, in the metadata of the file
@@ -62,12 +61,12 @@ def openvino_computes_bf16() -> bool:
     return "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
-def load_onnx(path: Path, read: ReadCard, streams: int) -> ExportedModel:
+def load_onnx(path: Path, read: ReadCard, streams: int, cores: int) -> ExportedModel:
     """An ONNX file in ONNX Runtime, whose calls have an equal share of the cores."""
     onnxruntime = import_runtime("onnxruntime", "ONNX Runtime")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what goes wrong is raised too
-    options.intra_op_num_threads = max(1, count_cores() // streams)
+    options.intra_op_num_threads = max(1, cores // streams)
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     text = session.get_modelmeta().custom_metadata_map.get(ONNX_KEY, "")
     card, names = read(text, [output.name for output in session.get_outputs()])
@@ -79,7 +78,7 @@ def load_onnx(path: Path, read: ReadCard, streams: int) -> ExportedModel:
     return ExportedModel(card, graph, runtime="ONNX Runtime", streams=streams)
 
 
-def load_openvino(path: Path, read: ReadCard, streams: int, cache: Path | None = None) -> ExportedModel:
+def load_openvino(path: Path, read: ReadCard, streams: int, cores: int, cache: Path | None = None) -> ExportedModel:
     """An OpenVINO model, with as many requests as calls may go on at once; a request serves one call at a time."""
     core = import_runtime("openvino", "OpenVINO").Core()
     model = core.read_model(path)
@@ -91,7 +90,7 @@ def load_openvino(path: Path, read: ReadCard, streams: int, cache: Path | None =
     settings = {
         "PERFORMANCE_HINT": "THROUGHPUT" if streams > 1 else "LATENCY",
         "NUM_STREAMS": str(streams),
-        "INFERENCE_NUM_THREADS": str(count_cores()),
+        "INFERENCE_NUM_THREADS": str(cores),
         "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",  # left alone, it is bf16 wherever the CPU can
     }
     if cache is not None:
@@ -101,8 +100,10 @@ def load_openvino(path: Path, read: ReadCard, streams: int, cache: Path | None =
     # OpenVINO drops an input that nothing needs: the sizes of a raw graph of normalised images.
     inputs = {name for port in compiled.inputs for name in port.get_names()}
     free: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    for _ in range(streams):
-        free.put(compiled.create_infer_request())
+    # The first call goes on alone: OpenVINO's binding initialises a static variable in it and gives up Python's lock
+    # meanwhile, so that two first calls at once can wait for each other for ever (seen with 2026.4.1).
+    free.put(compiled.create_infer_request())
+    later = [compiled.create_infer_request() for _ in range(streams - 1)]
 
     def graph(images: NDArray[Any], sizes: NDArray[np.int64]) -> list[NDArray[Any]]:
         given = dict(zip(INPUTS, (images, sizes), strict=True))
@@ -111,6 +112,9 @@ def load_openvino(path: Path, read: ReadCard, streams: int, cache: Path | None =
             request.infer({name: given[name] for name in INPUTS if name in inputs}, share_inputs=True)
             return [request.get_tensor(name).data.copy() for name in names]
         finally:
-            free.put(request)
+            others = later.copy()
+            later.clear()
+            for other in (*others, request):
+                free.put(other)
 
     return ExportedModel(card, graph, runtime="OpenVINO", streams=streams)

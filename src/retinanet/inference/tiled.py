@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -61,34 +62,88 @@ def predict_tiled(
     Raises:
         UserError: the image cannot be read, or an option is out of its range.
     """
-    sides = check_tile_options(tile, overlap, merge, scale)
     report = progress or (lambda done, total: None)
+    spec = predictor.backend.spec
     with ImageWindows(image if isinstance(image, str | Path | Image.Image) else to_array(image)) as windows:
-        corners = list_windows(windows.size, sides, overlap)
-        if len(corners) == 1 and scale is None:
-            whole = predictor.at_once(windows.read(*corners[0]))
+        cut = cut_image(spec, windows.size, tile=tile, overlap=overlap, merge=merge, scale=scale)
+        if cut is None:
+            whole = predictor.at_once(windows.read(0, 0, *windows.size))
             report(1, 1)
             return whole
-        spec, size = predictor.backend.spec, windows.size
-        rule = _choose_rule(spec, _size(corners[0]), scale)
+        parts = detect_windows(predictor, windows, cut.windows, cut.rule, report)
+    warn_of_full_windows(spec, parts)
+    return join_windows(parts, cut.windows, cut.size, spec, cut.rule, merge)
 
-        def prepare(window: Window) -> Prepared:
-            return predictor.backend.prepare(windows.read(*window), rule)
 
-        parts: list[Detections] = []
-        with closing(stream_detections(predictor.backend, prepare, corners, batch_size=predictor.batch_size)) as stream:
-            for detections in stream:
-                if isinstance(detections, UserError):
-                    raise detections
-                parts.append(detections)
-                report(len(parts), len(corners))
-    if full := sum(map(predictor.is_at_limit, parts)):
+@dataclass(frozen=True)
+class Cut:
+    """How an image is cut into windows.
+
+    Attributes:
+        size: (height, width) of the image.
+        windows: they cover it, in their order.
+        rule: how a window is resized for the network.
+    """
+
+    size: Size
+    windows: list[Window]
+    rule: Preprocess
+
+
+def cut_image(
+    spec: ModelSpec,
+    size: Size,
+    *,
+    tile: int | tuple[int, int],
+    overlap: int,
+    merge: str = "nmm",
+    scale: float | None = None,
+) -> Cut | None:
+    """The windows of an image of (height, width); None where it is shown whole, because it fits into one.
+
+    Raises:
+        UserError: as :func:`check_tile_options`.
+    """
+    windows = list_windows(size, check_tile_options(tile, overlap, merge, scale), overlap)
+    if len(windows) == 1 and scale is None:
+        return None
+    return Cut(size, windows, _choose_rule(spec, _size(windows[0]), scale))
+
+
+def detect_windows(
+    predictor: Predictor,
+    image: ImageWindows,
+    windows: Sequence[Window],
+    rule: Preprocess,
+    report: Callable[[int, int], Any] = lambda done, total: None,
+) -> list[Detections]:
+    """The detections of some windows of an image, in pixels of the windows.
+
+    Raises:
+        UserError: a part of the image cannot be read.
+    """
+
+    def prepare(window: Window) -> Prepared:
+        return predictor.backend.prepare(image.read(*window), rule)
+
+    parts: list[Detections] = []
+    with closing(stream_detections(predictor.backend, prepare, windows, batch_size=predictor.batch_size)) as stream:
+        for detections in stream:
+            if isinstance(detections, UserError):
+                raise detections
+            parts.append(detections)
+            report(len(parts), len(windows))
+    return parts
+
+
+def warn_of_full_windows(spec: ModelSpec, parts: Sequence[Detections]) -> None:
+    """Log a warning where windows have as many detections as the model reports at most."""
+    if full := sum(map(spec.is_at_limit, parts)):
         _log.warning(
             "%d of %d tiles hold %d detections, the most that the model reports of an image: choose smaller tiles, or "
             "objects may be missing",
             *(full, len(parts), spec.postprocess.max_detections),
         )
-    return join_windows(parts, corners, size, spec, rule, merge)
 
 
 def join_windows(

@@ -14,7 +14,7 @@ from retinanet.errors import UserError
 from retinanet.planning.fingerprint import Fingerprint
 from retinanet.planning.machine import GB, Host
 from retinanet.planning.memory import MemoryNeed
-from retinanet.planning.speed import format_time
+from retinanet.plotting.html import format_time
 from retinanet.yaml_files import find_line, load_plain, read_mapping
 
 NAME = "plan.yaml"  # in the folder of a run

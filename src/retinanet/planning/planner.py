@@ -21,7 +21,8 @@ from retinanet.planning.machine import GB, Host
 from retinanet.planning.memory import MemoryNeed, predict_memory
 from retinanet.planning.plan import Choice, Plan
 from retinanet.planning.rules import Draft, Size
-from retinanet.planning.speed import EVALUATED, Speed, format_time
+from retinanet.planning.speed import EVALUATED, Speed
+from retinanet.plotting.html import format_time
 from retinanet.types import Sample
 
 START_SECONDS = 15.0  # to load everything and read every image once, of small data

@@ -101,13 +101,3 @@ def parse_budget(text: str) -> float:
     if not seconds > 0:
         raise UserError(f"budget: expected a time above 0, got {text!r}")
     return seconds
-
-
-def format_time(seconds: float) -> str:
-    """A time as a person says it: 40 s, 12 min, 3 h 20 min."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes:02d} min" if hours < 48 else f"{hours / 24:.1f} days"

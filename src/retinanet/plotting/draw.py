@@ -43,6 +43,7 @@ def draw_boxes(
     *,
     class_names: Sequence[str] = (),
     scores: Any = None,
+    tracks: Sequence[int] | None = None,
     zoom: int = 1,
 ) -> Image.Image:
     """Draw boxes, a colour per class, on a copy of an image.
@@ -53,6 +54,7 @@ def draw_boxes(
         labels: (M,) int64; they choose the colours.
         class_names: K names for the tags; without them no class is written.
         scores: (M,) in [0, 1], written on the tags.
+        tracks: M numbers of objects followed through a video, written behind the class where they are 0 or more.
         zoom: enlarge the picture this many times first, so that lines and tags on a small image are fine.
 
     Returns:
@@ -71,7 +73,7 @@ def draw_boxes(
             f"labels go from {min(numbers)} to {max(numbers)}, but there are {len(class_names)} class names"
         )
     names = () if labels is None else class_names
-    captions = _write_captions(numbers, names, None if scores is None else scores.tolist())
+    captions = _write_captions(numbers, names, None if scores is None else scores.tolist(), tracks)
     draw_marks(picture, _make_marks(boxes, zoom, [(class_colour(number), None) for number in numbers], captions))
     return picture
 
@@ -216,10 +218,15 @@ def to_picture(image: Drawable, zoom: int = 1) -> Image.Image:
 
 
 def _write_captions(
-    labels: Sequence[int], class_names: Sequence[str], scores: Sequence[float] | None = None
+    labels: Sequence[int],
+    class_names: Sequence[str],
+    scores: Sequence[float] | None = None,
+    tracks: Sequence[int] | None = None,
 ) -> list[tuple[str, ...]]:
     """For each of n labels the texts for a tag, the longest first: name and score, name; those that are not empty."""
     names = [choose_class_name(class_names, label) for label in labels]
+    if tracks is not None:
+        names = [f"{name} #{track}" if track >= 0 else name for name, track in zip(names, tracks, strict=True)]
     if scores is None:
         return [(name,) if name else () for name in names]
     pairs = zip(names, scores, strict=True)

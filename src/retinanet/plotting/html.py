@@ -188,6 +188,16 @@ def format_number(value: object, digits: int = 3) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else make_printable(value)
 
 
+def format_time(seconds: float) -> str:
+    """A time as a person says it: 40 s, 12 min, 3 h 20 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02d} min" if hours < 48 else f"{hours / 24:.1f} days"
+
+
 def format_percent(share: float) -> str:
     """A share with two digits as text: 0.1234 is "12 %", 0.0123 is "1.2 %", NaN is "-"."""
     percent = 100 * share

@@ -16,8 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from retinanet.errors import Interrupted
 from retinanet.files import explain_failed_write, write_atomically
-from retinanet.planning.speed import format_time
-from retinanet.plotting.html import format_number
+from retinanet.plotting.html import format_number, format_time
 from retinanet.training.trackers import Callbacks
 
 STEP_COLUMNS = ("step", "epoch", "loss", "classification", "box", "positives", "lr", "grad_norm", "images_per_s")

@@ -17,7 +17,7 @@ from torch import Tensor
 from retinanet.card import write_card
 from retinanet.data.loader import training_batches
 from retinanet.data.workers import WorkerLost
-from retinanet.errors import Interrupted, UserError
+from retinanet.errors import Interrupted, UserError, stop_requested
 from retinanet.evaluation.evaluate import judge, one_pass
 from retinanet.evaluation.report import EvaluationResult, save_coco_results
 from retinanet.files import make_json_safe
@@ -28,7 +28,7 @@ from retinanet.training.optim import compute_lr_factor, set_lr
 from retinanet.training.output import resume_command
 from retinanet.training.ranks import noticing_lost_ranks, on_any, sum_over_ranks
 from retinanet.training.resume import Progress, save_state
-from retinanet.training.stop import GradientWatch, stop_if_not_finite, stop_requested
+from retinanet.training.stop import GradientWatch, stop_if_not_finite
 from retinanet.types import Batch, Detections
 
 FIRST_LOSS_TOLERANCE = 0.1

@@ -1,16 +1,12 @@
-"""Why a run stops before its end, a signal or a number that is not finite; and what is said of an absurd gradient."""
+"""Why a run stops before its end, a number that is not finite; and what is said of an absurd gradient."""
 
 from __future__ import annotations
 
 import math
-import signal
-import threading
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from types import FrameType
 
 from lightning_fabric import Fabric
 
@@ -62,28 +58,6 @@ class GradientWatch:
             f"direction of such a step is likely to be wrong. Its images are {images}. Look at their boxes, lower "
             "--optim.lr, or train with --run.precision 32. Said once; log.csv has the norm of every step"
         )
-
-
-@contextmanager
-def stop_requested() -> Iterator[threading.Event]:
-    """An event that the first SIGINT or SIGTERM sets; a second one acts as usual."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def request(number: int, frame: FrameType | None) -> None:
-        event.set()
-        signal.signal(number, before[signal.Signals(number)])
-
-    for number in before:
-        signal.signal(number, request)
-    try:
-        yield event
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def stop_if_not_finite(
