@@ -87,8 +87,7 @@ def predict(
         video: what is done with videos.
 
     Returns:
-        An entry for each image; ``failed`` says what could not be read and why, ``videos`` what is in videos. Of ray a
-        summary.
+        An entry for each image; ``failed`` says what could not be read, ``videos`` what is in videos. Of ray a summary.
 
     Raises:
         UserError: no usable model, no readable image, an option that does not fit, or results are there already.

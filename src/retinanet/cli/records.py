@@ -42,10 +42,12 @@ def _describe(command: str, result: Any, arguments: Mapping[str, Any]) -> dict[s
     match command:
         case "demo":
             return {**output, "ap": result}
+        case "predict" if arguments["engine"] == "ray":
+            return dict(vars(result))
         case "predict":
             images = [{"path": one.path, "size": one.size, "detections": one.detections.to_dicts()} for one in result]
             failed = [{"path": path, "reason": reason} for path, reason in result.failed.items()]
-            return {**output, "images": images, "failed": failed}
+            return {**output, "images": images, "failed": failed, "videos": [one.to_dict() for one in result.videos]}
         case "check":
             return {**output, "stops": result.stops, **result.to_dict()}
         case "plan":

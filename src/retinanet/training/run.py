@@ -131,17 +131,10 @@ def train(
             disk, a process of the run that died. Interrupted: after SIGINT or SIGTERM, with the state saved.
     """
     options: dict[str, Any] = {
-        **{
-            "data": name_data(data),
-            "output": output,
-            "model": model,
-            "recipe": recipe,
-            "weights": weights,
-            "epochs": epochs,
-        },
-        **{"batch_size": batch_size, "seed": seed, "train_split": train_split, "val_split": val_split},
-        **{"strict": strict, "confine": confine, "architecture": architecture, "image": image, "augment": augment},
-        **{"loss": loss, "optim": optim, "postprocess": postprocess, "run": run},
+        **{"data": name_data(data), "output": output, "model": model, "recipe": recipe, "weights": weights},
+        **{"epochs": epochs, "batch_size": batch_size, "seed": seed, "train_split": train_split},
+        **{"val_split": val_split, "strict": strict, "confine": confine, "architecture": architecture},
+        **{"image": image, "augment": augment, "loss": loss, "optim": optim, "postprocess": postprocess, "run": run},
     }
     if resume:
         options = recall(options)
