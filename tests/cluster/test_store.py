@@ -45,6 +45,22 @@ def test_images_are_listed_wherever_they_are(tmp_path):
         assert str(path) == local[0]
 
 
+@pytest.mark.parametrize("scheme", ["file://", "memory:/"])
+def test_names_that_addresses_cannot_hold(tmp_path, scheme):
+    folder = f"{scheme}{tmp_path}/\N{LATIN SMALL LETTER A WITH DIAERESIS} b"
+    names = ["a b.png", "c%20d.png", "e?f.png", "g#\N{GREEK SMALL LETTER ALPHA}.png"]
+    if scheme == "memory:/":
+        names.remove("e?f.png")  # fsspec takes it for a pattern
+    store = Store(folder)
+    for name in names:
+        store.write(name, name.encode())
+    places = list_images([folder])
+    assert len(places) == len(names) and store.list_files() == names
+    for place, name in zip(places, names, strict=True):
+        with fetch_image(place) as path:
+            assert path.read_text() == name
+
+
 @pytest.mark.parametrize(
     ("name", "told"),
     [

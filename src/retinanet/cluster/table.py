@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from retinanet.cluster.store import Store
+from retinanet.cluster.store import Store, is_address
 from retinanet.errors import UserError
 from retinanet.files import write_atomically
 from retinanet.inference.documents import Prediction, Predictions, make_coco_document
@@ -155,10 +155,11 @@ def read_results(output: str | Path) -> Predictions:
     """
     predictions = Predictions()
     for row in sorted(iterate_results(output), key=lambda row: row.index):
+        path = row.path if is_address(row.path) else Path(row.path)
         if row.detections is None:
-            predictions.failed[Path(row.path)] = row.error or ""
+            predictions.failed[path] = row.error or ""
         else:
-            predictions.append(Prediction(Path(row.path), row.size, row.detections))
+            predictions.append(Prediction(path, row.size, row.detections))
     return predictions
 
 
