@@ -16,6 +16,7 @@ from retinanet.errors import UserError
 from retinanet.images.preprocess import Preprocess, PreprocessCompat
 from retinanet.inference.exported import Card, open_exported
 from retinanet.inference.predictor import Predictor
+from retinanet.inference.runtimes import openvino_core
 from retinanet.model.postprocess import Postprocess
 from retinanet.prediction import predict
 from retinanet.spec import FORMAT, ModelSpec, exported_file
@@ -193,6 +194,7 @@ class TestBadFiles:
         path = written(tmp_path / name, card.to_json())
         package = "onnxruntime" if name == "model.onnx" else "openvino"
         monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+        openvino_core.cache_clear()
         with pytest.raises(UserError, match=rf'pip install "retinanet\[export\]".*pip install {package}'):
             open_exported(path)
 
