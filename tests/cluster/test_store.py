@@ -45,6 +45,21 @@ def test_images_are_listed_wherever_they_are(tmp_path):
         assert str(path) == local[0]
 
 
+def test_names_that_a_uri_cannot_hold(tmp_path):
+    name = "ein Ordner/b ü/c#d 100%.png"
+    (tmp_path / name).parent.mkdir(parents=True)
+    Image.new("RGB", (8, 6)).save(tmp_path / name)
+    for folder in ("ein Ordner", "ein%20Ordner"):
+        (place,) = list_images([f"file://{tmp_path}/{folder}"])
+        with fetch_image(place) as path:
+            assert Image.open(path).size == (8, 6)
+
+
+def test_a_path_is_absolute_for_actors_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert Store("found").address == Store("found/").address == str(tmp_path / "found")
+
+
 @pytest.mark.parametrize(
     ("name", "told"),
     [

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO, cast
+from urllib.parse import quote
 
 from retinanet.errors import UserError
 from retinanet.files import write_atomically
@@ -31,12 +32,15 @@ class Store:
     Args:
         address: a path, or an address whose scheme pyarrow (file, s3, gs, abfs, hdfs) or fsspec knows.
 
+    Attributes:
+        address: of the folder; a path is absolute, because the actors may have another working directory.
+
     Raises:
         UserError: the scheme is unknown, or what reads it is not installed.
     """
 
     def __init__(self, address: str) -> None:
-        self.address = address.rstrip("/") or "/"
+        self.address = (address if is_address(address) else str(Path(address).absolute())).rstrip("/") or "/"
         self.system, self.root = _open_system(self.address)
 
     def locate(self, name: str) -> str:
@@ -83,7 +87,7 @@ class Store:
     def remove(self, names: Sequence[str]) -> None:
         """Remove files; one that is gone already is no error."""
         for name in names:
-            with suppress(FileNotFoundError):
+            with self._explain("changed"), suppress(FileNotFoundError):
                 self.system.delete_file(self.locate(name))
 
     @contextmanager
@@ -101,9 +105,10 @@ def _open_system(address: str) -> tuple[Any, str]:
     from pyarrow import fs
 
     if not is_address(address):
-        return fs.LocalFileSystem(), str(Path(address).absolute())
+        return fs.LocalFileSystem(), address
     try:
-        return cast(tuple[Any, str], fs.FileSystem.from_uri(address))
+        uri = quote(address, safe="/:?&=%@+,;~[]()!$'*")  # names may have spaces, which a URI has not
+        return cast(tuple[Any, str], fs.FileSystem.from_uri(uri))
     except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError) as error:
         reason = str(error)
     except OSError as error:

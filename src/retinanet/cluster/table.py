@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
-from retinanet.cluster.store import Store
+from retinanet.cluster.store import Store, is_address
 from retinanet.errors import UserError
 from retinanet.files import write_atomically
 from retinanet.inference.documents import Prediction, Predictions, make_coco_document
 from retinanet.types import Detections
 
 PARTS = "parts"  # the folder of the files with results
+IMAGES = "images.json"  # the list of the images of a job
 HEADER = b"retinanet"  # of the metadata of a file: what its rows have in common, as JSON
 COLUMNS = ("index", "path", "height", "width", "boxes", "scores", "labels", "error", "milliseconds")
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -147,14 +150,30 @@ def iterate_results(output: str | Path) -> Iterator[Row]:
 def read_results(output: str | Path) -> Predictions:
     """What was found in all images of a job, in their order, as ``retinanet.predict`` returns it.
 
+    A warning says how many images of the job are not done yet. As a ``Path``, which each image has here, an address
+    loses a slash; :func:`iterate_results` has it as it is.
+
     Args:
         output: the folder or address that the job was given.
 
     Raises:
         UserError: as :func:`iterate_results`.
     """
+    return _collect(_read_rows(output))
+
+
+def _read_rows(output: str | Path) -> list[Row]:
+    """The rows of a job in the order of its images, with a warning where some are not there yet."""
+    rows, store = sorted(iterate_results(output), key=lambda row: row.index), Store(str(output))
+    wanted = len(json.loads(store.read(IMAGES))) if store.exists(IMAGES) else len(rows)
+    if len(rows) < wanted:
+        _log.warning("%s: %d of %d images are not done yet", output, wanted - len(rows), wanted)
+    return rows
+
+
+def _collect(rows: Iterable[Row]) -> Predictions:
     predictions = Predictions()
-    for row in sorted(iterate_results(output), key=lambda row: row.index):
+    for row in rows:
         if row.detections is None:
             predictions.failed[Path(row.path)] = row.error or ""
         else:
@@ -167,12 +186,17 @@ def write_coco(output: str | Path, file: str | Path) -> None:
 
     Args:
         output: the folder or address that the job was given.
-        file: the COCO file; images are named relative to its folder.
+        file: the COCO file; images are named relative to its folder, those of a store by their address.
 
     Raises:
         UserError: as :func:`iterate_results`, or the file cannot be written.
     """
-    predictions = read_results(output)
+    rows = _read_rows(output)
+    predictions = _collect(rows)
     names = predictions[0].detections.class_names if predictions else ()
     document = make_coco_document(predictions, names, Path(file).parent)
+    read = [row for row in rows if row.detections is not None]
+    for image, row in zip(document["images"], read, strict=True):
+        if is_address(row.path):
+            image["file_name"] = row.path
     write_atomically(file, json.dumps(document) + "\n")

@@ -63,9 +63,7 @@ def write_documents(folder: Path, predictions: Predictions, class_names: Sequenc
     (folder / "detections.csv").write_text(table, encoding="utf-8", errors="surrogateescape")
 
 
-def make_coco_document(
-    predictions: Sequence[Prediction], class_names: Sequence[str], folder: Path
-) -> dict[str, object]:
+def make_coco_document(predictions: Sequence[Prediction], class_names: Sequence[str], folder: Path) -> dict[str, Any]:
     """A COCO data set of the detections, each with its score: labelling tools load it, and so does ``evaluate``.
 
     Args:
