@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
+from warnings import catch_warnings, filterwarnings
 
 from retinanet import __version__
 from retinanet.cluster.engine import Pool, choose_pool, connect, list_nodes, warn_of_others
@@ -29,6 +30,7 @@ FORMAT = 1
 JOB = "job.json"  # what is done
 UNSEEN = ("batch_size", "trust", "trust_code")  # options that change nothing of what is found
 LEAST, MOST, PARTS_WANTED = 8, 256, 200  # images of a task, and how many tasks there are at least where images allow
+RETRIES = 20  # of a task whose actor died
 _log = logging.getLogger(__name__)
 
 
@@ -78,7 +80,7 @@ class ClusterRun:
         return self.errors > 0
 
     def __str__(self) -> str:
-        wrong = f", {self.errors} of them could not be read" if self.errors else ""
+        wrong = f", {self.errors} of which could not be read" if self.errors else ""
         return (
             f"{self.objects} objects in {self.images} images{wrong}; {self.output}/{PARTS} holds the results, which "
             "retinanet.cluster.read_results and write_coco read"
@@ -245,22 +247,34 @@ class Job:
         if not tasks:
             return
         rows = ray.data.from_items([asdict(task) for task in tasks], override_num_blocks=len(tasks))
-        summaries = rows.map_batches(
-            Worker,
-            fn_constructor_args=tuple(worker),
-            batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=min(pool.actors, len(tasks))),
-            num_cpus=pool.cpus,
-            num_gpus=pool.gpus,
-        )
+        with catch_warnings():  # Ray 2.60 announces other names for such options, and has none for this one
+            filterwarnings("ignore", "`ray_remote_args`")
+            # Without max_task_retries an image on which the process dies would be tried for ever.
+            summaries = rows.map_batches(
+                Worker,
+                fn_constructor_args=tuple(worker),
+                batch_size=1,
+                compute=ray.data.ActorPoolStrategy(size=min(pool.actors, len(tasks))),
+                num_cpus=pool.cpus,
+                num_gpus=pool.gpus,
+                max_task_retries=RETRIES,
+            )
         yield from summaries.iter_rows()
 
 
 @contextmanager
 def raise_user_errors() -> Iterator[None]:
-    """A user's mistake that an actor met ends the job as one that was met here."""
+    """A user's mistake that an actor met ends the job as one that was met here, and so do images that kill actors."""
+    from ray.exceptions import RayActorError
+
     try:
         yield
+    except RayActorError:
+        raise UserError(
+            f"the actors died {RETRIES + 1} times over the same images, of too little memory or of an image on which a "
+            "library crashes. Try fewer --actors or a smaller --batch_size: the same command goes on, and the images "
+            f"are among those that no file in {PARTS} has. Ray says more: ray logs"
+        ) from None
     except Exception as error:
         cause: Any = error
         while cause is not None and type(cause) is not UserError:
