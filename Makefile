@@ -4,8 +4,8 @@ BIN := .venv/bin
 DEMO ?= runs/demo
 SEED ?= 0
 BUDGET ?= 10000
-# Tests that load ONNX Runtime and OpenVINO, in processes of their own: among all others OpenVINO has brought a worker down.
-RUNTIMES := tests/deploy tests/inference tests/serving
+# Tests that load ONNX Runtime, OpenVINO and Ray, in processes of their own: among all others OpenVINO has brought a worker down.
+RUNTIMES := tests/cluster tests/deploy tests/inference tests/serving
 
 # Two processes with a thread each: two with two threads each would wait for each other on two cores. The tests of a file stay
 # together, so that what they share is made once; files come in the order of tests/conftest.py, not that of their number of tests.

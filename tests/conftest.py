@@ -20,7 +20,7 @@ HEIGHT, WIDTH = 64, 80
 COUNTS = {"train": 6, "val": 3, "test": 3}
 NAMES = ("a", "b", "c")  # of the random samples and detections
 # These files take longest, the longest first.
-LONG = ["test_ending.py", "test_torchvision.py", "test_distributed.py", "test_peers.py", "test_output.py"]
+LONG = ["test_job.py", "test_ending.py", "test_torchvision.py", "test_nodes.py", "test_distributed.py", "test_peers.py"]
 
 
 def pytest_collection_modifyitems(items):

@@ -16,6 +16,7 @@ from retinanet.errors import UserError
 from retinanet.images.preprocess import Preprocess, PreprocessCompat
 from retinanet.inference.exported import Card, open_exported
 from retinanet.inference.predictor import Predictor
+from retinanet.inference.runtimes import openvino_core
 from retinanet.model.postprocess import Postprocess
 from retinanet.prediction import predict
 from retinanet.spec import FORMAT, ModelSpec, exported_file
@@ -193,6 +194,7 @@ class TestBadFiles:
         path = written(tmp_path / name, card.to_json())
         package = "onnxruntime" if name == "model.onnx" else "openvino"
         monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+        openvino_core.cache_clear()
         with pytest.raises(UserError, match=rf'pip install "retinanet\[export\]".*pip install {package}'):
             open_exported(path)
 
@@ -289,3 +291,19 @@ def test_a_compiled_graph_is_kept_for_the_next_start(tmp_path, written, card):
         Predictor.load(path, cache=tmp_path / "file")
     with pytest.raises(UserError, match="cache is for OpenVINO models"):
         Predictor.load(written(tmp_path / "model.onnx", card.to_json()), cache=cache)
+
+
+def test_a_signal_after_one_model_took_the_place_of_another(exported):
+    """OpenVINO leaves no stack for signals behind that is freed."""
+    code = (
+        "import gc, os, signal, sys\n"
+        "from retinanet import Predictor\n"
+        "signal.signal(signal.SIGINT, lambda number, frame: print('heard'))\n"
+        "for _ in range(3):\n"
+        "    predictor = Predictor.load(sys.argv[1])\n"
+        "del predictor\n"
+        "gc.collect()\n"
+        "os.kill(os.getpid(), signal.SIGINT)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(exported)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "heard\n"), done.stderr

@@ -407,7 +407,7 @@ def test_pictures_of_large_images_are_small(trained, data, tmp_path, monkeypatch
     large = Image.open(data / "test" / "test_0.png").convert("RGB").resize((160, 128))
     large.save(tmp_path / "large.png")
     monkeypatch.setattr(pictures_module, "OVERVIEW", 40)
-    monkeypatch.setattr(pictures_module, "LEGIBLE", 1)
+    monkeypatch.setattr("retinanet.detections.LEGIBLE", 1)
     options = {"output": str(tmp_path / "out"), "device": "cpu", "tile": 96, "overlap": 32, "tile_scale": 1.0}
     (found,) = predict(str(trained), [str(tmp_path / "large.png")], **options, score=0.0)
     assert len(found.detections) > 0 and found.size == (128, 160)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,10 +65,11 @@ def connect(cluster: str | None = None) -> Any:
             ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         try:
-            if address is not None:
-                ray.init(address=address, **quiet)
-            else:
-                ray.init(address="local", num_cpus=count_cores(), include_dashboard=False, **quiet)
+            with _silence_stderr():  # where it would say which of these settings it found
+                if address is not None:
+                    ray.init(address=address, **quiet)
+                else:
+                    ray.init(address="local", num_cpus=count_cores(), include_dashboard=False, **quiet)
         except (ConnectionError, RuntimeError, ValueError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(f"no Ray cluster at {address or 'this machine'} ({reason})") from None
@@ -75,6 +77,19 @@ def connect(cluster: str | None = None) -> Any:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     return ray
+
+
+@contextmanager
+def _silence_stderr() -> Iterator[None]:
+    """Nothing that a library in C++ writes is seen."""
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "w") as nothing:
+            os.dup2(nothing.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def choose_pool(

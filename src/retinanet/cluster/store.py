@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO, cast
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from retinanet.errors import UserError
 from retinanet.files import write_atomically
@@ -24,6 +24,15 @@ WHOLE_WRITES = ("S3FileSystem", "GcsFileSystem", "AzureFileSystem")  # their fil
 def is_address(text: str) -> bool:
     """Whether a text is the address of a store, such as ``s3://bucket/folder``, and not a path."""
     return re.match(r"[a-z][a-z0-9+.-]*://", text) is not None
+
+
+def join_address(address: str, name: str) -> str:
+    """The address of a file in a folder; options of the store, such as ``?region=eu-west-1``, stay at the end.
+
+    What no address may hold, such as a space, is encoded: %20.
+    """
+    path, mark, options = address.partition("?")
+    return f"{path.rstrip('/')}/{quote(name)}{mark}{options}"
 
 
 class Store:
@@ -106,9 +115,9 @@ def _open_system(address: str) -> tuple[Any, str]:
 
     if not is_address(address):
         return fs.LocalFileSystem(), address
+    address = quote(address, safe=":/?&=%+@~,;")  # a space that somebody typed
     try:
-        uri = quote(address, safe="/:?&=%@+,;~[]()!$'*")  # names may have spaces, which a URI has not
-        return cast(tuple[Any, str], fs.FileSystem.from_uri(uri))
+        return cast(tuple[Any, str], fs.FileSystem.from_uri(address))
     except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError) as error:
         reason = str(error)
     except OSError as error:
@@ -116,7 +125,7 @@ def _open_system(address: str) -> tuple[Any, str]:
     try:
         import fsspec
 
-        system, path = fsspec.core.url_to_fs(address)
+        system, path = fsspec.core.url_to_fs(unquote(address))
     except ImportError as error:
         raise UserError(f"{address} cannot be reached: {error}") from None
     except (ValueError, OSError) as error:
@@ -143,14 +152,14 @@ def list_images(names: Sequence[str]) -> list[str]:
 
 def _list_addresses(address: str) -> list[str]:
     """The image at an address, or those in the folder there."""
-    if address.lower().endswith(IMAGE_SUFFIXES):
+    if address.partition("?")[0].lower().endswith(IMAGE_SUFFIXES):
         return [address]
     store = Store(address)
     files = [name for name in store.list_files(recursive=True) if name.lower().endswith(IMAGE_SUFFIXES)]
     shown = [name for name in files if not any(part.startswith(".") for part in name.split("/"))]
     if not shown:
         raise UserError(f"no image at {address}: looked for {', '.join(IMAGE_SUFFIXES)}")
-    return [f"{store.address}/{name}" for name in shown]
+    return [join_address(address, name) for name in shown]
 
 
 @contextmanager
@@ -173,10 +182,14 @@ def fetch_into(folder: Path, place: str) -> Path:
     Raises:
         UserError: it cannot be read.
     """
-    home, name = place.rsplit("/", 1)
-    store, target = Store(home), folder / f"{uuid.uuid4().hex}{posixpath.splitext(name)[1]}"
+    path, mark, options = place.partition("?")
+    home, name = posixpath.split(path)
+    store, target = Store(f"{home}{mark}{options}"), folder / f"{uuid.uuid4().hex}{posixpath.splitext(name)[1]}"
     try:
-        with store.system.open_input_stream(store.locate(name), compression=None) as stream, target.open("wb") as file:
+        with (
+            store.system.open_input_stream(store.locate(unquote(name)), compression=None) as stream,
+            target.open("wb") as file,
+        ):
             shutil.copyfileobj(cast(BinaryIO, stream), file)
     except FileNotFoundError:
         raise UserError(f"{place}: no such image file. Check the address.") from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -150,8 +150,7 @@ def iterate_results(output: str | Path) -> Iterator[Row]:
 def read_results(output: str | Path) -> Predictions:
     """What was found in all images of a job, in their order, as ``retinanet.predict`` returns it.
 
-    A warning says how many images of the job are not done yet. As a ``Path``, which each image has here, an address
-    loses a slash; :func:`iterate_results` has it as it is.
+    A warning says how many images of the job are not done yet.
 
     Args:
         output: the folder or address that the job was given.
@@ -159,25 +158,17 @@ def read_results(output: str | Path) -> Predictions:
     Raises:
         UserError: as :func:`iterate_results`.
     """
-    return _collect(_read_rows(output))
-
-
-def _read_rows(output: str | Path) -> list[Row]:
-    """The rows of a job in the order of its images, with a warning where some are not there yet."""
-    rows, store = sorted(iterate_results(output), key=lambda row: row.index), Store(str(output))
+    predictions, store = Predictions(), Store(str(output))
+    rows = sorted(iterate_results(output), key=lambda row: row.index)
     wanted = len(json.loads(store.read(IMAGES))) if store.exists(IMAGES) else len(rows)
     if len(rows) < wanted:
         _log.warning("%s: %d of %d images are not done yet", output, wanted - len(rows), wanted)
-    return rows
-
-
-def _collect(rows: Iterable[Row]) -> Predictions:
-    predictions = Predictions()
     for row in rows:
+        path = row.path if is_address(row.path) else Path(row.path)
         if row.detections is None:
-            predictions.failed[Path(row.path)] = row.error or ""
+            predictions.failed[path] = row.error or ""
         else:
-            predictions.append(Prediction(Path(row.path), row.size, row.detections))
+            predictions.append(Prediction(path, row.size, row.detections))
     return predictions
 
 
@@ -191,12 +182,7 @@ def write_coco(output: str | Path, file: str | Path) -> None:
     Raises:
         UserError: as :func:`iterate_results`, or the file cannot be written.
     """
-    rows = _read_rows(output)
-    predictions = _collect(rows)
+    predictions = read_results(output)
     names = predictions[0].detections.class_names if predictions else ()
     document = make_coco_document(predictions, names, Path(file).parent)
-    read = [row for row in rows if row.detections is not None]
-    for image, row in zip(document["images"], read, strict=True):
-        if is_address(row.path):
-            image["file_name"] = row.path
     write_atomically(file, json.dumps(document) + "\n")

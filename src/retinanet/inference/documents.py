@@ -25,12 +25,12 @@ class Prediction:
     """What was found in one image.
 
     Attributes:
-        path: the image.
+        path: the image; a text where it is the address of a store.
         size: (height, width).
         detections: boxes in its pixels.
     """
 
-    path: Path
+    path: Path | str
     size: tuple[int, int]
     detections: Detections
 
@@ -47,7 +47,7 @@ class Predictions(list[Prediction]):
     def __init__(
         self,
         predictions: Iterable[Prediction] = (),
-        failed: Mapping[Path, str] | None = None,
+        failed: Mapping[Path | str, str] | None = None,
         videos: Iterable[Any] = (),
     ) -> None:
         super().__init__(predictions)
@@ -63,7 +63,9 @@ def write_documents(folder: Path, predictions: Predictions, class_names: Sequenc
     (folder / "detections.csv").write_text(table, encoding="utf-8", errors="surrogateescape")
 
 
-def make_coco_document(predictions: Sequence[Prediction], class_names: Sequence[str], folder: Path) -> dict[str, Any]:
+def make_coco_document(
+    predictions: Sequence[Prediction], class_names: Sequence[str], folder: Path
+) -> dict[str, object]:
     """A COCO data set of the detections, each with its score: labelling tools load it, and so does ``evaluate``.
 
     Args:
@@ -81,7 +83,9 @@ def make_coco_document(predictions: Sequence[Prediction], class_names: Sequence[
         "images": [
             {
                 "id": number,
-                "file_name": os.path.relpath(prediction.path, home),
+                "file_name": prediction.path
+                if isinstance(prediction.path, str)
+                else os.path.relpath(prediction.path, home),
                 "height": prediction.size[0],
                 "width": prediction.size[1],
             }
@@ -90,6 +94,11 @@ def make_coco_document(predictions: Sequence[Prediction], class_names: Sequence[
         "categories": [{"id": number, "name": name} for number, name in enumerate(class_names, start=1)],
         "annotations": annotations,
     }
+
+
+def _relate(path: Path | str, home: str) -> str:
+    """A path relative to a folder; an address is left as it is."""
+    return path if isinstance(path, str) else os.path.relpath(path, home)
 
 
 def make_csv_document(predictions: Sequence[Prediction]) -> str:

@@ -119,10 +119,10 @@ def _read_sizes(paths: Sequence[Path]) -> tuple[dict[Path, tuple[int, int]], dic
 def predict_and_draw(
     predictor: Predictor,
     sizes: Mapping[Path, tuple[int, int]],
-    failed: Mapping[Path, str],
+    failed: Mapping[Any, str],
     least: float | Mapping[str, float],
     tiling: Mapping[str, Any] | None,
-    targets: Mapping[Path, Path],
+    targets: Mapping[Any, Path],
     workers: int | None,
 ) -> Predictions:
     """Predict; the detections of an image are drawn while the next ones are worked on.
@@ -183,7 +183,7 @@ def detect_each(
             yield error
 
 
-def _draw(targets: Mapping[Path, Path], prediction: Prediction, *, whole: bool) -> None:
+def _draw(targets: Mapping[Any, Path], prediction: Prediction, *, whole: bool) -> None:
     """Read the image again, which takes less than keeping the pixels of all that are on their way.
 
     Args:

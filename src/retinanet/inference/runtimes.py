@@ -7,6 +7,7 @@ import logging
 import queue
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +52,26 @@ def import_runtime(package: str, name: str) -> Any:
         ) from None
 
 
+@cache
+def openvino_core() -> Any:
+    """The one core of OpenVINO in this process.
+
+    Each core gives the thread that makes its CPU device a stack for signals and takes it back when it goes. Where two
+    do not go in turn, the thread is left with a stack that is freed, and the next signal, such as Ctrl-C, is a crash.
+
+    Raises:
+        UserError: OpenVINO is not installed.
+    """
+    return import_runtime("openvino", "OpenVINO").Core()
+
+
 def openvino_computes_bf16() -> bool:
     """Whether OpenVINO computes in bf16 on this CPU.
 
     Raises:
         UserError: OpenVINO is not installed.
     """
-    core = import_runtime("openvino", "OpenVINO").Core()
-    return "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def load_onnx(path: Path, read: ReadCard, streams: int, cores: int) -> ExportedModel:
@@ -80,7 +93,7 @@ def load_onnx(path: Path, read: ReadCard, streams: int, cores: int) -> ExportedM
 
 def load_openvino(path: Path, read: ReadCard, streams: int, cores: int, cache: Path | None = None) -> ExportedModel:
     """An OpenVINO model, with as many requests as calls may go on at once; a request serves one call at a time."""
-    core = import_runtime("openvino", "OpenVINO").Core()
+    core = openvino_core()
     model = core.read_model(path)
     text = model.get_rt_info(OPENVINO_KEYS).astype(str) if model.has_rt_info(OPENVINO_KEYS) else ""
     card, names = read(text, [output.get_any_name() for output in model.outputs])
