@@ -94,7 +94,7 @@ def test_images_that_cannot_be_read_are_rows(ray, peak_model, images, tmp_path):
     found = read_results(tmp_path / "found")
     assert len(found) == 38 and [str(path) for path in found.failed] == [
         *(str(images / name) for name in ("003.png", "017.png")),
-        f"file:{images}/vanished.png",
+        f"file://{images}/vanished.png",
     ]
     reasons = list(found.failed.values())
     assert "is not an image" in reasons[0] and "truncated" in reasons[1] and "no such image file" in reasons[2]
