@@ -113,6 +113,8 @@ def test_indexing_and_iterating():
     first = Detection((10.0, 20.0, 30.0, 60.0), 0.75, 2, "cow")
     assert FOUND[0] == first and FOUND[-1].score == 0.25 and next(iter(FOUND)) == first and len(list(FOUND)) == 3
     assert FOUND[0].box[2] == 30 and FOUND[0].name == "cow"
+    assert all(FOUND[which] == FOUND[1] for which in (np.int64(1), np.array(1), torch.tensor(1)))  # as argmax gives
+    assert len(FOUND[torch.tensor([1])]) == len(FOUND[np.array([1])]) == 1
     for which in (slice(1, 3), [1, 2], torch.tensor([False, True, True]), np.array([False, True, True])):
         assert FOUND[which].to_dicts() == FOUND.to_dicts()[1:]
     with pytest.raises(IndexError, match="there are 3 detections, got the index 3"):

@@ -75,7 +75,8 @@ class Detections:
     def __getitem__(self, which: Any) -> Detections: ...
 
     def __getitem__(self, which: Any) -> Detection | Detections:
-        if isinstance(which, int) and not isinstance(which, bool):
+        if _is_index(which):
+            which = int(which)
             if not -len(self) <= which < len(self):
                 raise IndexError(f"there are {len(self)} detections, got the index {which}")
             label = int(self.labels[which])
@@ -226,3 +227,10 @@ class Detections:
         content = io.BytesIO()
         picture.save(content, "JPEG", quality=85)
         return f'<img src="data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}" alt="detections">'
+
+
+def _is_index(which: Any) -> bool:
+    """Whether it is one whole number: of Python, or what ``argmax`` of numpy or torch gives."""
+    many = tuple(getattr(which, "shape", ())) != ()
+    is_bool = isinstance(which, bool) or "bool" in str(getattr(which, "dtype", ""))
+    return hasattr(which, "__index__") and not many and not is_bool

@@ -141,7 +141,7 @@ def _check_engine(
         if given := [name for name, value in local.items() if value]:
             raise UserError(f"--{given[0]} is not for --engine ray, whose actors compute on the cores that --cpus says")
         if videos := find_videos(images):
-            raise UserError(f"{videos[0].name} is a video; --engine ray is for images. Leave it out for videos")
+            raise UserError(f"{videos[0].shown} is a video, and --engine ray is for images. Leave --engine out")
         check_video_options(video, given=False)
     elif changed := [name for name, value in vars(cluster).items() if value != getattr(ClusterConfig(), name)]:
         raise UserError(f"--{changed[0]} is for --engine ray")

@@ -72,9 +72,17 @@ def test_a_job_goes_on_where_it_was(ray, peak_model, images, wanted, tmp_path, c
     }
     assert "24 of 40 images are done already" in caplog.text and "1 images are not in the list" in caplog.text
     assert_same(read_results(output), wanted)
-    with pytest.raises(UserError, match="holds a job with another score"):
-        run_job(str(peak_model), [str(images)], score=0.9, **job)
-    assert run_job(str(peak_model), [str(images)], score=0.9, overwrite=True, **job).images == 41
+    assert run_job(str(peak_model), [str(images)], load={"batch_size": 4}, **job).images == 40
+    with pytest.raises(UserError, match="holds a job with another tile and score"):
+        run_job(str(peak_model), [str(images)], score=0.9, load={"tile": 64}, **job)
+    with pytest.raises(UserError, match="holds a job with another list of images"):
+        run_job(str(peak_model), [str(images / "999.png")], **job)
+    assert run_job(str(peak_model), [str(images)], overwrite=True, **job).images == 41
+    (output / "job.json").unlink()
+    with pytest.raises(UserError, match=r"holds parts/part-000000000.parquet, but no job.json"):
+        run_job(str(peak_model), [str(images)], **job)
+    assert run_job(str(peak_model), [str(images / "001.png")], score=0.9, overwrite=True, **job).images == 1
+    assert len(read_results(output)) == 1
 
 
 def test_images_that_cannot_be_read_are_rows(ray, peak_model, images, tmp_path):
@@ -86,7 +94,7 @@ def test_images_that_cannot_be_read_are_rows(ray, peak_model, images, tmp_path):
     found = read_results(tmp_path / "found")
     assert len(found) == 38 and [str(path) for path in found.failed] == [
         *(str(images / name) for name in ("003.png", "017.png")),
-        f"file:{images}/vanished.png",
+        f"file://{images}/vanished.png",
     ]
     reasons = list(found.failed.values())
     assert "is not an image" in reasons[0] and "truncated" in reasons[1] and "no such image file" in reasons[2]

@@ -42,6 +42,7 @@ def test_what_a_cluster_holds(nodes, asked, pool):
         (LAPTOP, {"cpus": 1.5}, "a whole number or a part of one core, got 1.5"),
         (LAPTOP, {"cpus": float("nan")}, "--cpus is above 0"),
         (LAPTOP, {"gpus": -1.0}, "--gpus at least 0"),
+        (LAPTOP, {"gpus": 1.5}, "--gpus is a whole number or a part of one GPU, got 1.5"),
     ],
 )
 def test_what_it_does_not_hold(nodes, asked, told):

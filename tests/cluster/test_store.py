@@ -61,6 +61,11 @@ def test_names_that_addresses_cannot_hold(tmp_path, scheme):
             assert path.read_text() == name
 
 
+def test_a_path_is_absolute_for_actors_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert Store("found").address == Store("found/").address == str(tmp_path / "found")
+
+
 @pytest.mark.parametrize(
     ("name", "told"),
     [

@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -90,3 +91,15 @@ def test_somebody_elses_table_is_told(tmp_path):
         read_results(tmp_path)
     with pytest.raises(UserError, match=r"no results in .*expected parts/"):
         read_results(tmp_path / "parts")
+
+
+def test_an_unfinished_job_is_told_and_addresses_stay(tmp_path, caplog):
+    store, found = Store(str(tmp_path)), random_rows(1)[0]
+    rows = [replace(found, path="s3://b/x y.png"), replace(found, index=1, path=str(tmp_path / "z.png"))]
+    store.write("parts/part-000000000.parquet", encode(rows, HEADER))
+    store.write("images.json", json.dumps([row.path for row in rows]).encode())
+    write_coco(tmp_path, tmp_path / "found.json")
+    images = json.loads((tmp_path / "found.json").read_text())["images"]
+    assert [image["file_name"] for image in images] == ["s3://b/x y.png", "z.png"] and not caplog.text
+    store.write("images.json", json.dumps(["a", "b", "c"]).encode())
+    assert len(read_results(tmp_path)) == 2 and "1 of 3 images are not done yet" in caplog.text

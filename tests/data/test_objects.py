@@ -133,6 +133,10 @@ GOOD = {"boxes": [[1, 2, 11, 12]], "labels": [1]}
         ((PIXELS, {**GOOD, "boxes": "x"}), r"boxes are no numbers: 'x'"),
         (("none.png", GOOD), r"none.png: no such image file"),
         ((PIXELS[0], GOOD), r"expected an image, got ndarray of shape \(40, 3\)"),
+        (
+            {"image": PIXELS, "objects": {"bbox": [[1, 2, 3, 4]], "category": ["c"]}},
+            r"\[0\]: the class 'c' is not among",
+        ),
         ({"image": PIXELS, "objects": {"box": []}}, "its objects have box; expected bbox and category"),
     ],
 )

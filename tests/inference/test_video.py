@@ -306,6 +306,18 @@ def test_a_live_source_waits_for_nobody(tmp_path):
     reader.close()
 
 
+def test_the_sound_of_a_live_source_waits_for_nobody(tmp_path):
+    reader = open_film(render(tmp_path / "film.mp4", range(0, 4000, 40), sound="aac"))
+    reader.live, packets = True, []
+    frames = reader.frames(1, threading.Event(), lambda packet, start: packets.append(packet))
+    next(frames)
+    (thread,) = (thread for thread in threading.enumerate() if thread.name == "video")
+    thread.join(60)
+    assert not thread.is_alive() and reader.decoded == 100 and len(packets) < 10
+    assert len([0 for _ in frames]) < AHEAD + 2 and len(packets) > 150
+    reader.close()
+
+
 def test_results_are_replaced_only_on_request_and_the_source_never(model, tmp_path):
     film = render(tmp_path / "film.mp4")
     predict(model, str(film), output=str(tmp_path / "out"))

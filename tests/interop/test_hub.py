@@ -59,6 +59,8 @@ class Hub(BaseHTTPRequestHandler):
             address = f"{server.address}/me/cells/commit/{commit}"
             return self.answer(200, {"success": True, "commitOid": commit, "commitUrl": address})
         if "/tag/" in self.path:
+            if json.loads(body)["tag"] in server.heads:
+                return self.answer(409, {"error": "Tag reference exists already"})
             server.heads[json.loads(body)["tag"]] = self.path.rpartition("/")[2]
             return self.answer(200, {})
         return self.answer(404, {"error": self.path})
@@ -184,6 +186,14 @@ def test_a_refusal_is_told_without_the_token(hub, model, capsys):
     error = capsys.readouterr().err
     assert "me/cells could not be uploaded (" in error and "set HF_TOKEN" in error and TOKEN not in error
     assert "the card states no licence" in error
+
+
+def test_a_tag_stays_where_it_is(hub, model):
+    push(str(model), "me/cells", tag="v1")
+    with pytest.raises(UserError, match=r"me/cells@\w+ is uploaded, but it could not be named v1 \(.*exists already"):
+        push(str(model), "me/cells", license="mit", tag="v1")
+    assert b"license: mit" in hub.commits["main"]["README.md"]
+    assert hub.commits[hub.heads["v1"]] != hub.commits["main"]
 
 
 def test_mistakes_are_told_before_anything_is_written(hub, model, tmp_path):

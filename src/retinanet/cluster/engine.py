@@ -112,8 +112,9 @@ def choose_pool(
         raise UserError(f"--actors is at least 1, got {actors}")
     if not 0 < cpus < float("inf") or (gpus is not None and not 0 <= gpus < float("inf")):
         raise UserError(f"--cpus is above 0 and --gpus at least 0, got {cpus} and {gpus}")
-    if cpus > 1 and cpus != int(cpus):
-        raise UserError(f"--cpus is a whole number or a part of one core, got {cpus}")
+    for option, one, share in (("--cpus", "core", cpus), ("--gpus", "GPU", gpus or 0)):
+        if share > 1 and share != int(share):
+            raise UserError(f"{option} is a whole number or a part of one {one}, got {share}")
     cores, cards = (sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU"))
     gpus = float(cards > 0) if gpus is None else gpus
     fitting = sum(_count_fitting(node, cpus, gpus) for node in nodes)

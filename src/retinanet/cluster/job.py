@@ -14,20 +14,23 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
+from warnings import catch_warnings, filterwarnings
 
 from retinanet import __version__
 from retinanet.cluster.engine import Pool, choose_pool, connect, list_nodes, warn_of_others
 from retinanet.cluster.model import PackedModel, pack_model
 from retinanet.cluster.store import Store, list_images
-from retinanet.cluster.table import PARTS, decode
+from retinanet.cluster.table import IMAGES, PARTS, decode
 from retinanet.cluster.tally import Tally
 from retinanet.cluster.worker import WINDOWS, How, Task, Worker, cut_ranges, summarize
 from retinanet.errors import UserError
 from retinanet.inference.pictures import check_options, choose_threshold, list_tile_options
 
 FORMAT = 1
-JOB, IMAGES = "job.json", "images.json"  # what is done, and the list of images
+JOB = "job.json"  # what is done
+UNSEEN = ("batch_size", "trust", "trust_code")  # options that change nothing of what is found
 LEAST, MOST, PARTS_WANTED = 8, 256, 200  # images of a task, and how many tasks there are at least where images allow
+RETRIES = 20  # of a task whose actor died
 _log = logging.getLogger(__name__)
 
 
@@ -77,7 +80,7 @@ class ClusterRun:
         return self.errors > 0
 
     def __str__(self) -> str:
-        wrong = f", {self.errors} of them could not be read" if self.errors else ""
+        wrong = f", {self.errors} of which could not be read" if self.errors else ""
         return (
             f"{self.objects} objects in {self.images} images{wrong}; {self.output}/{PARTS} holds the results, which "
             "retinanet.cluster.read_results and write_coco read"
@@ -141,28 +144,49 @@ def open_job(output: str, places: Sequence[str], packed: PackedModel, how: How, 
         UserError: the folder has results of another job and ``overwrite`` is off.
     """
     store = Store(output)
-    record = {"format": FORMAT, "model_sha256": packed.sha256, **json.loads(json.dumps(asdict(how)))}
-    if store.exists(JOB):
-        before = json.loads(store.read(JOB))
-        changed = [name for name in record if before.get(name) != record[name]]
-        if not changed:
-            known = json.loads(store.read(IMAGES))
-            if more := len(set(places).difference(known)):
+    shown = {name: value for name, value in vars(how).items() if name != "load"}
+    looks = {name: value for name, value in how.load.items() if name not in UNSEEN}
+    record = {"format": FORMAT, "model_sha256": packed.sha256, **looks, **shown}
+    done = [*store.list_files(PARTS), *store.list_files(WINDOWS)]
+    begun = store.exists(JOB)
+    if begun:
+        before, known = _read_json(store, JOB), _read_json(store, IMAGES)
+        changed = [name.removesuffix("_sha256") for name in record if before.get(name) != record[name]]
+        more = len(set(places).difference(known))
+        if more == len(places):
+            changed.append("list of images")
+        if not changed and not (overwrite and more):
+            if more:
                 _log.warning(
                     "%d images are not in the list of the job in %s, which was made when it began: they are left out. "
-                    "Give them another --output",
+                    "Give them another --output, or pass --overwrite to begin anew",
                     *(more, output),
                 )
             return Job(store, known)
         if not overwrite:
             raise UserError(
-                f"--output {output} holds a job with another {' and '.join(changed).replace('model_sha256', 'model')}. "
-                "Choose another --output, or pass --overwrite to begin anew"
+                f"--output {output} holds a job with another {' and '.join(changed)}. Choose another --output, or pass "
+                "--overwrite to begin anew"
             )
-        store.remove([JOB, *store.list_files(PARTS), *store.list_files(WINDOWS), IMAGES])
+    elif done and not overwrite:
+        raise UserError(
+            f"--output {output} holds {done[0]}, but no {JOB} that says of which job it is. Choose another --output, "
+            "or pass --overwrite to remove it"
+        )
+    store.remove([*done, *([JOB] if begun else [])])  # the record goes last: no job finds the results of another
     store.write(IMAGES, json.dumps(places).encode())
     store.write(JOB, (json.dumps(record, indent=1) + "\n").encode())  # last: there is a job when all of it is there
     return Job(store, list(places))
+
+
+def _read_json(store: Store, name: str) -> Any:
+    try:
+        return json.loads(store.read(name))
+    except ValueError as error:
+        raise UserError(
+            f"{store.address}/{name} is damaged ({error}). Choose another --output, or remove {JOB} and pass "
+            "--overwrite to begin anew"
+        ) from None
 
 
 class Job:
@@ -223,22 +247,34 @@ class Job:
         if not tasks:
             return
         rows = ray.data.from_items([asdict(task) for task in tasks], override_num_blocks=len(tasks))
-        summaries = rows.map_batches(
-            Worker,
-            fn_constructor_args=tuple(worker),
-            batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=min(pool.actors, len(tasks))),
-            num_cpus=pool.cpus,
-            num_gpus=pool.gpus,
-        )
+        with catch_warnings():  # Ray 2.60 announces other names for such options, and has none for this one
+            filterwarnings("ignore", "`ray_remote_args`")
+            # Without max_task_retries an image on which the process dies would be tried for ever.
+            summaries = rows.map_batches(
+                Worker,
+                fn_constructor_args=tuple(worker),
+                batch_size=1,
+                compute=ray.data.ActorPoolStrategy(size=min(pool.actors, len(tasks))),
+                num_cpus=pool.cpus,
+                num_gpus=pool.gpus,
+                max_task_retries=RETRIES,
+            )
         yield from summaries.iter_rows()
 
 
 @contextmanager
 def raise_user_errors() -> Iterator[None]:
-    """A user's mistake that an actor met ends the job as one that was met here."""
+    """A user's mistake that an actor met ends the job as one that was met here, and so do images that kill actors."""
+    from ray.exceptions import RayActorError
+
     try:
         yield
+    except RayActorError:
+        raise UserError(
+            f"the actors died {RETRIES + 1} times over the same images, of too little memory or of an image on which a "
+            "library crashes. Try fewer --actors or a smaller --batch_size: the same command goes on, and the images "
+            f"are among those that no file in {PARTS} has. Ray says more: ray logs"
+        ) from None
     except Exception as error:
         cause: Any = error
         while cause is not None and type(cause) is not UserError:

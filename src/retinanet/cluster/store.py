@@ -41,12 +41,15 @@ class Store:
     Args:
         address: a path, or an address whose scheme pyarrow (file, s3, gs, abfs, hdfs) or fsspec knows.
 
+    Attributes:
+        address: of the folder; a path is absolute, because the actors may have another working directory.
+
     Raises:
         UserError: the scheme is unknown, or what reads it is not installed.
     """
 
     def __init__(self, address: str) -> None:
-        self.address = address.rstrip("/") or "/"
+        self.address = (address if is_address(address) else str(Path(address).absolute())).rstrip("/") or "/"
         self.system, self.root = _open_system(self.address)
 
     def locate(self, name: str) -> str:
@@ -93,7 +96,7 @@ class Store:
     def remove(self, names: Sequence[str]) -> None:
         """Remove files; one that is gone already is no error."""
         for name in names:
-            with suppress(FileNotFoundError):
+            with self._explain("changed"), suppress(FileNotFoundError):
                 self.system.delete_file(self.locate(name))
 
     @contextmanager
@@ -111,7 +114,7 @@ def _open_system(address: str) -> tuple[Any, str]:
     from pyarrow import fs
 
     if not is_address(address):
-        return fs.LocalFileSystem(), str(Path(address).absolute())
+        return fs.LocalFileSystem(), address
     address = quote(address, safe=":/?&=%+@~,;")  # a space that somebody typed
     try:
         return cast(tuple[Any, str], fs.FileSystem.from_uri(address))

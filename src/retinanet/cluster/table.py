@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,8 +19,10 @@ from retinanet.inference.documents import Prediction, Predictions, make_coco_doc
 from retinanet.types import Detections
 
 PARTS = "parts"  # the folder of the files with results
+IMAGES = "images.json"  # the list of the images of a job
 HEADER = b"retinanet"  # of the metadata of a file: what its rows have in common, as JSON
 COLUMNS = ("index", "path", "height", "width", "boxes", "scores", "labels", "error", "milliseconds")
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -147,14 +150,20 @@ def iterate_results(output: str | Path) -> Iterator[Row]:
 def read_results(output: str | Path) -> Predictions:
     """What was found in all images of a job, in their order, as ``retinanet.predict`` returns it.
 
+    A warning says how many images of the job are not done yet.
+
     Args:
         output: the folder or address that the job was given.
 
     Raises:
         UserError: as :func:`iterate_results`.
     """
-    predictions = Predictions()
-    for row in sorted(iterate_results(output), key=lambda row: row.index):
+    predictions, store = Predictions(), Store(str(output))
+    rows = sorted(iterate_results(output), key=lambda row: row.index)
+    wanted = len(json.loads(store.read(IMAGES))) if store.exists(IMAGES) else len(rows)
+    if len(rows) < wanted:
+        _log.warning("%s: %d of %d images are not done yet", output, wanted - len(rows), wanted)
+    for row in rows:
         path = row.path if is_address(row.path) else Path(row.path)
         if row.detections is None:
             predictions.failed[path] = row.error or ""
@@ -168,7 +177,7 @@ def write_coco(output: str | Path, file: str | Path) -> None:
 
     Args:
         output: the folder or address that the job was given.
-        file: the COCO file; images are named relative to its folder.
+        file: the COCO file; images are named relative to its folder, those of a store by their address.
 
     Raises:
         UserError: as :func:`iterate_results`, or the file cannot be written.

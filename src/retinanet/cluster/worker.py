@@ -136,6 +136,7 @@ class Worker:
     def find_windows(self, task: Task) -> tuple[list[Row], list[list[int]]]:
         """A row for each window of a range of one image, or one with an error."""
         place, begun = task.paths[0], time.perf_counter()
+        path = Path(place)
         try:
             with fetch_image(place) as path, ImageWindows(path) as image:
                 cut = self._cut(image.size)
@@ -143,7 +144,7 @@ class Worker:
                 windows = cut.windows[task.first : task.last]
                 found = detect_windows(self.predictor, image, windows, cut.rule)
         except UserError as error:
-            return [Row(task.index, place, error=str(error))], []
+            return [Row(task.index, place, error=str(error).replace(str(path), place))], []
         each = 1000 * (time.perf_counter() - begun) / len(windows)
         return [Row(task.index, place, cut.size, part, milliseconds=each) for part in found], []
 

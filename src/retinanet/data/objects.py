@@ -17,7 +17,7 @@ from PIL import Image
 
 from retinanet.data.annotations import Annotations, BoxColumns, ImageEntry
 from retinanet.data.faults import Faults
-from retinanet.errors import UserError
+from retinanet.errors import UserError, suggest
 from retinanet.images.colours import SIDES_SWAPPED, read_orientation
 from retinanet.images.io import image_size, to_array
 
@@ -163,9 +163,18 @@ def _split_item(item: Any, where: str, names: Sequence[str]) -> tuple[Any, Mappi
     if (boxes is None or labels is None) and len(rows):
         raise UserError(f"{where}: its {OBJECTS} have {', '.join(rows)}; expected {BOXES[0]} and {LABELS[0]}")
     xywh = np.asarray([] if boxes is None else boxes, dtype=np.float64).reshape(-1, 4)
-    numbers = [names.index(label) if isinstance(label, str) else label for label in ([] if labels is None else labels)]
+    numbers = [_find_label(label, names, where) for label in ([] if labels is None else labels)]
     xyxy = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
     return item[IMAGE], {**rows, "boxes": xyxy, "labels": numbers}
+
+
+def _find_label(label: Any, names: Sequence[str], where: str) -> Any:
+    """A label as a number; it may be the name of a class."""
+    if not isinstance(label, str):
+        return label
+    if label not in names:
+        raise UserError(f"{where}: the class {label!r} is not among the class names{suggest(label, names)}")
+    return names.index(label)
 
 
 def _column(

@@ -20,7 +20,7 @@ from PIL import Image
 from retinanet.errors import UserError
 from retinanet.inference.paths import Source
 
-AHEAD = 8  # decoded frames and packets of sound that wait for the network
+AHEAD = 8  # decoded frames that wait for the network
 TIMEOUT = 10.0  # seconds without an answer of a camera or a server
 BT709 = 1  # in the tables of H.273: the colours of HD video
 STUDIO = 1  # luma from 16 to 235
@@ -128,13 +128,15 @@ class FilmReader:
             take_sound: is given the packets of the sound as they are, in the thread of the caller, and the time in
                 seconds at which the film starts.
         """
-        waiting: queue.Queue[Any] = queue.Queue(AHEAD)
+        waiting: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        places = threading.Semaphore(AHEAD)  # for frames only: a camera whose sound waited would fall behind
         left = threading.Event()  # the caller wants no more
 
-        def wait_for_place(entry: Any) -> None:
+        def wait_for_place() -> bool:
             while not left.is_set():
-                with suppress(queue.Full):
-                    return waiting.put(entry, timeout=0.1)
+                if places.acquire(timeout=0.1):
+                    return True
+            return False
 
         def read() -> None:
             end: Any = None
@@ -143,15 +145,15 @@ class FilmReader:
                     if stop.is_set() or left.is_set():
                         break
                     if frame is None:
-                        wait_for_place(packet)
+                        waiting.put(packet)
                     elif (self.decoded - 1) % every == 0:
-                        if self.live and waiting.full():
-                            self.dropped += 1
+                        if places.acquire(blocking=False) or (not self.live and wait_for_place()):
+                            waiting.put(self._convert(frame))
                         else:
-                            wait_for_place(self._convert(frame))
+                            self.dropped += self.live
             except BaseException as error:  # told where the frames are used
                 end = error
-            wait_for_place(end)
+            waiting.put(end)
 
         thread = threading.Thread(target=read, name="video", daemon=True)
         thread.start()
@@ -160,6 +162,7 @@ class FilmReader:
                 if isinstance(entry, BaseException):
                     raise entry
                 if isinstance(entry, Frame):
+                    places.release()
                     yield entry
                 elif take_sound is not None:
                     take_sound(entry, self._start or Fraction(0))

@@ -107,14 +107,22 @@ def _upload(folder: Path, repository: str, private: bool, tag: str | None) -> st
         with silence_hub():
             hub.create_repo(repository, private=private or None, exist_ok=True)
             commit = hub.create_commit(repository, files, commit_message="Upload a RetinaNet model").oid
-            if tag is not None:
-                hub.create_tag(repository, tag=tag, revision=commit)
     except Exception as error:
         raise UserError(
             f"{repository} could not be uploaded ({_explain(error)}). Check the name, the network, and that you are "
             "known to the hub: set HF_TOKEN to a token that may write, or: hf auth login"
         ) from None
-    return tag or commit
+    if tag is None:
+        return commit
+    try:
+        with silence_hub():
+            hub.create_tag(repository, tag=tag, revision=commit)
+    except Exception as error:
+        raise UserError(
+            f"{repository}@{commit} is uploaded, but it could not be named {tag} ({_explain(error)}). A tag that "
+            "is there already stays where it is: choose another --tag"
+        ) from None
+    return tag
 
 
 def download(name: str) -> Path:
