@@ -63,6 +63,7 @@ class ClusterRun:
         images: of the job.
         objects: found in them.
         errors: images that cannot be read.
+        reason: of the first of them; empty where there is none.
         seconds: of this call.
         speed: images/s from the end of the first task on: the start of the actors is not in it.
     """
@@ -71,6 +72,7 @@ class ClusterRun:
     images: int
     objects: int
     errors: int
+    reason: str
     seconds: float
     speed: float
 
@@ -80,7 +82,7 @@ class ClusterRun:
         return self.errors > 0
 
     def __str__(self) -> str:
-        wrong = f", {self.errors} of which could not be read" if self.errors else ""
+        wrong = f", {self.errors} of which could not be read (the first: {self.reason})" if self.errors else ""
         return (
             f"{self.objects} objects in {self.images} images{wrong}; {self.output}/{PARTS} holds the results, which "
             "retinanet.cluster.read_results and write_coco read"
@@ -236,7 +238,9 @@ class Job:
         self.store.remove(self.store.list_files(WINDOWS))
         if tally.errors == len(self.places):
             raise UserError(f"none of {len(self.places)} images can be read. The first: {tally.reason}")
-        return ClusterRun(self.store.address, len(self.places), tally.objects, tally.errors, tally.seconds, tally.speed)
+        return ClusterRun(
+            self.store.address, len(self.places), tally.objects, tally.errors, tally.reason, tally.seconds, tally.speed
+        )
 
     def _read_summary(self, task: Task) -> dict[str, Any]:
         header, rows = decode(self.store.read(task.file), f"{self.store.address}/{task.file}")
