@@ -7,7 +7,7 @@ import re
 from argparse import ArgumentParser
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import is_dataclass
-from typing import Any, Literal, NamedTuple, get_args, get_origin
+from typing import Any, Literal, NamedTuple, Protocol, get_args, get_origin
 
 from retinanet.options import find_full_names
 from retinanet.plain import to_plain
@@ -86,4 +86,4 @@ def build_parser(
 
 def is_for_python(kind: Any) -> bool:
     """Whether a type is one that no word of a command line can have: an object that follows a protocol."""
-    return getattr(kind, "_is_protocol", False) or get_origin(kind) is Mapping
+    return Protocol in getattr(kind, "__mro__", ()) or get_origin(kind) is Mapping
