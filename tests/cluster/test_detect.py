@@ -36,3 +36,5 @@ def test_what_cannot_be_done_is_told(ray, peak_model):
     files = ray.data.from_items([{"bytes": b"x"}])
     with pytest.raises(UserError, match="for reading the data set, which takes 1: they would wait"):
         detect(files, str(peak_model), actors=2)
+    with pytest.raises(UserError, match="has a column boxes already"):
+        detect(ray.data.from_items([{"bytes": b"x", "boxes": 1}]), str(peak_model))

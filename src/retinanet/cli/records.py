@@ -47,7 +47,8 @@ def _describe(command: str, result: Any, arguments: Mapping[str, Any]) -> dict[s
         case "predict":
             images = [{"path": one.path, "size": one.size, "detections": one.detections.to_dicts()} for one in result]
             failed = [{"path": path, "reason": reason} for path, reason in result.failed.items()]
-            return {**output, "images": images, "failed": failed, "videos": [one.to_dict() for one in result.videos]}
+            videos = [{**one.to_dict(), "files": one.files} for one in result.videos]
+            return {**output, "images": images, "failed": failed, "videos": videos}
         case "check":
             return {**output, "stops": result.stops, **result.to_dict()}
         case "plan":

@@ -16,6 +16,7 @@ from retinanet.images.io import decode_pixels
 from retinanet.inference.pictures import check_options
 from retinanet.types import Detections
 
+ADDED = ("height", "width", "boxes", "scores", "labels", "names", "error")
 READING = 1.0  # cores that the tasks that read the data set need at least
 
 
@@ -53,7 +54,8 @@ def detect(
         an image cannot be read.
 
     Raises:
-        UserError: no usable model, no column with images, or a pool that the cluster cannot hold.
+        UserError: no usable model, no column with images, a column that has the name of a new one, or a pool that the
+            cluster cannot hold.
     """
     check_options(score, None)
     ray = connect()
@@ -62,6 +64,8 @@ def detect(
     column = next((name for name in ("bytes", "image") if name in names), None)
     if column is None:
         raise UserError(f"the data set has no column bytes or image, only {', '.join(names)}")
+    if taken := sorted(set(names) & set(ADDED)):
+        raise UserError(f"the data set has a column {taken[0]} already. Rename it: dataset.rename_columns")
     pool = choose_pool(list_nodes(ray), actors=actors, cpus=cpus, gpus=gpus, reading=READING)
     options = {**load, "batch_size": batch_size}
     packed.load(pool.threads, **options)  # a model that cannot be loaded is told here

@@ -83,7 +83,7 @@ def suggest(
     device: str = "auto",
     overwrite: bool = False,
 ) -> Suggestions:
-    """List images to annotate next, with a reason each; that this beats a random choice has not been shown yet.
+    """List images to annotate next, with a reason each; in a simulation a random choice taught as much.
 
     An image counts for candidates that the model is unsure of and for objects that its mirror image disputes, so crowds
     count for more; and for being unlike the annotated images and those already chosen. Copies of those are not chosen.

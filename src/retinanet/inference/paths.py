@@ -139,7 +139,9 @@ def _find_in_folder(folder: Path) -> list[Path]:
     shown = [path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
     images = sorted(path for path in shown if path.suffix.lower() in IMAGE_SUFFIXES)
     if not images:
-        raise UserError(f"no image in the folder {folder}: looked for {', '.join(IMAGE_SUFFIXES)}")
+        film = next((path.suffix for path in shown if path.suffix.lower() in VIDEO_SUFFIXES), None)
+        films = f". Videos are named by a pattern: {folder}/*{film}" if film else ""
+        raise UserError(f"no image in the folder {folder}: looked for {', '.join(IMAGE_SUFFIXES)}{films}")
     kinds = Counter(path.suffix.lower() or path.name for path in shown if path.suffix.lower() not in IMAGE_SUFFIXES)
     if kinds:
         count, names = sum(kinds.values()), ", ".join(kind for kind, _ in kinds.most_common(5))
