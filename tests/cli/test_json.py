@@ -1,6 +1,7 @@
 """``--json``: standard output is one JSON object, whatever the command and however it ends."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -64,6 +65,7 @@ def words_of(data, trained, tmp_path, tiny_words):
             [trained, "--format", "onnx", "--output", tmp_path / "onnx"],
             {"folder", "file", "proof", "size", "weights_sha256"},
         ),
+        "push": ([trained, "me/model", "--dry_run", tmp_path / "dry"], {"repository", "revision", "sizes", "folder"}),
         "benchmark": (
             [trained, data, "--backends", "torch-fp32", "--repeats", 1, "--images", 1],
             {"rows", "left_out", "about"},
@@ -80,6 +82,8 @@ def test_every_command_is_tried():
 
 @pytest.mark.parametrize("command", sorted(set(COMMANDS) - {"convert", "demo", "serve", "completion"}))
 def test_the_result_of_a_command(command, record, data, trained, tmp_path, tiny_words):
+    if command == "push":  # which writes a card into the model folder
+        trained = shutil.copytree(trained, tmp_path / "model")
     words, names = words_of(data, trained, tmp_path, tiny_words)[command]
     made = record(command, *words)
     assert set(made) == HEAD and made["schema"] == f"retinanet.{command}"

@@ -62,6 +62,7 @@ def test_the_help_of_every_command(capsys, command):
         "suspects": ["--folds", "--budget", "--split", "suspects.csv"],
         "completion": ["--shell", "bash", "shtab"],
         "suggest": ["--count", "--data", "--output", "random"],
+        "push": ["--license", "--private", "--dry_run", "owner/name"],
     }
     assert all(option in out for option in options[command]), out
 

@@ -117,8 +117,9 @@ def test_mistakes_are_told_before_anything_is_done(data, tiny, tmp_path, monkeyp
     with pytest.raises(UserError, match="has none of the methods on_step, on_evaluation, on_end"):
         train(str(data), str(tmp_path / "run"), callbacks=[object()], **tiny())
     monkeypatch.setitem(sys.modules, "mlflow", None)
+    monkeypatch.setitem(sys.modules, "trackio", None)
     words = ["train", str(data), "--output", str(tmp_path / "run"), "--log"]
-    assert main([*words, "tensorboard mlflow"]) == 2
+    assert main([*words, "mlflow trackio"]) == 2
     assert 'mlflow is not installed. pip install "retinanet[mlflow]"' in capsys.readouterr().err
     assert main([*words, "mlflow,comet"]) == 2 and "run.log: there is no 'comet'" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

@@ -63,7 +63,7 @@ def _describe(command: str, result: Any, arguments: Mapping[str, Any]) -> dict[s
             return {**output, **counts, "suggestions": [one.to_dict() for one in result.chosen]}
         case "convert":
             return {**output, "report": result, "conversion": _read_conversion(Path(arguments["output"]))}
-        case "train":
+        case "train" | "push":
             return dict(vars(result))
     return {**output, **result.to_dict()}
 
