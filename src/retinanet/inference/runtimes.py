@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from retinanet.errors import UserError
 from retinanet.files import check_writable
+from retinanet.inference.backend import count_cores
 from retinanet.inference.exported import INPUTS, ExportedModel, ReadCard
 
 ONNX_KEY = "retinanet"  # of the card, in the metadata of the file
@@ -106,6 +107,8 @@ def load_openvino(path: Path, read: ReadCard, streams: int, cores: int, cache: P
         "INFERENCE_NUM_THREADS": str(cores),
         "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",  # left alone, it is bf16 wherever the CPU can
     }
+    if cores < count_cores():  # else the processes that share a machine would all take its first cores
+        settings["ENABLE_CPU_PINNING"] = "NO"
     if cache is not None:
         check_writable(cache / "graph.blob")
         settings["CACHE_DIR"] = str(cache)
