@@ -88,6 +88,8 @@ def faults(options: argparse.Namespace, folder: Path) -> None:
                         except ProcessLookupError:
                             continue
                         kills += 1
+                        if kind == "driver":
+                            driver.wait()
                 message = driver.stderr.read().decode() if driver.stderr else ""
             if driver.returncode == 0:
                 break
@@ -158,13 +160,14 @@ class Sleeper:
 def scale(options: argparse.Namespace, folder: Path) -> None:
     """100,000 images over more and more logical actors."""
     (folder / "images").mkdir()
-    Image.new("RGB", (8, 8)).save(folder / "one.png")
     places = []
     for number in range(options.count):
         place = folder / "images" / f"{number // 1000:03d}" / f"{number:06d}.png"
-        if number % 1000 == 0:
+        if number % 1000 == 0:  # a file of its own for each thousand: a disk allows so many links only
             place.parent.mkdir()
-        os.link(folder / "one.png", place)
+            Image.new("RGB", (8, 8)).save(place)
+        else:
+            os.link(place.parent / f"{number // 1000 * 1000:06d}.png", place)
         places.append(str(place))
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     import ray
