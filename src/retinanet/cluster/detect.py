@@ -13,7 +13,7 @@ from retinanet.cluster.model import pack_model
 from retinanet.cluster.table import detection_columns
 from retinanet.errors import UserError
 from retinanet.images.io import decode_pixels
-from retinanet.inference.pictures import check_options
+from retinanet.inference.pictures import check_options, choose_threshold
 from retinanet.types import Detections
 
 ADDED = ("height", "width", "boxes", "scores", "labels", "names", "error")
@@ -95,7 +95,8 @@ class Finder:
         import ray
 
         self.predictor = ray.get(model[0]).load(threads, **options)
-        self.score, self.column, self.keep_images, self.threads = score, column, keep_images, threads
+        self.least = choose_threshold(self.predictor, score)
+        self.column, self.keep_images, self.threads = column, keep_images, threads
 
     def __call__(self, table: Any) -> Any:
         """A table of pyarrow with the new columns."""
@@ -105,7 +106,7 @@ class Finder:
         readable = [image for image in images if not isinstance(image, UserError)]
         results = iter(list(self.predictor.attempt(readable, workers=self.threads)))
         found = [image if isinstance(image, UserError) else next(results) for image in images]
-        detections = [one.above(self._least()) if isinstance(one, Detections) else None for one in found]
+        detections = [one.above(self.least) if isinstance(one, Detections) else None for one in found]
         sizes = [(0, 0) if isinstance(image, UserError) else image.shape[:2] for image in images]
         columns = {
             "height": pa.array([size[0] for size in sizes], pa.int32()),
@@ -118,9 +119,6 @@ class Finder:
         for name, values in columns.items():
             kept = kept.append_column(name, values)
         return kept
-
-    def _least(self) -> Any:
-        return self.predictor.backend.spec.thresholds if self.score is None else self.score
 
     def _read(self, table: Any) -> list[Any]:
         """The pixels of each image, or what is wrong with it."""

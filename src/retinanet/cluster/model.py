@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -27,7 +28,7 @@ class PackedModel:
     name: str
     files: Mapping[str, bytes]
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """The digest of all files."""
         digest = hashlib.sha256()

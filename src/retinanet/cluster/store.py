@@ -169,19 +169,18 @@ def fetch_image(place: str) -> Iterator[Path]:
     Raises:
         UserError: it cannot be read.
     """
-    if not is_address(place):
-        yield Path(place)
-        return
     with TemporaryDirectory(prefix="retinanet-") as folder:
         yield fetch_into(Path(folder), place)
 
 
 def fetch_into(folder: Path, place: str) -> Path:
-    """Copy an image from a store into a folder; its path there.
+    """The path of an image on this machine; one in a store is copied into a folder.
 
     Raises:
         UserError: it cannot be read.
     """
+    if not is_address(place):
+        return Path(place)
     path, mark, options = place.partition("?")
     home, name = posixpath.split(path)
     store, target = Store(f"{home}{mark}{options}"), folder / f"{uuid.uuid4().hex}{posixpath.splitext(name)[1]}"

@@ -6,20 +6,20 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from retinanet.cluster.model import PackedModel
-from retinanet.cluster.store import Store, fetch_image, fetch_into, is_address
+from retinanet.cluster.store import Store, fetch_image, fetch_into
 from retinanet.cluster.table import PARTS, Row, decode, encode
 from retinanet.errors import UserError
 from retinanet.images.io import image_size
 from retinanet.images.windows import ImageWindows
-from retinanet.inference.pictures import detect_each, list_tile_options
+from retinanet.inference.pictures import choose_threshold, detect_each, list_tile_options
 from retinanet.inference.stream import in_order
 from retinanet.inference.tiled import Cut, cut_image, detect_windows, join_windows
-from retinanet.types import Detections
 
 READERS = 8  # threads that copy images from a store
 RANGE = 64  # windows of a task: an image with more is shared among the actors
@@ -86,6 +86,7 @@ class Worker:
         packed: PackedModel = ray.get(model[0])
         self.predictor = packed.load(threads, **how.load)
         self.how, self.header, self.store, self.threads = how, header, Store(output), threads
+        self.least = choose_threshold(self.predictor, how.score)
         self.tiling = list_tile_options(self.predictor, how.merge, how.tile_scale)
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[Any]]:
@@ -101,9 +102,7 @@ class Worker:
         begun, rows, deferred = time.perf_counter(), [], []
         with TemporaryDirectory(prefix="retinanet-") as folder, ThreadPoolExecutor(READERS) as pool:
             looked: list[tuple[str, Path, tuple[int, int] | UserError | Cut]] = []
-
-            def fetch(place: str) -> Path:
-                return fetch_into(Path(folder), place) if is_address(place) else Path(place)
+            fetch = partial(fetch_into, Path(folder))
 
             def readable() -> Iterator[Path]:
                 for place, copy in zip(task.paths, in_order(pool, fetch, task.paths, ahead=READERS), strict=True):
@@ -129,7 +128,7 @@ class Worker:
             if isinstance(found, UserError):
                 rows.append(Row(index, place, error=str(found).replace(str(path), place)))
             elif not isinstance(size, UserError):
-                rows.append(Row(index, place, size, self._shown(found)))
+                rows.append(Row(index, place, size, found.above(self.least)))
         each = 1000 * (time.perf_counter() - begun) / max(1, len(task.paths))
         return [replace(row, milliseconds=each) for row in rows], deferred
 
@@ -159,13 +158,10 @@ class Worker:
         parts = [row.detections for row in rows if row.detections is not None]
         found = join_windows(parts, cut.windows, cut.size, self.predictor.backend.spec, cut.rule, self.how.merge)
         each = sum(row.milliseconds for row in rows)
-        return [Row(task.index, task.paths[0], cut.size, self._shown(found), milliseconds=each)], []
+        return [Row(task.index, task.paths[0], cut.size, found.above(self.least), milliseconds=each)], []
 
     def _cut(self, size: tuple[int, int]) -> Cut | None:
         return None if self.tiling is None else cut_image(self.predictor.backend.spec, size, **self.tiling)
-
-    def _shown(self, detections: Detections) -> Detections:
-        return detections.above(self.predictor.backend.spec.thresholds if self.how.score is None else self.how.score)
 
 
 def cut_ranges(index: int, path: str, windows: int) -> list[Task]:
