@@ -167,6 +167,7 @@ def test_train_plan_and_evaluate_give_what_the_files_give(data, tiny, tmp_path):
     """Two steps on the object leave the weights of two steps on the files; the run resumes from the object alone."""
     import retinanet
     from retinanet.model_folder import read_model
+    from retinanet.planning.machine import Machine
 
     held = {name: Torch(load_dataset(data, name)) for name in ("train", "val", "test")}
     first = retinanet.train(held, str(tmp_path / "object"), **tiny(epochs=1))
@@ -178,7 +179,8 @@ def test_train_plan_and_evaluate_give_what_the_files_give(data, tiny, tmp_path):
     assert here.about["data"] == "dict"
     here, there = (drop_names(report) for report in (here, there))
     assert here == there
-    plans = [retinanet.plan(one, timed=False, device="cpu") for one in (held, str(data))]
+    machine = Machine(memory=16, disk=100)  # what is free changes from one moment to the next, and is told
+    plans = [retinanet.plan(one, timed=False, device="cpu", machine=machine) for one in (held, str(data))]
     assert plans[0].to_dict()["options"] == plans[1].to_dict()["options"]
 
     again = retinanet.train(held, str(tmp_path / "object"), resume=True, **tiny(epochs=1))
