@@ -392,7 +392,7 @@ def test_a_server_that_says_nothing_is_not_waited_for(model, tmp_path, monkeypat
     monkeypatch.setattr(film_module, "TIMEOUT", 0.2)
     with (
         socket.create_server(("127.0.0.1", 0)) as server,
-        pytest.raises(UserError, match="cannot be opened as a video .no answer for"),
+        pytest.raises(UserError, match=r"cannot be opened as a video \(no answer for"),
     ):
         predict(model, f"tcp://127.0.0.1:{server.getsockname()[1]}", output=str(tmp_path / "out"))
 
