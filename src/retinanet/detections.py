@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from html import escape
+from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 from retinanet import exchange
@@ -95,12 +96,17 @@ class Detections:
 
         Args:
             score: one for all; or thresholds by class name, such as those of a model (``Predictor.thresholds``).
+
+        Raises:
+            UserError: it is neither.
         """
         if isinstance(score, Mapping):
             keep = self.labels < 0  # none
             for label, name in enumerate(self.class_names):
                 keep = keep | ((self.labels == label) & (self.scores >= score.get(name, DEFAULT_THRESHOLD)))
             return self[keep]
+        if not isinstance(score, Real):
+            raise UserError(f"score: expected a number from 0 to 1, or thresholds by class name; got {score!r}")
         return self[self.scores >= score]
 
     def draw(self, image: Any = None, *, zoom: int | None = None, tracks: Sequence[int] | None = None) -> Image:

@@ -589,3 +589,20 @@ def test_numbers_are_given_in_the_order_of_the_detections():
     assert tracker.number(found(first, second), 0.04) == [-1, -1]
     ordered = tracker.number(found(first, second), 0.08)
     assert sorted(ordered) == [0, 1] and tracker.number(found(second, first), 0.12) == ordered[::-1]
+
+
+def test_options_of_another_type_are_told(tmp_path):
+    with pytest.raises(UserError, match=r"video\.every: expected a whole number, got '2'"):
+        VideoConfig(every="2")
+    with pytest.raises(UserError, match=r"video\.lines: expected a text"):
+        VideoConfig(lines=[(0, 1, 2, 3)])
+    with pytest.raises(UserError, match=r"video: expected VideoConfig\(...\), or a dict of its fields; got 5"):
+        predict("model", "film.mp4", video=5)
+
+
+def test_options_as_a_dict(model, tmp_path):
+    film = render(tmp_path / "film.mp4")
+    (video,) = predict(model, str(film), output=str(tmp_path / "out"), video={"every": 5}).videos
+    assert video.analysed == 3
+    with pytest.raises(UserError, match="evry"):
+        predict(model, str(film), output=str(tmp_path / "out"), video={"evry": 5})

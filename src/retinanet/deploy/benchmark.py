@@ -86,6 +86,8 @@ def benchmark(
         UserError: unusable model or data, an unknown backend or none that can run here, or results are there already.
     """
     command = _repeat_command(locals())
+    given = [backends] if isinstance(backends, str) else backends or ()
+    backends = [name for words in given for name in words.replace(",", " ").split()]
     check_model_first(model, data)
     _check(repeats, images, batch_size, backends)
     if output is not None:

@@ -31,6 +31,7 @@ from retinanet.inference.predictor import Predictor, describe_limit
 from retinanet.inference.stream import in_order
 from retinanet.inference.tracks import Counts, Line, Tracker, VideoResult, check_lines, read_lines
 from retinanet.options import explain_unknown_fields
+from retinanet.plain import check_types
 from retinanet.plotting.marks import font_for, line_width
 from retinanet.types import DEFAULT_THRESHOLD, Detections
 
@@ -55,6 +56,9 @@ class VideoConfig:
     track: bool = False
     lines: str = ""
     table: Literal["csv", "parquet"] = "csv"
+
+    def __post_init__(self) -> None:
+        check_types(self, "video")
 
 
 class Found(NamedTuple):
