@@ -6,7 +6,7 @@ import os
 import pytest
 
 from retinanet.errors import UserError
-from retinanet.files import check_output_folder, check_writable, write_atomically
+from retinanet.files import check_output_folder, check_writable, write_atomically, write_folder
 
 
 def test_an_output_folder_is_free_unless_it_holds_one_of_the_files(tmp_path):
@@ -82,3 +82,27 @@ def test_the_bytes_reach_the_disk_before_the_name(tmp_path, monkeypatch):
         monkeypatch.setattr(os, name, lambda *args, name=name, real=real: order.append(name) or real(*args))
     write_atomically(tmp_path / "file.txt", "text")
     assert order == ["fsync", "replace", "fsync"]  # the file, then the folder
+
+
+def test_two_calls_that_write_one_file_have_a_draft_each(tmp_path):
+    path = tmp_path / "file.txt"
+
+    def write(draft):
+        draft.write_text("first")
+        write_atomically(path, "second")
+        assert path.read_text() == "second"
+
+    write_atomically(path, write)
+    assert path.read_text() == "first" and os.listdir(tmp_path) == ["file.txt"]
+
+
+def test_outdated_results_go_when_the_new_ones_are_there(tmp_path):
+    for name in ("old", "both", "other"):
+        (tmp_path / name).write_text("1")
+    outdated = [tmp_path / "old", tmp_path / "both", tmp_path / "never"]
+    with pytest.raises(KeyError), write_folder(tmp_path, replace=False, outdated=outdated):
+        raise KeyError
+    assert sorted(os.listdir(tmp_path)) == ["both", "old", "other"]
+    with write_folder(tmp_path, replace=False, outdated=outdated) as draft:
+        (draft / "both").write_text("2")
+    assert sorted(os.listdir(tmp_path)) == ["both", "other"] and (tmp_path / "both").read_text() == "2"

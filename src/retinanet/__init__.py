@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from retinanet.analysis.diagnose import diagnose
     from retinanet.analysis.trace.why import why
+    from retinanet.cluster.job import ClusterConfig
     from retinanet.curation.suggest import suggest
     from retinanet.curation.suspects import suspects
     from retinanet.data.dataset import load_dataset
+    from retinanet.data.objects import AnnotatedImages
     from retinanet.data.transforms import Augment
     from retinanet.deploy.benchmark import benchmark
     from retinanet.deploy.export import export
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from retinanet.interop.hub import push
     from retinanet.model.postprocess import Postprocess
     from retinanet.model.retinanet import RetinaNet
+    from retinanet.planning.machine import Machine
     from retinanet.prediction import predict
     from retinanet.serving.serve import serve
     from retinanet.spec import ModelSpec
@@ -34,11 +37,14 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "AnnotatedImages",
     "Augment",
+    "ClusterConfig",
     "Detections",
     "Detector",
     "ImageConfig",
     "LossConfig",
+    "Machine",
     "ModelSpec",
     "OptimConfig",
     "Postprocess",
@@ -66,11 +72,14 @@ __all__ = [
 ]
 
 _HOME = {
+    "AnnotatedImages": "data.objects",
     "Augment": "data.transforms",
+    "ClusterConfig": "cluster.job",
     "Detections": "detections",
     "Detector": "detector",
     "ImageConfig": "training.config",
     "LossConfig": "training.config",
+    "Machine": "planning.machine",
     "ModelSpec": "spec",
     "OptimConfig": "training.config",
     "Postprocess": "model.postprocess",

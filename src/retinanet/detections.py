@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from html import escape
+from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 from retinanet import exchange
@@ -95,24 +96,30 @@ class Detections:
 
         Args:
             score: one for all; or thresholds by class name, such as those of a model (``Predictor.thresholds``).
+
+        Raises:
+            UserError: it is neither.
         """
         if isinstance(score, Mapping):
             keep = self.labels < 0  # none
             for label, name in enumerate(self.class_names):
                 keep = keep | ((self.labels == label) & (self.scores >= score.get(name, DEFAULT_THRESHOLD)))
             return self[keep]
+        if not isinstance(score, Real):
+            raise UserError(f"score: expected a number from 0 to 1, or thresholds by class name; got {score!r}")
         return self[self.scores >= score]
 
-    def draw(self, image: Any = None, *, zoom: int | None = None) -> Image:
+    def draw(self, image: Any = None, *, zoom: int | None = None, tracks: Sequence[int] | None = None) -> Image:
         """A picture with the boxes, a colour per class, with names and scores.
 
         Args:
             image: a path, a picture of Pillow, an array (H, W, 3) or a tensor (3, H, W), uint8 RGB; by default the one
                 that the predictor was called with.
             zoom: enlarge the picture this many times; by default a small one, until the tags can be read.
+            tracks: D numbers of objects followed through a video, written where they are 0 or more.
 
         Raises:
-            UserError: there is no image, or it cannot be read.
+            UserError: there is no image, it cannot be read, or there are not D tracks.
         """
         from retinanet.images.io import to_array
         from retinanet.plotting.draw import draw_boxes
@@ -121,8 +128,8 @@ class Detections:
             raise UserError("these detections do not know their image: call draw(image)")
         pixels = to_array(self.image if image is None else image)
         zoom = max(1, LEGIBLE // min(pixels.shape[:2])) if zoom is None else zoom
-        names, scores = self.class_names, self.scores
-        return draw_boxes(pixels, self.boxes, self.labels, class_names=names, scores=scores, zoom=zoom)
+        shown = {"class_names": self.class_names, "scores": self.scores, "tracks": tracks}
+        return draw_boxes(pixels, self.boxes, self.labels, zoom=zoom, **shown)
 
     def to_dicts(self) -> list[dict[str, Any]]:
         """One plain dict per detection: ``box`` (xyxy), ``score``, ``label``, ``name``."""

@@ -55,8 +55,8 @@ def from_supervision(objects: Any, class_names: Sequence[str] | None) -> Columns
     Raises:
         UserError: it has no class ids, or ids beyond the names.
     """
-    if objects.class_id is None:
-        raise UserError("the supervision.Detections has no class_id, so the classes of its boxes are not known")
+    if getattr(objects, "class_id", None) is None:
+        raise UserError("expected a supervision.Detections with class_id, which says the classes of its boxes")
     labels = np.asarray(objects.class_id, dtype=np.int64)
     names = list(class_names or ())
     if class_names is None:

@@ -8,10 +8,11 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
+from uuid import uuid4
 
 from retinanet.digest import seal
 from retinanet.errors import UserError
@@ -95,7 +96,7 @@ def write_atomically(
             the function pass through.
     """
     path = Path(path)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
+    draft = path.with_name(f".{path.name}.{uuid4().int}.part")  # of this call alone
     if isinstance(content, str):
         content = content.encode()
     try:
@@ -130,12 +131,13 @@ def _sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def write_folder(folder: Path, *, replace: bool) -> Iterator[Path]:
+def write_folder(folder: Path, *, replace: bool, outdated: Iterable[Path] = ()) -> Iterator[Path]:
     """An empty folder whose content comes into ``folder`` when all of it is there; after an error nothing does.
 
     Args:
         folder: where to; missing parents are made.
         replace: what the folder holds goes; otherwise files of other names stay.
+        outdated: earlier results in the folder, which go unless they are written anew.
 
     Raises:
         UserError: it cannot be written.
@@ -148,12 +150,16 @@ def write_folder(folder: Path, *, replace: bool) -> Iterator[Path]:
             new = Path(name) / "new"
             new.mkdir()
             yield new
+            written: set[Path] = set()
             if replace and folder.exists():
                 os.replace(folder, Path(name) / "old")
             for path in [new] if replace else [path for path in new.rglob("*") if path.is_file()]:
                 target = folder / path.relative_to(new)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(path, target)
+                written.add(target)
+            for path in set(outdated) - written:
+                path.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error}); nothing was kept. Choose another --output") from None
 

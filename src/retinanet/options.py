@@ -101,12 +101,19 @@ def explain_unknown_options(function: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(function)
     def checked(*arguments: P.args, **options: P.kwargs) -> T:
-        for name, value in options.items():
+        for name, value in list(options.items()):
             if name not in parameters:
                 hint = suggest_option(name, [*parameters, *fields], spell)
                 raise UserError(f"{function.__qualname__.removesuffix('.__init__')}() has no parameter {name!r}{hint}")
-            if isinstance(value, str) and function.__name__ != "__init__":  # groups check all their types
+            if function.__name__ == "__init__":  # groups check all their types
+                continue
+            if isinstance(value, str):
                 _refuse_text_for_number(function, name, value)
+            if name in groups and value is not None and not isinstance(value, type(groups[name])):
+                wanted = f"{type(groups[name]).__name__}(...)"
+                if not isinstance(value, Mapping):
+                    raise UserError(f"{name}: expected {wanted}, or a dict of its fields; got {value!r}")
+                options[name] = with_changes(groups[name], value, name)
         return function(*arguments, **options)
 
     return checked

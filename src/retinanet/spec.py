@@ -150,15 +150,15 @@ class ModelSpec:
         ]
 
 
-def check_model_first(model: str | Path, other: str | Path) -> None:
+def check_model_first(model: str | Path, other: object) -> None:
     """Notice a model and images, or a model and data, in the wrong order.
 
     Raises:
         UserError: what is given as the model is an image; or it exists, is no model, and ``other`` is one.
     """
 
-    def is_model(path: str | Path) -> bool:
-        return os.path.isfile(Path(path) / CONFIG) or exported_file(path) is not None
+    def is_model(path: object) -> bool:
+        return isinstance(path, str | Path) and (os.path.isfile(Path(path) / CONFIG) or exported_file(path) is not None)
 
     if Path(model).suffix.lower() in IMAGE_SUFFIXES:
         raise UserError(f"{model} is an image; the model comes first, then the images")

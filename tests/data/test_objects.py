@@ -167,7 +167,6 @@ def test_train_plan_and_evaluate_give_what_the_files_give(data, tiny, tmp_path):
     """Two steps on the object leave the weights of two steps on the files; the run resumes from the object alone."""
     import retinanet
     from retinanet.model_folder import read_model
-    from retinanet.planning.machine import Machine
 
     held = {name: Torch(load_dataset(data, name)) for name in ("train", "val", "test")}
     first = retinanet.train(held, str(tmp_path / "object"), **tiny(epochs=1))
@@ -179,7 +178,7 @@ def test_train_plan_and_evaluate_give_what_the_files_give(data, tiny, tmp_path):
     assert here.about["data"] == "dict"
     here, there = (drop_names(report) for report in (here, there))
     assert here == there
-    machine = Machine(memory=16, disk=100)  # what is free changes from one moment to the next, and is told
+    machine = retinanet.Machine(memory=16, disk=100)  # what is free changes from one moment to the next, and is told
     plans = [retinanet.plan(one, timed=False, device="cpu", machine=machine) for one in (held, str(data))]
     assert plans[0].to_dict()["options"] == plans[1].to_dict()["options"]
 
@@ -197,3 +196,52 @@ def test_what_shows_images_as_predict_does_reads_them_from_the_object(trained, d
     held = Torch(load_dataset(data, "test"))
     here, there = (retinanet.evaluate(trained, one, tile=48, device="cpu") for one in ({"test": held}, data))
     assert drop_names(here) == drop_names(there)
+
+
+def test_what_examines_files_examines_objects(trained, data, tmp_path):
+    """The same findings; a report names the item."""
+    import retinanet
+
+    held = {name: Torch(load_dataset(data, name)) for name in ("train", "val", "test")}
+    reports = [retinanet.check(one, output=str(tmp_path / f"c{place}")) for place, one in enumerate((held, str(data)))]
+    kinds = [{kind: len(faults) for kind, faults in one.doctor.groups().items()} for one in reports]
+    assert kinds[0] == kinds[1] and reports[0].doctor.per_class == reports[1].doctor.per_class
+    assert reports[0].anchors.to_dict() == reports[1].anchors.to_dict()
+    (empty, *_) = reports[0].doctor.groups()["empty-image"]
+    assert str(empty.where) == "dict/train[1]"
+    pages = [(tmp_path / f"c{place}" / "report.html").read_text() for place in range(2)]
+    assert pages[0].count("<img") == pages[1].count("<img") > 0 and "dict/train[" in pages[0]
+    with pytest.raises(UserError, match="--fix copies files, and dict is an object"):
+        retinanet.check(held, output=str(tmp_path / "c2"), fix=str(tmp_path / "fixed"))
+
+    here, there = (
+        retinanet.diagnose(str(trained), one, split="test", output=str(tmp_path / f"d{place}"), device="cpu").to_dict()
+        for place, one in enumerate((held, str(data)))
+    )
+    assert here == there and "test[" in (tmp_path / "d0" / "report.html").read_text()
+
+    here, there = (
+        retinanet.suspects(str(trained), one, output=str(tmp_path / f"s{place}"), score=0.0, device="cpu").found
+        for place, one in enumerate((held, str(data)))
+    )
+    assert [(one.kind, one.score, one.old, one.new) for one in here] == [
+        (one.kind, one.score, one.old, one.new) for one in there
+    ]
+    assert len(here) > 0 and {one.image for one in here} <= {f"dict/train[{index}]" for index in range(6)}
+    assert all(one.where.startswith("dict/train[") for one in here if one.old)
+    assert (tmp_path / "s0" / "report.html").read_text().count("<img") > 0
+    with pytest.raises(UserError, match="--folds trains on files, and dict is an object"):
+        retinanet.suspects(data=held, folds=2, output=str(tmp_path / "s2"))
+
+
+def test_an_exported_model_is_measured_on_objects(trained, data, tmp_path):
+    pytest.importorskip("onnxruntime")
+    import retinanet
+
+    file = retinanet.export(str(trained), format="onnx", output=str(tmp_path / "onnx")).folder
+    held = {"test": Torch(load_dataset(data, "test"))}
+    here, there = (drop_names(retinanet.evaluate(str(file), one)) for one in (held, data))
+    assert here == there and here["ap"] is not None
+    result = retinanet.benchmark(str(file), held, repeats=1, images=2)
+    assert result.rows[0].ap == pytest.approx(retinanet.evaluate(str(file), data).metrics.ap, abs=1e-9)
+    assert "3 of dict, test; 2 of them timed" in result.about["images"] and result.rows[0].memory > 0

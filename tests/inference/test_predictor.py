@@ -201,3 +201,22 @@ def test_a_picture_is_read_as_its_file_is(tmp_path):
         with Image.open(path) as picture:
             assert (to_array(picture) == read_pixels(path)).all(), path.name
         assert path.name != "turned.png" or to_array(path).shape == (30, 20, 3)
+
+
+@pytest.mark.parametrize(
+    ("score", "message"),
+    [
+        ("0.3", "expected a number from 0 to 1, or thresholds by class name; got '0.3'"),
+        (3, "got 3"),
+        ([0.3], "expected a number"),
+        ({"dise": 0.3}, "there is no class 'dise', did you mean 'disc'?"),
+        ({"disc": "0.3"}, "got '0.3'"),
+    ],
+)
+def test_scores_that_cannot_be_meant(predictor, score, message):
+    image = np.zeros((32, 32, 3), np.uint8)
+    with pytest.raises(UserError, match=message.replace("?", r"\?")):
+        predictor(image, score=score)
+    if not isinstance(score, dict | int):
+        with pytest.raises(UserError, match="expected a number"):
+            predictor(image).above(score)

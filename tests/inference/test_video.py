@@ -4,16 +4,21 @@ import csv
 import json
 import os
 import signal
+import socket
 import sys
 import threading
 from collections import Counter
+from contextlib import contextmanager, suppress
 from fractions import Fraction
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from itertools import islice
 
 import numpy as np
 import pytest
 
 from retinanet.cli.main import main
 from retinanet.errors import Interrupted, UserError
+from retinanet.inference import film as film_module
 from retinanet.inference.film import AHEAD, FilmReader
 from retinanet.inference.paths import Source, find_videos
 from retinanet.inference.predictor import Predictor
@@ -318,6 +323,124 @@ def test_the_sound_of_a_live_source_waits_for_nobody(tmp_path):
     reader.close()
 
 
+@contextmanager
+def sending(content, *, again=False):
+    """A server on this machine that sends bytes to whoever connects, once or for as long as they are taken."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve():
+            connection, _ = server.accept()
+            with connection, suppress(OSError):
+                connection.sendall(content)
+                while again:
+                    connection.sendall(content)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield f"tcp://127.0.0.1:{server.getsockname()[1]}"
+        thread.join(60)
+        assert not thread.is_alive()
+
+
+def test_a_stream_over_the_network(model, tmp_path, caplog):
+    content = render(tmp_path / "film.ts", range(0, 2000, 40), sound="aac").read_bytes()
+    with sending(content) as address:
+        (video,) = predict(model, address, output=str(tmp_path / "out"), score=0.0).videos
+    assert video.source == address and video.frames > 40 and video.analysed + video.dropped == video.frames
+    assert "the stream ended by itself after" in caplog.text and not video.interrupted
+    times, frames = decode(tmp_path / "out" / "127_0_0_1.mp4")
+    assert len(times) == video.analysed and frames[0].shape == (64, 96, 3)
+
+
+def test_an_interrupted_stream_is_whole_up_to_there(tmp_path):
+    content = render(tmp_path / "film.ts", range(0, 2000, 40)).read_bytes()
+
+    def detect(images):
+        for place, detections in enumerate(no_detections(images)):
+            if place == 10:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield detections
+
+    with sending(content, again=True) as address:
+        result = run_by_hand(tmp_path, address, detect)
+    assert result.interrupted and result.analysed >= 11
+    assert len(decode(tmp_path / "out" / "film.mp4")[0]) == result.analysed
+
+
+@pytest.mark.parametrize(("code", "reason"), [(401, "401 Unauthorized"), (404, "404 Not Found"), (503, "5XX")])
+def test_a_server_that_refuses_is_told_without_the_password(model, tmp_path, capsys, code, reason):
+    class Refuse(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_error(code)
+
+        def log_message(self, *args):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Refuse) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        address = f"127.0.0.1:{server.server_port}/film.mp4"
+        assert main(["predict", model, f"http://me:secret@{address}", "--output", str(tmp_path / "out")]) == 2
+        server.shutdown()
+        thread.join()
+    error = capsys.readouterr().err
+    assert f"http://{address} cannot be opened as a video (Server returned {reason}" in error
+    assert "secret" not in error and error.count("\n") == 1 and os.listdir(tmp_path) == []
+
+
+def test_a_server_that_says_nothing_is_not_waited_for(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(film_module, "TIMEOUT", 0.2)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        pytest.raises(UserError, match=r"cannot be opened as a video \(no answer for"),
+    ):
+        predict(model, f"tcp://127.0.0.1:{server.getsockname()[1]}", output=str(tmp_path / "out"))
+
+
+def test_a_camera_that_is_stuck_in_its_driver_is_not_waited_for(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(film_module, "TIMEOUT", 0.1)
+    reader, pulled_out = open_film(render(tmp_path / "film.mp4")), threading.Event()
+    whole = reader._decode
+    reader.live = True
+
+    def decode_some(with_sound):
+        yield from islice(whole(with_sound), 3)
+        pulled_out.wait(60)
+
+    reader._decode = decode_some
+    frames = list(reader.frames(1, threading.Event(), None))
+    reader.close()
+    pulled_out.set()
+    assert len(frames) == 3 and "the camera gives no frames" in caplog.text
+
+
+def test_what_an_earlier_prediction_wrote_goes(model, tmp_path):
+    film, out = render(tmp_path / "film.mp4"), tmp_path / "out"
+    predict(model, str(film), output=str(out))
+    (out / "other.mp4").touch()
+    predict(model, str(film), output=str(out), overwrite=True, pictures=False)
+    assert sorted(os.listdir(out)) == ["film.csv", "film.json", "other.mp4"]
+    predict(model, str(film), output=str(tmp_path), pictures=False)  # beside the film itself
+    predict(model, str(film), output=str(tmp_path), pictures=False, overwrite=True)
+    assert film.exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "is_met"),
+    [("0,32,96,32", True), ("-9,-9,200,200", True), ("96,0,96,64", True), ("-5,20,20,-5", True),
+     ("0,65,96,65", False), ("-20,10,10,-20", False), ("97,0,200,64", False), ("-50,-50,-1,-1", False)],
+)  # fmt: skip
+def test_a_line_that_nothing_can_cross_is_told(tmp_path, line, is_met):
+    pytest.importorskip("trackers", reason="tracking needs trackers: pip install 'retinanet[track]'")
+    film = render(tmp_path / "film.mp4", range(0, 80, 40))
+    if is_met:
+        run_by_hand(tmp_path, film, no_detections, track=True, lines=line)
+        return
+    with pytest.raises(UserError, match=r"--lines [-\d,]+ lies outside of the frames, which are 96 x 64 pixels"):
+        run_by_hand(tmp_path, film, no_detections, track=True, lines=line)
+    assert os.listdir(tmp_path) == ["film.mp4"]
+
+
 def test_results_are_replaced_only_on_request_and_the_source_never(model, tmp_path):
     film = render(tmp_path / "film.mp4")
     predict(model, str(film), output=str(tmp_path / "out"))
@@ -466,3 +589,20 @@ def test_numbers_are_given_in_the_order_of_the_detections():
     assert tracker.number(found(first, second), 0.04) == [-1, -1]
     ordered = tracker.number(found(first, second), 0.08)
     assert sorted(ordered) == [0, 1] and tracker.number(found(second, first), 0.12) == ordered[::-1]
+
+
+def test_options_of_another_type_are_told(tmp_path):
+    with pytest.raises(UserError, match=r"video\.every: expected a whole number, got '2'"):
+        VideoConfig(every="2")
+    with pytest.raises(UserError, match=r"video\.lines: expected a text"):
+        VideoConfig(lines=[(0, 1, 2, 3)])
+    with pytest.raises(UserError, match=r"video: expected VideoConfig\(...\), or a dict of its fields; got 5"):
+        predict("model", "film.mp4", video=5)
+
+
+def test_options_as_a_dict(model, tmp_path):
+    film = render(tmp_path / "film.mp4")
+    (video,) = predict(model, str(film), output=str(tmp_path / "out"), video={"every": 5}).videos
+    assert video.analysed == 3
+    with pytest.raises(UserError, match="evry"):
+        predict(model, str(film), output=str(tmp_path / "out"), video={"evry": 5})

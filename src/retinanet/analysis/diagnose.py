@@ -28,6 +28,7 @@ from retinanet.analysis.trace.shares import Shares
 from retinanet.analysis.trace.trace import trace
 from retinanet.data.dataset import DetectionDataset, load_dataset
 from retinanet.data.faults import short
+from retinanet.data.objects import Data, name_data
 from retinanet.detector import Detector
 from retinanet.errors import UserError
 from retinanet.evaluation.coco import coco_metrics
@@ -108,7 +109,7 @@ class Diagnosis:
 @explain_unknown_options
 def diagnose(
     model: str,
-    data: str,
+    data: Data,
     *,
     split: str = "val",
     output: str = "diagnosis",
@@ -129,7 +130,7 @@ def diagnose(
 
     Args:
         model: model folder, torchvision/NAME or a hub repository.
-        data: annotated images in COCO, VOC, YOLO or CSV form.
+        data: annotated images in COCO, VOC, YOLO or CSV form; in Python a data set object too, see ``train``.
         split: which part of the data; not the one that a final number is to be reported on.
         output: folder for report.html and diagnosis.json.
         write_thresholds: store the threshold of the best F1 of each class in the model folder, for predict.
@@ -172,7 +173,7 @@ def diagnose(
         store_thresholds(local or model, thresholds)
     result = Diagnosis(watch.focal, errors, watch.gates, anchors, thresholds, folder)
 
-    about = {"model": model, "data": data, "split": split, "images": len(dataset), "version": __version__}
+    about = {"model": model, "data": name_data(data), "split": split, "images": len(dataset), "version": __version__}
     _write_pages(result, dataset, run.detections, watch.draw_worst(seen), about)
     return result
 
@@ -194,7 +195,7 @@ def _write_pages(
     ]
     ap = coco_metrics(dataset.samples, detections, dataset.class_names).ap
     verdict = judge_model(result.errors, result.missed, ap)
-    pictures = error_report.picture_worst(result.errors, dataset.samples, detections)
+    pictures = error_report.picture_worst(result.errors, dataset, detections)
     loss = {"alpha": result.focal.alpha, "gamma": result.focal.gamma}
     title = f"Diagnosis of {Path(str(about['model'])).name}"
     write_report(result.output, RESULTS, title, sections, {**about, **loss}, result.to_dict(), verdict, pictures)

@@ -25,6 +25,7 @@ from retinanet.cluster.tally import Tally
 from retinanet.cluster.worker import WINDOWS, How, Task, Worker, cut_ranges, summarize
 from retinanet.errors import UserError
 from retinanet.inference.pictures import check_options, choose_threshold, list_tile_options
+from retinanet.plain import check_types
 
 FORMAT = 1
 JOB = "job.json"  # what is done
@@ -52,6 +53,9 @@ class ClusterConfig:
     gpus: float | None = None
     max_errors: int | None = None
     address: str | None = None
+
+    def __post_init__(self) -> None:
+        check_types(self, "cluster")
 
 
 @dataclass(frozen=True)

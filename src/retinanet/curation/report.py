@@ -14,6 +14,7 @@ from retinanet.analysis.data.corrections import ACCEPT, IMAGE, NEW, OLD, Entry
 from retinanet.analysis.data.pictures import Box, draw_in_place, name_places, open_picture
 from retinanet.curation.doubts import KINDS
 from retinanet.data.faults import short
+from retinanet.data.objects import Data
 from retinanet.inference.documents import quote_formula
 from retinanet.plotting.html import KeyNumber, Picture, Point, Section, Table, Verdict
 
@@ -77,17 +78,17 @@ def judge(found: Sequence[Suspect], boxes: int, images: int, notes: Sequence[str
     return Verdict("fair" if likely else "good", headline, points, numbers)
 
 
-def picture(found: Sequence[Suspect], others: Mapping[Path, Sequence[Box]], data: Path) -> list[Picture]:
+def picture(found: Sequence[Suspect], others: Mapping[Path, Sequence[Box]], data: Data) -> list[Picture]:
     """The worst in their places: annotated orange, proposed yellow, other annotations thin and blue.
 
     Args:
         found: worst first.
         others: the annotated boxes of each image.
-        data: names of files are told from here.
+        data: names of files are told from here, and an object gives its images.
     """
     pictures = []
     for rank, one in enumerate(found[:PICTURES], start=1):
-        image = open_picture(one.path)
+        image = open_picture(one.path, data)
         if image is None:
             continue
         old, new = one.old, one.new

@@ -20,6 +20,7 @@ from retinanet.curation.folds import predict_out_of_fold
 from retinanet.data.check import has_objects
 from retinanet.data.dataset import DetectionDataset, load_dataset
 from retinanet.data.faults import Fault
+from retinanet.data.objects import Data, is_object, name_data
 from retinanet.errors import UserError
 from retinanet.files import check_output_folder, write_atomically
 from retinanet.inference.predictor import Predictor
@@ -97,7 +98,7 @@ class Suspects:
 @explain_unknown_options
 def suspects(
     model: str | None = None,
-    data: str | None = None,
+    data: Data | None = None,
     *,
     split: str = "train",
     output: str = "suspects",
@@ -120,7 +121,8 @@ def suspects(
     Args:
         model: model folder or exported model that predicts. With folds: a preset or a model folder to start from, by
             default what the plan says; a single argument is then the data.
-        data: annotated images in COCO, VOC, YOLO or CSV form.
+        data: annotated images in COCO, VOC, YOLO or CSV form; in Python, without folds, a data set object too, see
+            ``train``.
         split: which part of the data.
         output: folder for the results.
         score: the least score of what is listed: the estimated chance that an annotation is wrong, if one in twenty is.
@@ -155,10 +157,10 @@ def suspects(
         given = {"model": model, "budget": budget, "epochs": epochs, "weights": weights}
         dataset, detections, notes = _train_and_predict(data, checked, folder / "folds", folds, given)
     doubts = find_doubts(dataset.samples, detections, dataset.class_names, least=score)
-    found = _describe_doubts(doubts, dataset, Path(data))
+    found = _describe_doubts(doubts, dataset, data)
     boxes = sum(int((~sample.target.ignore).sum()) for sample in dataset.samples)
     result = Suspects(tuple(found), len(dataset), boxes, tuple(notes), folder)
-    about = {"model": model, "folds": folds, "data": data, "split": split, "version": __version__}
+    about = {"model": model, "folds": folds, "data": name_data(data), "split": split, "version": __version__}
     about = {name: value for name, value in about.items() if value is not None}
     _write(result, dataset, about, data)
     return result
@@ -167,20 +169,22 @@ def suspects(
 Judged = tuple[DetectionDataset, list[Detections], list[str]]  # the data, what was found in them, notes on the model
 
 
-def _predict(model: str, data: str, checked: Mapping[str, Any], device: str, batch_size: int) -> Judged:
+def _predict(model: str, data: Data, checked: Mapping[str, Any], device: str, batch_size: int) -> Judged:
     """The model judges all images."""
     check_model_first(model, data)
     predictor = Predictor.load(model, device=device, batch_size=batch_size)
     dataset = load_dataset(data, class_names=predictor.class_names, **checked)
     _refuse_empty(dataset)
-    detections = list(predictor.stream([sample.path for sample in dataset.samples]))
+    detections = list(predictor.stream(map(dataset.find_image, dataset.samples)))
     return dataset, detections, [_describe_learned(model, dataset)]
 
 
 def _train_and_predict(
-    data: str, checked: Mapping[str, Any], folder: Path, folds: int, given: Mapping[str, Any]
+    data: Data, checked: Mapping[str, Any], folder: Path, folds: int, given: Mapping[str, Any]
 ) -> Judged:
     """Models that did not learn from them judge the images of each fold."""
+    if is_object(data):
+        raise UserError(f"--folds trains on files, and {name_data(data)} is an object. Give a model, or files")
     dataset = load_dataset(data, **checked)
     _refuse_empty(dataset)
     console, model = Console(stderr=True), given["model"]
@@ -194,14 +198,15 @@ def _train_and_predict(
     return dataset, detections, notes
 
 
-def _write(result: Suspects, dataset: DetectionDataset, about: Mapping[str, object], data: str) -> None:
+def _write(result: Suspects, dataset: DetectionDataset, about: Mapping[str, object], data: Data) -> None:
+    name = name_data(data)
     write_atomically(result.output / RESULTS[2], report.make_table(result.found).encode("utf-8", "surrogateescape"))
     others = {sample.path: sample.target.boxes.tolist() for sample in dataset.samples}
     write_report(
-        *(result.output, RESULTS, f"Suspects of {Path(data).name}"),
+        *(result.output, RESULTS, f"Suspects of {Path(name).name}"),
         *([report.section(result.found)], about, report.to_dict(result.found)),
-        report.judge(result.found, result.boxes, result.images, result.notes, data, result.output / RESULTS[2]),
-        report.picture(result.found, others, Path(data)),
+        report.judge(result.found, result.boxes, result.images, result.notes, name, result.output / RESULTS[2]),
+        report.picture(result.found, others, data),
     )
 
 
@@ -236,7 +241,7 @@ def _describe_learned(model: str, dataset: DetectionDataset) -> str:
     )
 
 
-def _describe_doubts(doubts: list[Doubt], dataset: DetectionDataset, data: Path) -> list[Suspect]:
+def _describe_doubts(doubts: list[Doubt], dataset: DetectionDataset, data: Data) -> list[Suspect]:
     """The doubts with the places of their annotations."""
     faults: list[Fault] = []
     places: dict[Path, list[list[str]]] = {}
@@ -254,7 +259,7 @@ def _describe_doubts(doubts: list[Doubt], dataset: DetectionDataset, data: Path)
         known = places.get(Path(os.path.normpath(sample.path)), places.get(sample.path, []))
         fitting = [rows for rows in known if len(rows) == len(target)]  # of a file of two splits there are two
         where = fitting[0][doubt.row] if old and fitting else ""
-        image = name_image(sample.path, data)
+        image = name_image(sample.path, Path(name_data(data)))
         found.append(Suspect(doubt.kind, doubt.score, sample.path, image, where, old, new, _explain(doubt, old, new)))
     return found
 

@@ -112,16 +112,16 @@ def read_split(
     return found
 
 
-def read_parts(path: str | Path, faults: Faults, *, confine: bool = False) -> dict[str, Annotations]:
+def read_parts(data: Data, faults: Faults, *, confine: bool = False) -> dict[str, Annotations]:
     """Every split as the files have it, for whoever looks for faults: boxes and images are not checked.
 
     The split to train on is read first, and the others with its class names, as training and evaluation do. A split
     that cannot be read at all is left out.
 
     Args:
-        path: a file or folder.
+        data: a file or folder, or an object.
         faults: is given every fault of the files.
-        confine: refuse images that lie outside of ``path``.
+        confine: refuse images that lie outside of ``data``.
 
     Returns:
         The annotations by split; the whole set under "" where it names no splits.
@@ -129,9 +129,8 @@ def read_parts(path: str | Path, faults: Faults, *, confine: bool = False) -> di
     Raises:
         UserError: a missing path, none of the four formats, or what ``confine`` refuses.
     """
-    path = Path(path)
     try:
-        form, names = recognise(path)
+        form, names = recognise(data)
     except Fault as fault:
         faults(fault)
         return {}
@@ -140,7 +139,7 @@ def read_parts(path: str | Path, faults: Faults, *, confine: bool = False) -> di
     for name in (first, *(name for name in names if name != first)):
         class_names = next((part.class_names for part in parts.values()), None)
         try:
-            parts[name or ""] = read_split(form, path, name, class_names, faults, confine)
+            parts[name or ""] = read_split(form, data, name, class_names, faults, confine)
         except Fault as fault:
             if fault.kind == "missing-file" and name in ("test", "testing"):  # training and validation do without
                 fault = Fault("missing-test", fault.where, fault.reason, fault.remedy)

@@ -100,7 +100,7 @@ def read(data: Any, split: str | None, class_names: Sequence[str] | None, faults
                 f"{where}: labels go from {labels.min() + first:g} to {labels.max() + first:g}, and the "
                 f"{len(names)} class names are for {first} to {len(names) - 1}"
             )
-        images.append(ImageEntry(name / f"{index:06}", index, _size(image, where)))
+        images.append(ImageEntry(Path(where), index, _size(image, where)))
         owners += [index] * len(xyxy)
         crowd = _column(target, "iscrowd", where, len(xyxy), 0.0)
         area = _column(target, "area", where, len(xyxy), np.nan)
@@ -114,6 +114,14 @@ def read(data: Any, split: str | None, class_names: Sequence[str] | None, faults
         areas=whole["area"].tolist(),
     )
     return Annotations(tuple(names[first:]), (), images, found, partial(_read_image, dataset))
+
+
+def read_item(data: Data, path: Path) -> Path | NDArray[np.uint8]:
+    """What a reader of images takes for an image of a data set: its path; of an object (H, W, 3) uint8 RGB."""
+    if not is_object(data):
+        return path
+    name, _, index = path.name.removesuffix("]").rpartition("[")
+    return _read_image(data[name] if isinstance(data, Mapping) else data, index)  # type: ignore[arg-type]  # an object
 
 
 def _read_image(dataset: AnnotatedImages, index: int | str) -> NDArray[np.uint8]:

@@ -9,13 +9,16 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
+from PIL import Image
 
 from retinanet.data.dataset import DetectionDataset, load_dataset
+from retinanet.data.objects import Data, is_object, name_data
 from retinanet.deploy.benchmark_table import RESULTS, BenchmarkResult, Row
 from retinanet.deploy.competitors import DEFAULT, NAMES, Competitor, prepare_competitor, use_file
 from retinanet.deploy.measure import Spread, describe_machine, peak_memory, take_turns, time_in_turns
@@ -37,12 +40,13 @@ from retinanet.spec import check_model_first, exported_file
 Seconds = dict[str, float]  # of the stages of one call
 ROUNDS = 3  # passes over the files for images/s
 MEMORY_IMAGES = 4
+CALIBRATION_IMAGES = 300  # as ``export`` takes
 
 
 @explain_unknown_options
 def benchmark(
     model: str,
-    data: str,
+    data: Data,
     *,
     split: str = "test",
     backends: list[str] | None = None,
@@ -64,7 +68,7 @@ def benchmark(
 
     Args:
         model: model folder, torchvision/NAME or a hub repository; or an exported model, which is measured alone.
-        data: annotated images.
+        data: annotated images; in Python a data set object too, see ``train``.
         split: the part of the data to measure on.
         backends: some of torchvision, torch-fp32, torch-bf16, torch-compiled, onnx-fp32, onnx-int8, openvino-fp32,
             openvino-bf16, openvino-int8, pt2-fp32; by default all but torch-compiled and pt2-fp32.
@@ -82,6 +86,8 @@ def benchmark(
         UserError: unusable model or data, an unknown backend or none that can run here, or results are there already.
     """
     command = _repeat_command(locals())
+    given = [backends] if isinstance(backends, str) else backends or ()
+    backends = [name for words in given for name in words.replace(",", " ").split()]
     check_model_first(model, data)
     _check(repeats, images, batch_size, backends)
     if output is not None:
@@ -98,21 +104,43 @@ def benchmark(
             if file:
                 competitors = [use_file(Path(model).name, file, trust=trust, trust_code=trust_code)]
             else:
-                competitors, left_out = _prepare(
-                    home, backends or DEFAULT, calibrate or data, Path(scratch), heads=heads
-                )
-            rows = _measure(competitors, dataset, repeats=repeats, images=images, batch_size=batch_size)
+                calibrate = calibrate or _find_calibration(data, Path(scratch) / "calibration")
+                competitors, left_out = _prepare(home, backends or DEFAULT, calibrate, Path(scratch), heads=heads)
+            chosen = _find_files(dataset, images, Path(scratch) / "images")
+            rows = _measure(competitors, dataset, chosen, repeats=repeats, batch_size=batch_size)
     finally:
         torch.set_num_threads(threads)
     about = {
         "command": command,
-        "images": f"{len(dataset)} of {data}, {split}; {min(images, len(dataset))} of them timed, {repeats} repeats",
+        "images": f"{len(dataset)} of {name_data(data)}, {split}; {len(chosen)} of them timed, {repeats} repeats",
         **describe_machine(),
     }
     result = BenchmarkResult(rows, left_out, about)
     if output is not None:
         result.save(Path(output))
     return result
+
+
+def _find_files(dataset: DetectionDataset, most: int, folder: Path) -> list[Path]:
+    """Files of some of the images; those of an object are written into the folder."""
+    chosen = spread_evenly(dataset.samples, most)
+    read = dataset.source
+    if read is None:
+        return [sample.path for sample in chosen]
+    folder.mkdir()
+    paths = [folder / f"{number}.png" for number in range(len(chosen))]
+    for path, sample in zip(paths, chosen, strict=True):
+        Image.fromarray(read(sample.image_id)).save(path)
+    return paths
+
+
+def _find_calibration(data: Data, folder: Path) -> str:
+    """What exports to int8 are calibrated with: the data; of an object files of its training images."""
+    if not is_object(data):
+        return str(data)
+    with suppress(UserError):  # who needs them is left out, and says so
+        _find_files(load_dataset(data, "train"), CALIBRATION_IMAGES, folder)
+    return str(folder)
 
 
 def _prepare(
@@ -138,10 +166,14 @@ def _prepare(
 
 
 def _measure(
-    competitors: Sequence[Competitor], dataset: DetectionDataset, *, repeats: int, images: int, batch_size: int
+    competitors: Sequence[Competitor],
+    dataset: DetectionDataset,
+    chosen: Sequence[Path],
+    *,
+    repeats: int,
+    batch_size: int,
 ) -> list[Row]:
     """A row for each competitor."""
-    chosen = [sample.path for sample in spread_evenly(dataset.samples, images)]
     metrics, per_second = _measure_throughput(competitors, dataset, chosen, batch_size)
     latencies = _measure_latencies(competitors, chosen, repeats)
     rows = []
@@ -173,7 +205,7 @@ def _measure_throughput(
         size = 1 if competitor.options.get("compile") else batch_size  # each size of a batch would be compiled
         predictor = Predictor(competitor.load("throughput"), batch_size=size)
         _say(f"{competitor.name}: AP on {len(dataset)} images")
-        detections = list(predictor.stream([sample.path for sample in dataset.samples]))
+        detections = list(predictor.stream(map(dataset.find_image, dataset.samples)))
         metrics[competitor.name] = coco_metrics(
             *(dataset.samples, detections, dataset.class_names),
             category_ids=dataset.category_ids,
@@ -237,7 +269,7 @@ def _check(repeats: int, images: int, batch_size: int, backends: Sequence[str] |
 
 def _repeat_command(arguments: Mapping[str, Any]) -> str:
     """The command that does the same, without what concerns only the files it writes."""
-    words = ["retinanet", "benchmark", arguments["model"], arguments["data"]]
+    words = ["retinanet", "benchmark", arguments["model"], name_data(arguments["data"])]
     usual = {name: parameter.default for name, parameter in inspect.signature(benchmark).parameters.items()}
     for name, value in arguments.items():
         if name not in ("model", "data", "output", "overwrite") and value != usual[name]:

@@ -14,7 +14,7 @@ from torch import distributed
 
 from retinanet.data.dataset import DetectionDataset, load_dataset
 from retinanet.data.loader import evaluation_batches
-from retinanet.data.objects import Data, is_object, name_data
+from retinanet.data.objects import Data, name_data
 from retinanet.data.windows import WindowDataset
 from retinanet.detector import Detector
 from retinanet.errors import UserError
@@ -95,8 +95,7 @@ def evaluate(
         UserError: unusable model or data, an object of a class that the model does not know, or results are there
             already.
     """
-    if not is_object(data):
-        check_model_first(model, data)  # type: ignore[arg-type]  # no object
+    check_model_first(model, data)
     if batch_size < 1 or workers < 0:
         raise UserError(f"expected batch_size >= 1 and workers >= 0, got {batch_size} and {workers}")
     if output is not None:

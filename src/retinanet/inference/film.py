@@ -1,37 +1,25 @@
-"""Frames and sound out of a video and into one, through PyAV; the one place that knows it."""
+"""Frames and sound out of a video, through PyAV."""
 
 from __future__ import annotations
 
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from retinanet.errors import UserError
 from retinanet.inference.paths import Source
 
 AHEAD = 8  # decoded frames that wait for the network
 TIMEOUT = 10.0  # seconds without an answer of a camera or a server
-BT709 = 1  # in the tables of H.273: the colours of HD video
-STUDIO = 1  # luma from 16 to 235
-ENCODER = {"preset": "veryfast", "crf": "20"}
-# A film whose writer is killed is playable nearly up to its last key frame; one that ends well is an ordinary MP4, in
-# which frames and sound keep their times though the encoder reorders frames and sound may begin before the first one.
-MUXER = {
-    "movflags": "hybrid_fragmented+frag_keyframe+negative_cts_offsets",
-    "avoid_negative_ts": "disabled",
-    "flush_packets": "1",
-}
+SILENT = f"no answer for {TIMEOUT:g} seconds"
 _log = logging.getLogger(__name__)
 
 
@@ -92,16 +80,19 @@ class FilmReader:
         local = "://" not in source.address
         only_files = {"protocol_whitelist": "file"} if local and source.device is None else {}  # not what it refers to
         over_tcp = {"rtsp_transport": "tcp"} if source.address.startswith("rtsp") else {}  # no packet is lost
+        self._errors = (av.error.FFmpegError, OSError, ValueError)  # some of FFmpeg's are neither of the others
+        self._source, self._stuck, began = source, False, time.monotonic()
         try:
-            waits = None if local else (TIMEOUT, TIMEOUT)
+            waits = None if local and source.device is None else (TIMEOUT, TIMEOUT)
             self._input = av.open(source.address, format=source.device, options=only_files | over_tcp, timeout=waits)
-        except (OSError, ValueError) as error:  # what FFmpeg says is an OSError or a ValueError
-            reason = getattr(error, "strerror", None) or error
-            raise UserError(f"{source.shown} cannot be opened as a video ({reason}). Check that it plays") from None
+        except self._errors as error:
+            fix = "Check that it plays" if local else "Check the address, and whether it needs NAME:PASSWORD@"
+            is_silent = time.monotonic() - began >= TIMEOUT  # of which rtsp says something else
+            reason = SILENT if is_silent else self._explain(error)
+            raise UserError(f"{source.shown} cannot be opened as a video ({reason}). {fix}") from None
         if not self._input.streams.video:
             self._input.close()
             raise UserError(f"{source.shown} has no video that can be read; the file may be cut off, or only sound")
-        self._errors = (av.error.FFmpegError, ValueError)
         self._video = self._input.streams.video[0]
         self.sound = next(iter(self._input.streams.audio), None)
         self.time_base: Fraction = self._video.time_base
@@ -158,7 +149,7 @@ class FilmReader:
         thread = threading.Thread(target=read, name="video", daemon=True)
         thread.start()
         try:
-            while (entry := waiting.get()) is not None:
+            while (entry := self._wait(waiting)) is not None:
                 if isinstance(entry, BaseException):
                     raise entry
                 if isinstance(entry, Frame):
@@ -168,7 +159,26 @@ class FilmReader:
                     take_sound(entry, self._start or Fraction(0))
         finally:
             left.set()
-            thread.join()
+            if not self._stuck:
+                thread.join()
+
+    def _wait(self, waiting: queue.SimpleQueue[Any]) -> Any:
+        """What the thread gives next, None at the end: the driver of a camera may keep it for ever."""
+        while True:
+            before = self.decoded
+            try:
+                return waiting.get(timeout=2 * TIMEOUT if self.live else None)
+            except queue.Empty:
+                if self.decoded == before:
+                    self._stuck = True
+                    _log.warning("reading stopped after %.1f seconds: the camera gives no frames", self.reached)
+                    return None
+
+    def _explain(self, error: BaseException) -> str:
+        """What went wrong, without the password that FFmpeg puts into its messages."""
+        if isinstance(error, import_av().error.ExitError):
+            return SILENT
+        return str(getattr(error, "strerror", None) or error).replace(self._source.address, self._source.shown)
 
     def _decode(self, with_sound: bool) -> Iterator[tuple[Any, Any]]:
         """Each packet with each of its frames; packets of sound, without one, once the film's start is known."""
@@ -178,10 +188,12 @@ class FilmReader:
             try:
                 packet = next(packets)
             except StopIteration:
+                if self.live:
+                    _log.warning("the stream ended by itself after %.1f seconds", self.reached)
                 return
             except self._errors as error:  # the file is cut off, or the camera is gone
                 self.broken += 1
-                _log.warning("reading stopped after %.1f seconds: %s", self.reached, getattr(error, "strerror", error))
+                _log.warning("reading stopped after %.1f seconds: %s", self.reached, self._explain(error))
                 return
             if packet.stream is not self._video:
                 if packet.dts is not None and self._start is not None:
@@ -217,83 +229,5 @@ class FilmReader:
 
     def close(self) -> None:
         """Let go of the file or the camera."""
-        self._input.close()
-
-
-class FilmWriter:
-    """Writes an MP4 film: H.264 frames at the times given, and sound as it comes.
-
-    Args:
-        path: of the film.
-        reader: whose time base the frames have, and whose sound may be kept.
-
-    Attributes:
-        keeps_sound: whether MP4 can hold the reader's sound.
-
-    Raises:
-        UserError: FFmpeg was built without the encoder.
-    """
-
-    def __init__(self, path: Path, reader: FilmReader) -> None:
-        self._av = import_av()
-        if "libx264" not in self._av.codecs_available:
-            raise UserError("this FFmpeg has no encoder libx264; pass --pictures false for tables without a film")
-        self._output = self._av.open(str(path), "w", format="mp4", options=MUXER)
-        self._video = self._output.add_stream("libx264", rate=reader.rate, options=ENCODER)
-        self._video.pix_fmt = "yuv420p"
-        self._time_base = reader.time_base
-        self._began = False
-        self._early: list[tuple[Any, Fraction]] = []  # the sound before the first frame
-        self._sound: Any = None
-        if reader.sound is not None:
-            with suppress(ValueError):
-                self._sound = self._output.add_stream_from_template(reader.sound)
-        self.keeps_sound = self._sound is not None
-
-    def write_frame(self, picture: Image.Image, tick: int) -> None:
-        """Add a frame; its sides are made even, as players want them, by a copy of the last row or column.
-
-        Args:
-            picture: RGB.
-            tick: its time, greater than the one before.
-        """
-        pixels = np.asarray(picture)
-        height, width = pixels.shape[:2]
-        if not self._began:
-            context = self._video.codec_context
-            context.height, context.width = height + height % 2, width + width % 2
-            context.time_base = self._time_base
-            context.colorspace = context.color_primaries = context.color_trc = BT709
-            context.color_range = STUDIO
-        if height % 2 or width % 2:
-            pixels = np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-        frame = self._av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-        frame = frame.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
-        frame.pts, frame.time_base = tick, self._time_base
-        self._output.mux(self._video.encode(frame))
-        self._began = True
-        while self._early:
-            self.write_sound(*self._early.pop(0))
-
-    def write_sound(self, packet: Any, start: Fraction) -> None:
-        """Add a packet of the reader's sound without decoding it, moved by the time at which the film starts."""
-        if not self._began:
-            self._early.append((packet, start))
-            return
-        shift = round(start / packet.time_base)
-        packet.pts = packet.dts - shift if packet.pts is None else packet.pts - shift
-        packet.dts -= shift
-        packet.stream = self._sound
-        self._output.mux(packet)
-
-    def __enter__(self) -> FilmWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            if kind is None and self._began:
-                self._output.mux(self._video.encode())  # what the encoder holds back
-        finally:
-            self._output.close()
+        if not self._stuck:  # then a thread is in FFmpeg still
+            self._input.close()

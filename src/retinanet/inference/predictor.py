@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from retinanet.errors import UserError
+from retinanet.errors import UserError, suggest
 from retinanet.images.io import to_array
 from retinanet.images.tiling import choose_tiling, usual_overlap
 from retinanet.inference.backend import Backend, Mode, Prepared
@@ -150,8 +151,9 @@ class Predictor:
             Boxes in pixels of the original image, best score first; they keep a reference to what ``images`` names.
 
         Raises:
-            UserError: an image cannot be read, or is of another shape or type.
+            UserError: an image cannot be read, or is of another shape or type; or there is no such score or class.
         """
+        self._check_score(score)
         if isinstance(images, list | tuple):
             pairs = zip(images, self.stream(images), strict=True)
             found = [replace(detections, image=image) for image, detections in pairs]
@@ -159,6 +161,15 @@ class Predictor:
         one = self.at_once(images) if self.tiling is None else self.tiled(images, **vars(self.tiling))
         one = replace(one, image=images)
         return one if score is None else one.above(score)
+
+    def _check_score(self, score: float | Mapping[str, float] | None) -> None:
+        """Refuse a score that cannot be meant, before an image is read."""
+        named = score if isinstance(score, Mapping) else {} if score is None else {"": score}
+        for name, value in named.items():
+            if name and name not in self.class_names:
+                raise UserError(f"score: there is no class {name!r}{suggest(name, self.class_names)}")
+            if not isinstance(value, Real) or not 0 <= value <= 1:
+                raise UserError(f"score: expected a number from 0 to 1, or thresholds by class name; got {value!r}")
 
     def at_once(self, image: Any) -> Detections:
         """Detections in one image that is shown to the network whole, however large it is."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,24 @@ def read_lines(text: str) -> list[Line]:
             )
         lines.append((x1, y1, x2, y2))
     return lines
+
+
+def check_lines(lines: Sequence[Line], size: tuple[int, int]) -> None:
+    """Check that each line meets the frames of a video, which are of ``size`` (height, width).
+
+    Raises:
+        UserError: one does not, so nothing would ever cross it.
+    """
+    height, width = size
+    for line in lines:
+        is_inside = any(0 <= x <= width and 0 <= y <= height for x, y in (line[:2], line[2:]))
+        # A line between two points outside that meets the frame crosses one of its diagonals.
+        diagonals = ((0, 0), (width, height)), ((width, 0), (0, height))
+        if not is_inside and not any(find_crossing(line, *diagonal) for diagonal in diagonals):
+            raise UserError(
+                f"--lines {','.join(f'{side:g}' for side in line)} lies outside of the frames, which are {width} x "
+                f"{height} pixels (upright), so nothing can cross it"
+            )
 
 
 class Tracker:
@@ -186,7 +205,8 @@ class VideoResult:
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
         names = ("source", "frames", "analysed", "broken", "dropped", "seconds", "interrupted")
-        return {**{name: getattr(self, name) for name in names}, **self.counts.to_dict()}
+        files = [path.name for path in self.files]
+        return {**{name: getattr(self, name) for name in names}, "files": files, **self.counts.to_dict()}
 
     def summary(self) -> str:
         """What a person reads when it is done."""

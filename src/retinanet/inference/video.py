@@ -24,13 +24,14 @@ from retinanet.errors import Interrupted, UserError, stop_requested
 from retinanet.files import check_output_folder, write_folder
 from retinanet.inference.backend import count_cores
 from retinanet.inference.documents import FrameTable, Predictions, import_pyarrow
-from retinanet.inference.film import FilmReader, FilmWriter, Frame, import_av
+from retinanet.inference.film import FilmReader, Frame, import_av
+from retinanet.inference.film_writer import FilmWriter
 from retinanet.inference.paths import Source
 from retinanet.inference.predictor import Predictor, describe_limit
 from retinanet.inference.stream import in_order
-from retinanet.inference.tracks import Counts, Line, Tracker, VideoResult, read_lines
+from retinanet.inference.tracks import Counts, Line, Tracker, VideoResult, check_lines, read_lines
 from retinanet.options import explain_unknown_fields
-from retinanet.plotting.draw import draw_boxes
+from retinanet.plain import check_types
 from retinanet.plotting.marks import font_for, line_width
 from retinanet.types import DEFAULT_THRESHOLD, Detections
 
@@ -55,6 +56,9 @@ class VideoConfig:
     track: bool = False
     lines: str = ""
     table: Literal["csv", "parquet"] = "csv"
+
+    def __post_init__(self) -> None:
+        check_types(self, "video")
 
 
 class Found(NamedTuple):
@@ -112,6 +116,16 @@ def name_files(source: Source, options: VideoConfig, pictures: bool) -> list[str
     return [f"{source.name}.{ending}" for ending in (options.table, "json", *["mp4"] * pictures)]
 
 
+def find_earlier(counts: Path, source: Source) -> list[Path]:
+    """What the earlier prediction wrote whose counts these are, without the video that is read."""
+    try:
+        names = json.loads(counts.read_text(encoding="utf-8"))["files"]
+        files = [counts.with_name(os.path.basename(name)) for name in names]
+    except (OSError, ValueError, LookupError, TypeError):
+        return []
+    return [file for file in files if os.path.realpath(file) != os.path.realpath(source.address)]
+
+
 @dataclass(frozen=True)
 class VideoRun:
     """Predicts videos, one after the other, and writes what was found.
@@ -140,7 +154,11 @@ class VideoRun:
                 came while a file was read; the results up to there are written.
         """
         names = name_files(source, self.options, self.pictures)
-        with closing(FilmReader(source)) as reader, write_folder(self.folder, replace=False) as scratch:
+        outdated = find_earlier(self.folder / names[1], source)
+        with (
+            closing(FilmReader(source)) as reader,
+            write_folder(self.folder, replace=False, outdated=outdated) as scratch,
+        ):
             paths = [scratch / name for name in names]
             paths[0].parent.mkdir(parents=True, exist_ok=True)
             with stop_requested() as stop:
@@ -188,6 +206,8 @@ class VideoRun:
             def each() -> Iterator[Found]:
                 nonlocal seconds, full
                 for frame, result in self._find(reader, stop, take_sound):
+                    if not counts.frames:
+                        check_lines(lines, frame.pixels.shape[:2])
                     full += self.predictor.tiling is None and self.predictor.is_at_limit(result)
                     detections = result.above(self.least)
                     tracks = tracker.number(detections, frame.time) if tracker else None
@@ -233,15 +253,8 @@ class VideoRun:
 
 def draw_frame(lines: Sequence[Line], found: Found) -> tuple[Image.Image, int]:
     """The picture of a frame, and its time in ticks."""
-    frame, detections = found.frame, found.detections
-    picture = draw_boxes(
-        frame.pixels,
-        detections.boxes,
-        detections.labels,
-        class_names=detections.class_names,
-        scores=detections.scores,
-        tracks=found.tracks,
-    )
+    frame = found.frame
+    picture = found.detections.draw(frame.pixels, zoom=1, tracks=found.tracks)
     pen, width, font = ImageDraw.Draw(picture), line_width(picture.size), font_for(picture.size)
     for line, text in zip(lines, found.crossed, strict=True):
         pen.line(line, fill="white", width=2 * width)

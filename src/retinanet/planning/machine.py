@@ -13,6 +13,7 @@ from retinanet.errors import UserError
 from retinanet.inference.backend import count_cores
 from retinanet.model.device import choose_device, cpu_computes_bf16
 from retinanet.options import explain_unknown_fields
+from retinanet.plain import check_types
 
 GB = 1e9
 BUSY = 0.5  # cores that others take, from which on it is told
@@ -38,6 +39,7 @@ class Machine:
     disk: float | None = None
 
     def __post_init__(self) -> None:
+        check_types(self, "machine")
         for name in ("cores", "memory", "device_memory", "disk"):
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -106,7 +108,8 @@ def find_host(machine: Machine, accelerator: str = "auto", folder: Path = Path()
         present = False
     if not present and machine.device_memory is None:
         raise UserError(
-            f"there is no {device} device here. To plan for one, say its memory: --machine.device_memory 24"
+            f"there is no {device} device here. Take --device cpu; to plan for one, say its memory: "
+            "--machine.device_memory 24"
         )
     own_memory = _device_memory(device) if present else None
     existing = next((parent for parent in (folder, *folder.absolute().parents) if parent.is_dir()), Path("/"))

@@ -64,7 +64,7 @@ def draw_boxes(
         UserError: if the image is none of these, or the arguments do not fit together.
     """
     picture, count = to_picture(image, zoom), len(boxes)
-    for what, given in (("labels", labels), ("scores", scores)):
+    for what, given in (("labels", labels), ("scores", scores), ("tracks", tracks)):
         if given is not None and len(given) != count:
             raise UserError(f"got {count} boxes to draw but {len(given)} {what}; there must be one for each box")
     numbers = [0] * count if labels is None else labels.tolist()
@@ -226,7 +226,7 @@ def _write_captions(
     """For each of n labels the texts for a tag, the longest first: name and score, name; those that are not empty."""
     names = [choose_class_name(class_names, label) for label in labels]
     if tracks is not None:
-        names = [f"{name} #{track}" if track >= 0 else name for name, track in zip(names, tracks, strict=True)]
+        names = [f"{name} #{track}".strip() if track >= 0 else name for name, track in zip(names, tracks, strict=True)]
     if scores is None:
         return [(name,) if name else () for name in names]
     pairs = zip(names, scores, strict=True)

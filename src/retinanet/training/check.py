@@ -23,6 +23,7 @@ from retinanet.analysis.output import write_report
 from retinanet.anchors.lattice import AnchorLattice
 from retinanet.data.dataset import training_datasets
 from retinanet.data.faults import Fault
+from retinanet.data.objects import Data, is_object, name_data
 from retinanet.errors import UserError
 from retinanet.files import check_new_file, check_output_folder
 from retinanet.images.preprocess import Preprocess
@@ -85,7 +86,7 @@ class CheckResult:
 
 @explain_unknown_options
 def check(
-    data: str,
+    data: Data,
     *,
     output: str = "check",
     model: str | None = None,
@@ -104,7 +105,7 @@ def check(
     """Examine a data set and how the anchors fit it; write report.html and check.json.
 
     Args:
-        data: annotated images in COCO, VOC, YOLO or CSV form.
+        data: annotated images in COCO, VOC, YOLO or CSV form; in Python a data set object too, see ``train``.
         output: folder for the report.
         model: preset or model folder that is to be trained; its anchors and image size are judged. By default what
             ``train`` would choose, see ``plan``, and a step of it is timed.
@@ -134,7 +135,7 @@ def check(
     with suppress(UserError):  # which is found again below, and told
         timed, image = pixels and model is None, ImageConfig(**sides)
         made = plan(data, model=model, architecture=architecture, image=image, confine=confine, timed=timed)
-        sides = {name: made.values[f"image.{name}"] for name in sides}
+        sides = {side: made.values[f"image.{side}"] for side in sides}
         lattice, preprocess = _planned(made.values["model"], architecture or {}, sides)
     report = doctor.examine(
         data, preprocess=preprocess, min_side=min_side, pixels=pixels, workers=workers, confine=confine
@@ -144,20 +145,21 @@ def check(
     anchors, proposal = fit.anchors, fit.proposal
     if write is not None:
         notes.append(_write(Path(write), proposal))
-    refused = _write_fixed(data, fix, report, corrections, notes) if fix is not None else None
-    verdict = judge_data(report, anchors, proposal, data=data, **_describe(made, data))
+    refused = _write_fixed(str(data), fix, report, corrections, notes) if fix is not None else None
+    name = name_data(data)
+    verdict = judge_data(report, anchors, proposal, data=name, **_describe(made, name))
     result = CheckResult(verdict, report, anchors, proposal, tuple(notes), folder)
     sections = [doctor.section(report)]
     if anchors is not None:
         sections.append(anchor_report.section(anchors, proposal))
     about = {
-        "data": data,
+        "data": name,
         "model": model or (made.values["model"] if made else ""),
         "images": f"{preprocess.short} to {preprocess.long} pixels",
     }
     about["version"] = __version__
-    pictures = picture_findings(report, Path(data), samples, anchors)
-    title = f"Check of {Path(data).name}"
+    pictures = picture_findings(report, data, samples, anchors)
+    title = f"Check of {Path(name).name}"
     write_report(folder, RESULTS, title, sections, about, result.to_dict(), verdict, pictures)
     if refused is not None:
         raise UserError(f"{refused}\nAll findings are in {folder / RESULTS[0]}")
@@ -165,7 +167,7 @@ def check(
 
 
 def _refuse_options(
-    data: str, *, write: str | None, fix: str | None, workers: int | None, pixels: bool, overwrite: bool
+    data: Data, *, write: str | None, fix: str | None, workers: int | None, pixels: bool, overwrite: bool
 ) -> None:
     check_new_file("--write", write, overwrite=overwrite)
     if workers is not None and workers < 1:
@@ -173,7 +175,9 @@ def _refuse_options(
     if fix is not None and not pixels:
         raise UserError("--fix needs the images: it fixes what is wrong with their sizes. Leave out --pixels false")
     if fix is not None:
-        refuse_output(Path(data), Path(fix))
+        if is_object(data):
+            raise UserError(f"--fix copies files, and {name_data(data)} is an object. Correct the object itself")
+        refuse_output(Path(str(data)), Path(fix))
 
 
 class _Fit(NamedTuple):
@@ -185,7 +189,7 @@ class _Fit(NamedTuple):
 
 
 def _judge_anchors(
-    data: str, report: DoctorReport, lattice: AnchorLattice, preprocess: Preprocess, *, larger: bool
+    data: Data, report: DoctorReport, lattice: AnchorLattice, preprocess: Preprocess, *, larger: bool
 ) -> tuple[DoctorReport, _Fit, list[Sample]]:
     """The report with what would stop training, how the anchors fit, and the images to train on.
 
@@ -202,7 +206,7 @@ def _judge_anchors(
         if isinstance(error, Fault) and error.kind == "nothing-to-learn":
             report = replace(report, findings=(error, *report.findings))
         elif not report.stops:
-            report = replace(report, findings=(Fault("no-training", data, str(error)), *report.findings))
+            report = replace(report, findings=(Fault("no-training", name_data(data), str(error)), *report.findings))
         return report, _Fit(problem=problem), []
     return report, _Fit(anchors, proposal), samples
 

@@ -11,6 +11,7 @@ from PIL import Image
 from retinanet.analysis.errors.curves import best_thresholds
 from retinanet.analysis.errors.report import error_report, picture_worst, section, worst_images
 from retinanet.analysis.errors.tide import TYPES
+from retinanet.data.dataset import DetectionDataset
 from retinanet.evaluation.matching import match_image
 from retinanet.plotting.html import write_html
 
@@ -66,7 +67,7 @@ def test_numbers_and_page(scene, tmp_path):
     table = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert table["errors"]["ap50"] == pytest.approx(report.errors.ap50, abs=1e-6) and len(table["curves"]) == 3
     assert report.errors.summary() in report.summary() and report.calibration[0].summary() in report.summary()
-    sections, pictures = section(report), picture_worst(report, samples, detections, most=2)
+    sections, pictures = section(report), picture_worst(report, DetectionDataset(samples, NAMES), detections, most=2)
     for picture, (index, number) in zip(pictures, worst_images(report.shown, 2), strict=True):
         hits, false, missed = map(len, report.shown.judge_image(index))
         assert picture.title == samples[index].path.name and false + missed == number

@@ -21,6 +21,7 @@ from retinanet.data.check import Split, judge_split
 from retinanet.data.faults import KINDS, Fault
 from retinanet.data.files import split_word
 from retinanet.data.formats import read_parts
+from retinanet.data.objects import Data, is_object, name_data
 from retinanet.images.preprocess import Preprocess
 from retinanet.plotting.html import Section, Table
 
@@ -45,7 +46,7 @@ _BY_SIZE = ("outside-box", "over-edge-box", "tiny-box", "whole-image-box")
 
 
 def examine(
-    data: str | Path,
+    data: Data,
     *,
     preprocess: Preprocess,
     min_side: float = 4.0,
@@ -56,7 +57,7 @@ def examine(
     """Look for faults in all splits of a data set.
 
     Args:
-        data: a file or folder in one of the four formats.
+        data: a file or folder in one of the four formats, or an object.
         preprocess: the resizing of training, by which boxes are judged to be too small.
         min_side: pixels after it below which the shorter side of a box is too small.
         pixels: decode the images, to find damaged ones, wrong sizes and copies. Without it only annotations are read.
@@ -69,23 +70,23 @@ def examine(
     Raises:
         UserError: a missing path, none of the four formats, or what ``confine`` refuses.
     """
-    start = time.perf_counter()
+    start, place = time.perf_counter(), Path(name_data(data))
     faults: list[Fault] = []
     parts = read_splits(data, faults, confine=confine)
     looks = {}
     if pixels:
         missing = {path for fault in faults if fault.kind in _ABOUT_IMAGES for path in fault.members}
         paths = dict.fromkeys(image.path for part in parts for image in part.images if image.path not in missing)
-        looks = {look.path: look for look in look_at(list(paths), workers)}
-    found = [*_spread_faults(faults, Path(data)), *_find_empty_splits(parts, Path(data))]
+        looks = {look.path: look for look in look_at(data, list(paths), workers)}
+    found = [*_spread_faults(faults, place), *_find_empty_splits(parts, place)]
     for part in parts:
         found += [*box_findings(part, preprocess, min_side), *_find_empty_images(part)]
     sizes = size_findings(parts, looks)
     wrong = {fault.image for fault in sizes if fault.kind in _WRONG_SIZES}
     found = [fault for fault in found if fault.image not in wrong or fault.kind not in _BY_SIZE] + sizes
     found += copy_findings(parts, looks)
-    found += class_findings(parts, Path(data))
-    if Path(data).is_dir():
+    found += class_findings(parts, place)
+    if not is_object(data) and place.is_dir():
         found += unused_findings(parts, [path for fault in faults for path in fault.members])
     return DoctorReport(
         findings=tuple({(fault.kind, str(fault)): fault for fault in found}.values()),  # a file of two splits: once
@@ -98,7 +99,7 @@ def examine(
     )
 
 
-def read_splits(data: str | Path, faults: list[Fault], *, confine: bool = False) -> list[Split]:
+def read_splits(data: Data, faults: list[Fault], *, confine: bool = False) -> list[Split]:
     """The splits of a data set with their boxes judged; faults of its files and images are added to ``faults``.
 
     A ``trainval`` that holds nothing but the images of train and val is left out: it would say everything twice.

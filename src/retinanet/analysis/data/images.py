@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,9 @@ from rich.progress import track
 from retinanet.data.check import Split, image_fault
 from retinanet.data.faults import Fault
 from retinanet.data.files import files_in
+from retinanet.data.objects import Data, is_object, read_item
 from retinanet.errors import UserError
-from retinanet.images.io import IMAGE_SUFFIXES, read_image
+from retinanet.images.io import IMAGE_SUFFIXES, to_array
 
 NEAR_COPY_BITS = 3
 """Bits of 64 in which the difference hashes of two pictures of the same thing may differ."""
@@ -60,13 +62,13 @@ class Look:
     thumb: np.ndarray | None = None
 
 
-def look_at(paths: Sequence[Path], workers: int | None = None) -> list[Look]:
-    """Decode images in parallel threads, with a progress bar on a terminal."""
+def look_at(data: Data, paths: Sequence[Path], workers: int | None = None) -> list[Look]:
+    """Decode images of a data set in parallel threads, with a progress bar on a terminal."""
     console = Console(stderr=True)
     with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
         return list(
             track(
-                pool.map(_look, paths),
+                pool.map(partial(_look, data), paths),
                 "images",
                 total=len(paths),
                 console=console,
@@ -76,18 +78,18 @@ def look_at(paths: Sequence[Path], workers: int | None = None) -> list[Look]:
         )
 
 
-def _look(path: Path) -> Look:
+def _look(data: Data, path: Path) -> Look:
     try:
-        pixels = read_image(path)
-        digest = hashlib.blake2b(path.read_bytes(), digest_size=16).digest()
+        pixels = to_array(read_item(data, path))
+        content = pixels.tobytes() if is_object(data) else path.read_bytes()
     except (UserError, OSError) as error:
         return Look(path, image_fault(path, error))
-    grey = Image.fromarray(pixels.permute(1, 2, 0).numpy()).convert("L")
+    grey = Image.fromarray(pixels).convert("L")
     return Look(
         path,
-        size=(int(pixels.shape[1]), int(pixels.shape[2])),
+        size=(pixels.shape[0], pixels.shape[1]),
         orientation=exif_orientation(path),
-        digest=digest,
+        digest=hashlib.blake2b(content, digest_size=16).digest(),
         dhash=difference_hash(grey),
         brightest=int(pixels.max()),
         thumb=_thumbnail(grey),

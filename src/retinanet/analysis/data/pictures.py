@@ -14,8 +14,9 @@ from PIL import Image
 from retinanet.analysis.anchors.audit import AnchorAudit
 from retinanet.analysis.data.findings import DoctorReport
 from retinanet.data.faults import KINDS, Fault, short
+from retinanet.data.objects import Data, name_data, read_item
 from retinanet.errors import UserError
-from retinanet.images.io import read_image
+from retinanet.images.io import to_array
 from retinanet.plotting.draw import FALSE, HIT, MISSED, contact_sheet, cut_out, draw_boxes, to_picture
 from retinanet.plotting.html import Picture
 from retinanet.plotting.marks import Rect, draw_frame
@@ -36,7 +37,7 @@ Box = Sequence[float]
 
 
 def picture_findings(
-    report: DoctorReport, data: Path, samples: Sequence[Sample] = (), audited: AnchorAudit | None = None
+    report: DoctorReport, data: Data, samples: Sequence[Sample] = (), audited: AnchorAudit | None = None
 ) -> list[Picture]:
     """The worst findings, at most a dozen: first what is faulty, then what is hard to learn.
 
@@ -53,13 +54,14 @@ def picture_findings(
     return pictures[:MOST]
 
 
-def name_places(text: object, data: Path) -> str:
+def name_places(text: object, data: Data) -> str:
     """Words with the files of a data set named as seen from it, in one line."""
-    home = data if data.is_dir() else data.parent
+    path = Path(name_data(data))
+    home = path if path.is_dir() else path.parent
     return short(str(text).replace(f"{os.path.normpath(home)}/", ""), 240)
 
 
-def _picture_faults(report: DoctorReport, data: Path, samples: Sequence[Sample]) -> list[Picture]:
+def _picture_faults(report: DoctorReport, data: Data, samples: Sequence[Sample]) -> list[Picture]:
     """Faulty boxes and copies across splits: the most harmful kinds first, all kinds once before any twice."""
     others = {sample.path: sample.target.boxes.tolist() for sample in samples}
     groups = report.groups()
@@ -76,21 +78,21 @@ def _picture_faults(report: DoctorReport, data: Path, samples: Sequence[Sample])
     return [picture for _, picture in sorted(pictures, key=lambda entry: order.index(entry[0]))]
 
 
-def _picture_fault(fault: Fault, data: Path, others: Mapping[Path, Sequence[Box]]) -> Picture | None:
+def _picture_fault(fault: Fault, data: Data, others: Mapping[Path, Sequence[Box]]) -> Picture | None:
     """A box in its place, or two copies side by side; None for what cannot be shown."""
     title = KINDS[fault.kind].title
     title = f"{title[0].upper()}{title[1:]}"
     text = name_places(f"{fault.where}: {fault.reason}", data)
     if fault.kind.endswith("copy-in-splits"):
-        both = [picture for path in fault.members if (picture := open_picture(path)) is not None]
+        both = [picture for path in fault.members if (picture := open_picture(path, data)) is not None]
         sheet = contact_sheet([_fit(picture) for picture in both], 2, width=2 * CUT[0] + GAP, gap=GAP) if both else None
         return None if sheet is None else Picture(title, text, sheet, columns=4)
-    if fault.box is None or fault.image is None or (picture := open_picture(fault.image)) is None:
+    if fault.box is None or fault.image is None or (picture := open_picture(fault.image, data)) is None:
         return None
     return Picture(title, text, draw_in_place(picture, fault.box, others.get(fault.image, ())))
 
 
-def _picture_hard_boxes(samples: Sequence[Sample], audited: AnchorAudit, data: Path) -> Iterator[Picture]:
+def _picture_hard_boxes(samples: Sequence[Sample], audited: AnchorAudit, data: Data) -> Iterator[Picture]:
     """The boxes with the least anchors, and the smallest; each of another image."""
     known = [sample.target.select(~sample.target.ignore) for sample in samples]
     owners = np.repeat(np.arange(len(samples)), [len(target) for target in known])
@@ -103,7 +105,7 @@ def _picture_hard_boxes(samples: Sequence[Sample], audited: AnchorAudit, data: P
     for title, rows in (("No anchor reaches it", unreached), ("Among the smallest boxes", smallest)):
         for row in _take_from_images(rows, owners, used):
             sample, name = samples[owners[row]], audited.class_names[audited.labels[row]]
-            picture = open_picture(sample.path)
+            picture = open_picture(sample.path, data)
             if picture is None:
                 continue
             corners = ", ".join(f"{side:.0f}" for side in boxes[row])
@@ -125,10 +127,10 @@ def _take_from_images(rows: NDArray[np.int64], owners: NDArray[np.int64], used: 
     return taken
 
 
-def _picture_crowd(samples: Sequence[Sample], class_names: Sequence[str], data: Path) -> Iterator[Picture]:
+def _picture_crowd(samples: Sequence[Sample], class_names: Sequence[str], data: Data) -> Iterator[Picture]:
     """The image with the most objects."""
     index = int(np.argmax([int((~sample.target.ignore).sum()) for sample in samples]))
-    picture, target = open_picture(samples[index].path), samples[index].target
+    picture, target = open_picture(samples[index].path, data), samples[index].target
     if picture is not None:
         target = target.select(~target.ignore)
         zoom = max(1, min(CROWD[0] // picture.width, CROWD[1] // picture.height))
@@ -205,9 +207,9 @@ def _fit(picture: Image.Image) -> Image.Image:
     return cut_out(picture, (left, top, left + width, top + height), CUT)
 
 
-def open_picture(path: Path | None) -> Image.Image | None:
-    """The image, or None if there is none that can be read."""
+def open_picture(path: Path | None, data: Data) -> Image.Image | None:
+    """An image of a data set, or None if there is none that can be read."""
     try:
-        return None if path is None else to_picture(read_image(path))
+        return None if path is None else to_picture(to_array(read_item(data, path)))
     except UserError:
         return None

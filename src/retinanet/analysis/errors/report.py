@@ -21,9 +21,9 @@ from retinanet.analysis.errors.curves import (
 )
 from retinanet.analysis.errors.groups import GROUPINGS, GroupAP, by_group
 from retinanet.analysis.errors.tide import SPECIAL, TYPES, ErrorAnalysis, analyse_errors, round_numbers
+from retinanet.data.dataset import DetectionDataset
 from retinanet.data.faults import short
 from retinanet.evaluation.matching import Floats, find_overlaps
-from retinanet.images.io import read_image
 from retinanet.plotting.draw import draw_comparison
 from retinanet.plotting.html import Picture, Section, Table
 from retinanet.types import Detections, Sample
@@ -112,13 +112,13 @@ def section(report: ErrorReport) -> list[Section]:
 
 
 def picture_worst(
-    report: ErrorReport, samples: Sequence[Sample], detections: Sequence[Detections], *, most: int = 6
+    report: ErrorReport, dataset: DetectionDataset, detections: Sequence[Detections], *, most: int = 6
 ) -> list[Picture]:
     """The images with the most false detections and overlooked objects at the thresholds, drawn.
 
     Args:
         report: of the samples and detections.
-        samples: N annotated images; those that are drawn are read from their files.
+        dataset: N annotated images with their pixels; those that are drawn are read.
         detections: N, what was found in each of them.
         most: how many.
 
@@ -127,9 +127,10 @@ def picture_worst(
     """
     pictures = []
     for index, _ in worst_images(report.shown, most):
-        sample, zoom = samples[index], max(1, LEGIBLE // min(samples[index].size))
+        sample = dataset[index]
+        zoom = max(1, LEGIBLE // min(sample.size))
         judged = report.shown.judge_image(index)
-        drawn = draw_comparison(read_image(sample.path), detections[index], sample.target, *judged, zoom=zoom)
+        drawn = draw_comparison(sample.image, detections[index], sample.target, *judged, zoom=zoom)
         drawn.thumbnail((WIDEST, WIDEST))
         hits, false, missed = map(len, judged)
         text = f"{hits} found, {false} false and {missed} missed at the thresholds of the best F1"
