@@ -1,13 +1,14 @@
 r"""What ``predict --engine ray`` costs, survives and scales to, on the cores of one machine.
 
     OMP_NUM_THREADS=1 python benchmarks/cluster.py overhead MODEL IMAGES... [--rounds 3]
-    OMP_NUM_THREADS=1 python benchmarks/cluster.py faults MODEL IMAGES... [--count 500] [--kills 20] [--seed 0]
+    OMP_NUM_THREADS=1 python benchmarks/cluster.py faults MODEL IMAGES... [--count 500] [--kills 20] [--killed driver ...]
     OMP_NUM_THREADS=1 python benchmarks/cluster.py scale [--count 100000] [--actors 2 8 32] [--sleep 0.002]
 
 ``overhead``: images/s of ``predict`` in throughput mode and of two actors of one core, in turns, medians; neither
-counts its start. ``faults``: 500 images (links to those given, in turn); the driver, an actor's process, or any process
-of a worker is killed at random moments, the command is given again where the driver was, and the rows are compared with
-those of ``predict``. ``scale``: a model that sleeps instead of looking, logical cores, and the driver's memory.
+counts its start. ``faults``: 500 images (links to those given, in turn); the driver, an actor, any process of a worker,
+or Ray's process for the machine is killed at random moments, the command is given again where the driver has ended, and
+the rows are compared with those of ``predict``. ``scale``: a model that sleeps instead of looking, logical cores, and
+the driver's memory.
 """
 
 from __future__ import annotations
@@ -60,13 +61,16 @@ def overhead(options: argparse.Namespace, folder: Path) -> None:
     print(f"median ratio {ratio:.3f} over {options.rounds} rounds of {len(links)} images")
 
 
+VICTIMS = {"driver": "retinanet.cli.main predict", "actor": "MapWorker", "worker": "ray::", "machine": "raylet/raylet"}
+
+
 def faults(options: argparse.Namespace, folder: Path) -> None:
     """Kill, go on, compare."""
     images = [str(path) for path in find_images(options.images)]
     link_images(images, folder / "images", options.count)
     wanted = predict(options.model, [str(folder / "images")], output=str(folder / "local"), pictures=False)
     dice = random.Random(options.seed)
-    for kind in ("driver", "actor", "worker"):
+    for kind in options.killed:
         output, kills, runs = folder / kind, 0, 0
         while True:
             runs += 1
@@ -77,11 +81,9 @@ def faults(options: argparse.Namespace, folder: Path) -> None:
             with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) as driver:
                 while driver.poll() is None:
                     wait = dice.uniform(0.2, 2.0)
-                    working = len(list((output / "parts").glob("part-*"))) > begun or kind != "driver"
                     time.sleep(wait)
-                    victims = {"driver": [driver.pid], "actor": find_workers(driver.pid, "MapWorker")}.get(
-                        kind, find_workers(driver.pid, "ray::")
-                    )
+                    working = kind == "actor" or len(list((output / "parts").glob("part-*"))) > begun
+                    victims = find_processes(driver.pid, VICTIMS[kind])
                     if working and victims and kills < options.kills:
                         try:
                             os.kill(dice.choice(victims), signal.SIGKILL)
@@ -94,7 +96,7 @@ def faults(options: argparse.Namespace, folder: Path) -> None:
             if driver.returncode == 0:
                 break
             if kind != "driver":
-                print(f"{kind}: the driver ended with {driver.returncode}: {message[-2000:]}")
+                print(f"{kind}: the driver ended with {driver.returncode}: {message[-300:]}", flush=True)
         rows = list(iterate_results(output))
         pairs = zip(read_results(output), wanted, strict=True)
         equal = sum(same(one.detections, other.detections) for one, other in pairs)
@@ -107,8 +109,8 @@ def same(one: Detections, other: Detections) -> bool:
     return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in ("boxes", "scores", "labels"))
 
 
-def find_workers(pid: int, name: str) -> list[int]:
-    """The processes under one whose title holds a text."""
+def find_processes(pid: int, name: str) -> list[int]:
+    """A process and those under it whose title holds a text, but Ray's own agents and workers without work."""
     children: dict[int, list[int]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -123,7 +125,7 @@ def find_workers(pid: int, name: str) -> list[int]:
             title = Path(f"/proc/{one}/cmdline").read_bytes().replace(b"\0", b" ").decode()
         except OSError:
             continue
-        if name in title and "IDLE" not in title:
+        if name in title and not any(word in title for word in ("IDLE", "Agent")):
             found.append(one)
     return found
 
@@ -223,6 +225,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=1, help="times that the images are predicted in a round")
     parser.add_argument("--count", type=int, default=None)
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--killed", nargs="+", default=list(VICTIMS), choices=list(VICTIMS))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--actors", type=int, nargs="+", default=[2, 8, 32])
     parser.add_argument("--sleep", type=float, default=0.002)
