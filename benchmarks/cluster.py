@@ -1,7 +1,7 @@
 r"""What ``predict --engine ray`` costs, survives and scales to, on the cores of one machine.
 
     OMP_NUM_THREADS=1 python benchmarks/cluster.py overhead MODEL IMAGES... [--rounds 3]
-    OMP_NUM_THREADS=1 python benchmarks/cluster.py faults MODEL IMAGES... [--count 500] [--kills 20] [--killed driver ...]
+    OMP_NUM_THREADS=1 python benchmarks/cluster.py faults MODEL IMAGES... [--count N] [--kills 20] [--killed driver ...]
     OMP_NUM_THREADS=1 python benchmarks/cluster.py scale [--count 100000] [--actors 2 8 32] [--sleep 0.002]
 
 ``overhead``: images/s of ``predict`` in throughput mode and of two actors of one core, in turns, medians; neither
