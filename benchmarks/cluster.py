@@ -1,13 +1,14 @@
 r"""What ``predict --engine ray`` costs, survives and scales to, on the cores of one machine.
 
     OMP_NUM_THREADS=1 python benchmarks/cluster.py overhead MODEL IMAGES... [--rounds 3]
+    OMP_NUM_THREADS=1 python benchmarks/cluster.py equality MODEL IMAGES... [--count 500] [--actors 1 2]
     OMP_NUM_THREADS=1 python benchmarks/cluster.py faults MODEL IMAGES... [--count N] [--kills 20] [--killed driver ...]
     OMP_NUM_THREADS=1 python benchmarks/cluster.py scale [--count 100000] [--actors 2 8 32] [--sleep 0.002]
 
 ``overhead``: images/s of ``predict`` in throughput mode and of two actors of one core, in turns, medians; neither
-counts its start. ``faults``: 500 images (links to those given, in turn); the driver, an actor, any process of a worker,
-or Ray's process for the machine is killed at random moments, the command is given again where the driver has ended, and
-the rows are compared with those of ``predict``. ``scale``: a model that sleeps instead of looking, logical cores, and
+counts its start. ``equality``: the rows of 500 images (links to those given, in turn) beside those of ``predict``.
+``faults``: the driver, an actor, any process of a worker, or Ray's process for the machine is killed at random moments,
+the command is given again where the driver has ended, and the rows are compared likewise. ``scale``: a model that sleeps instead of looking, logical cores, and
 the driver's memory.
 """
 
@@ -38,6 +39,7 @@ from retinanet.cluster import ClusterConfig, iterate_results, read_results
 from retinanet.cluster.engine import Pool, connect
 from retinanet.cluster.job import open_job
 from retinanet.cluster.worker import How
+from retinanet.inference.documents import Prediction
 from retinanet.inference.paths import find_images
 from retinanet.types import Detections
 
@@ -59,6 +61,17 @@ def overhead(options: argparse.Namespace, folder: Path) -> None:
         print(f"round {number + 1}: predict {alone[-1]:.2f} images/s, two actors {together[-1]:.2f}", flush=True)
     ratio = statistics.median(two / one for one, two in zip(alone, together, strict=True))
     print(f"median ratio {ratio:.3f} over {options.rounds} rounds of {len(links)} images")
+
+
+def equality(options: argparse.Namespace, folder: Path) -> None:
+    """The rows of more and more actors beside those of ``predict``."""
+    link_images([str(path) for path in find_images(options.images)], folder / "images", options.count)
+    images = [str(folder / "images")]
+    wanted = predict(options.model, images, output=str(folder / "local"), pictures=False)
+    for actors in options.actors:
+        output, config = str(folder / f"found{actors}"), ClusterConfig(actors=actors)
+        predict(options.model, images, output=output, engine="ray", cluster=config)
+        print(f"{actors} actors: {compare(output, wanted)}", flush=True)
 
 
 VICTIMS = {"driver": "retinanet.cli.main predict", "actor": "MapWorker", "worker": "ray::", "machine": "raylet/raylet"}
@@ -97,11 +110,15 @@ def faults(options: argparse.Namespace, folder: Path) -> None:
                 break
             if kind != "driver":
                 print(f"{kind}: the driver ended with {driver.returncode}: {message[-300:]}", flush=True)
-        rows = list(iterate_results(output))
-        pairs = zip(read_results(output), wanted, strict=True)
-        equal = sum(same(one.detections, other.detections) for one, other in pairs)
-        unique = len({row.path for row in rows})
-        print(f"{kind}: {kills} kills, {runs} runs, {len(rows)} rows, {unique} unique, {equal} equal", flush=True)
+        print(f"{kind}: {kills} kills, {runs} runs, {compare(output, wanted)}", flush=True)
+
+
+def compare(output: str | Path, wanted: Sequence[Prediction]) -> str:
+    """How many rows there are, of how many images, and how many are those of ``predict``."""
+    rows = list(iterate_results(output))
+    pairs = zip(read_results(output), wanted, strict=True)
+    equal = sum(same(one.detections, other.detections) for one, other in pairs)
+    return f"{len(rows)} rows, {len({row.path for row in rows})} unique, {equal} equal"
 
 
 def same(one: Detections, other: Detections) -> bool:
@@ -218,7 +235,7 @@ class Peak(threading.Thread):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["overhead", "faults", "scale"])
+    parser.add_argument("what", choices=["overhead", "equality", "faults", "scale"])
     parser.add_argument("model", nargs="?")
     parser.add_argument("images", nargs="*")
     parser.add_argument("--rounds", type=int, default=3)
@@ -227,13 +244,14 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--killed", nargs="+", default=list(VICTIMS), choices=list(VICTIMS))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--actors", type=int, nargs="+", default=[2, 8, 32])
+    parser.add_argument("--actors", type=int, nargs="+", default=None)
     parser.add_argument("--sleep", type=float, default=0.002)
     options = parser.parse_args()
     options.count = options.count or (100_000 if options.what == "scale" else 500)
+    options.actors = options.actors or ([2, 8, 32] if options.what == "scale" else [1, 2])
     folder = Path(tempfile.mkdtemp(prefix="retinanet-cluster-"))
     try:
-        {"overhead": overhead, "faults": faults, "scale": scale}[options.what](options, folder)
+        {"overhead": overhead, "equality": equality, "faults": faults, "scale": scale}[options.what](options, folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
