@@ -8,8 +8,8 @@ r"""What ``predict --engine ray`` costs, survives and scales to, on the cores of
 ``overhead``: images/s of ``predict`` in throughput mode and of two actors of one core, in turns, medians; neither
 counts its start. ``equality``: the rows of 500 images (links to those given, in turn) beside those of ``predict``.
 ``faults``: the driver, an actor, any process of a worker, or Ray's process for the machine is killed at random moments,
-the command is given again where the driver has ended, and the rows are compared likewise. ``scale``: a model that sleeps instead of looking, logical cores, and
-the driver's memory.
+the command is given again where the driver has ended, and the rows are compared likewise. ``scale``: a model that
+sleeps instead of looking, logical cores, and the driver's memory.
 """
 
 from __future__ import annotations
