@@ -3,13 +3,15 @@ r"""What ``predict --engine ray`` costs, survives and scales to, on the cores of
     OMP_NUM_THREADS=1 python benchmarks/cluster.py overhead MODEL IMAGES... [--rounds 3]
     OMP_NUM_THREADS=1 python benchmarks/cluster.py equality MODEL IMAGES... [--count 500] [--actors 1 2]
     OMP_NUM_THREADS=1 python benchmarks/cluster.py faults MODEL IMAGES... [--count N] [--kills 20] [--killed driver ...]
+    OMP_NUM_THREADS=1 python benchmarks/cluster.py join MODEL IMAGES... [--count 500]
     OMP_NUM_THREADS=1 python benchmarks/cluster.py scale [--count 100000] [--actors 2 8 32] [--sleep 0.002]
 
 ``overhead``: images/s of ``predict`` in throughput mode and of two actors of one core, in turns, medians; neither
 counts its start. ``equality``: the rows of 500 images (links to those given, in turn) beside those of ``predict``.
 ``faults``: the driver, an actor, any process of a worker, or Ray's process for the machine is killed at random moments,
-the command is given again where the driver has ended, and the rows are compared likewise. ``scale``: a model that
-sleeps instead of looking, logical cores, and the driver's memory.
+the command is given again where the driver has ended, and the rows are compared likewise. ``join``: a cluster of two
+machines, both on this one, one of which dies. ``scale``: a model that sleeps instead of looking, logical cores, and the
+driver's memory.
 """
 
 from __future__ import annotations
@@ -72,6 +74,36 @@ def equality(options: argparse.Namespace, folder: Path) -> None:
         output, config = str(folder / f"found{actors}"), ClusterConfig(actors=actors)
         predict(options.model, images, output=output, engine="ray", cluster=config)
         print(f"{actors} actors: {compare(output, wanted)}", flush=True)
+
+
+def join(options: argparse.Namespace, folder: Path) -> None:
+    """A cluster of two machines, both here, that is joined by its address; the second dies in the middle."""
+    link_images([str(path) for path in find_images(options.images)], folder / "images", options.count)
+    wanted = predict(options.model, [str(folder / "images")], output=str(folder / "local"), pictures=False)
+    os.environ |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
+    import ray._private.node
+    from ray._private.parameter import RayParams
+
+    where = ["--node-ip-address", "127.0.0.1", "--port", "6399", "--num-cpus", "1", "--include-dashboard", "false"]
+    ray_command = Path(sys.executable).parent / "ray"
+    subprocess.run([ray_command, "start", "--head", *where], check=True, stdout=subprocess.DEVNULL)
+    second = RayParams(  # the command joins no cluster on loopback
+        *(), gcs_address="127.0.0.1:6399", node_ip_address="127.0.0.1", num_cpus=1, num_gpus=0, node_manager_port=0
+    )
+    second.update(min_worker_port=0, max_worker_port=0, include_log_monitor=False, dashboard_agent_listen_port=None)
+    node = ray._private.node.Node(second, head=False, shutdown_at_exit=True, spawn_reaper=True)
+    for dies in (False, True):
+        output = folder / f"found{int(dies)}"
+        words = ["predict", options.model, str(folder / "images"), "--engine", "ray", "--address", "127.0.0.1:6399"]
+        command = [sys.executable, "-m", "retinanet.cli.main", *words, "--output", str(output)]
+        with subprocess.Popen(command) as driver:
+            while dies and driver.poll() is None and len(list((output / "parts").glob("part-*"))) < 5:
+                time.sleep(0.1)
+            if dies and driver.poll() is None:
+                node.kill_all_processes(allow_graceful=False)
+        told = "the second machine dies" if dies else "two machines"
+        print(f"{told}: exit code {driver.returncode}, {compare(output, wanted)}", flush=True)
+    subprocess.run([ray_command, "stop", "--force"], check=True, stdout=subprocess.DEVNULL)
 
 
 VICTIMS = {"driver": "retinanet.cli.main predict", "actor": "MapWorker", "worker": "ray::", "machine": "raylet/raylet"}
@@ -235,7 +267,7 @@ class Peak(threading.Thread):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["overhead", "equality", "faults", "scale"])
+    parser.add_argument("what", choices=["overhead", "equality", "faults", "join", "scale"])
     parser.add_argument("model", nargs="?")
     parser.add_argument("images", nargs="*")
     parser.add_argument("--rounds", type=int, default=3)
@@ -251,7 +283,8 @@ def main() -> None:
     options.actors = options.actors or ([2, 8, 32] if options.what == "scale" else [1, 2])
     folder = Path(tempfile.mkdtemp(prefix="retinanet-cluster-"))
     try:
-        {"overhead": overhead, "equality": equality, "faults": faults, "scale": scale}[options.what](options, folder)
+        parts = {"overhead": overhead, "equality": equality, "faults": faults, "join": join, "scale": scale}
+        parts[options.what](options, folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

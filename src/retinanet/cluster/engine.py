@@ -73,7 +73,10 @@ def connect(cluster: str | None = None) -> Any:
         except Exception as error:  # Ray raises plain ones too
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             if address is not None:
-                raise UserError(f"no Ray cluster at {address} ({reason})") from None
+                raise UserError(
+                    f"no Ray cluster at {address} ({reason}). Where it wants a token, as `ray start` says, set "
+                    "RAY_AUTH_MODE=token"
+                ) from None
             raise UserError(
                 f"Ray cannot start a cluster on this machine ({reason}). Where the machine is busy, try again; "
                 "/tmp/ray/session_latest/logs says more"
