@@ -1,13 +1,17 @@
 r"""What ``predict --engine ray`` costs, survives and scales to, on the cores of one machine.
 
     OMP_NUM_THREADS=1 python benchmarks/cluster.py overhead MODEL IMAGES... [--rounds 3]
-    OMP_NUM_THREADS=1 python benchmarks/cluster.py faults MODEL IMAGES... [--count 500] [--kills 20] [--seed 0]
+    OMP_NUM_THREADS=1 python benchmarks/cluster.py equality MODEL IMAGES... [--count 500] [--actors 1 2]
+    OMP_NUM_THREADS=1 python benchmarks/cluster.py faults MODEL IMAGES... [--count N] [--kills 20] [--killed driver ...]
+    OMP_NUM_THREADS=1 python benchmarks/cluster.py join MODEL IMAGES... [--count 500]
     OMP_NUM_THREADS=1 python benchmarks/cluster.py scale [--count 100000] [--actors 2 8 32] [--sleep 0.002]
 
 ``overhead``: images/s of ``predict`` in throughput mode and of two actors of one core, in turns, medians; neither
-counts its start. ``faults``: 500 images (links to those given, in turn); the driver, an actor's process, or any process
-of a worker is killed at random moments, the command is given again where the driver was, and the rows are compared with
-those of ``predict``. ``scale``: a model that sleeps instead of looking, logical cores, and the driver's memory.
+counts its start. ``equality``: the rows of 500 images (links to those given, in turn) beside those of ``predict``.
+``faults``: the driver, an actor, any process of a worker, or Ray's process for the machine is killed at random moments,
+the command is given again where the driver has ended, and the rows are compared likewise. ``join``: a cluster of two
+machines, both on this one, one of which dies. ``scale``: a model that sleeps instead of looking, logical cores, and the
+driver's memory.
 """
 
 from __future__ import annotations
@@ -37,6 +41,7 @@ from retinanet.cluster import ClusterConfig, iterate_results, read_results
 from retinanet.cluster.engine import Pool, connect
 from retinanet.cluster.job import open_job
 from retinanet.cluster.worker import How
+from retinanet.inference.documents import Prediction
 from retinanet.inference.paths import find_images
 from retinanet.types import Detections
 
@@ -60,13 +65,57 @@ def overhead(options: argparse.Namespace, folder: Path) -> None:
     print(f"median ratio {ratio:.3f} over {options.rounds} rounds of {len(links)} images")
 
 
+def equality(options: argparse.Namespace, folder: Path) -> None:
+    """The rows of more and more actors beside those of ``predict``."""
+    link_images([str(path) for path in find_images(options.images)], folder / "images", options.count)
+    images = [str(folder / "images")]
+    wanted = predict(options.model, images, output=str(folder / "local"), pictures=False)
+    for actors in options.actors:
+        output, config = str(folder / f"found{actors}"), ClusterConfig(actors=actors)
+        predict(options.model, images, output=output, engine="ray", cluster=config)
+        print(f"{actors} actors: {compare(output, wanted)}", flush=True)
+
+
+def join(options: argparse.Namespace, folder: Path) -> None:
+    """A cluster of two machines, both here, that is joined by its address; the second dies in the middle."""
+    link_images([str(path) for path in find_images(options.images)], folder / "images", options.count)
+    wanted = predict(options.model, [str(folder / "images")], output=str(folder / "local"), pictures=False)
+    os.environ |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
+    import ray._private.node
+    from ray._private.parameter import RayParams
+
+    where = ["--node-ip-address", "127.0.0.1", "--port", "6399", "--num-cpus", "1", "--include-dashboard", "false"]
+    ray_command = Path(sys.executable).parent / "ray"
+    subprocess.run([ray_command, "start", "--head", *where], check=True, stdout=subprocess.DEVNULL)
+    second = RayParams(  # the command joins no cluster on loopback
+        *(), gcs_address="127.0.0.1:6399", node_ip_address="127.0.0.1", num_cpus=1, num_gpus=0, node_manager_port=0
+    )
+    second.update(min_worker_port=0, max_worker_port=0, include_log_monitor=False, dashboard_agent_listen_port=None)
+    node = ray._private.node.Node(second, head=False, shutdown_at_exit=True, spawn_reaper=True)
+    for dies in (False, True):
+        output = folder / f"found{int(dies)}"
+        words = ["predict", options.model, str(folder / "images"), "--engine", "ray", "--address", "127.0.0.1:6399"]
+        command = [sys.executable, "-m", "retinanet.cli.main", *words, "--output", str(output)]
+        with subprocess.Popen(command) as driver:
+            while dies and driver.poll() is None and len(list((output / "parts").glob("part-*"))) < 5:
+                time.sleep(0.1)
+            if dies and driver.poll() is None:
+                node.kill_all_processes(allow_graceful=False)
+        told = "the second machine dies" if dies else "two machines"
+        print(f"{told}: exit code {driver.returncode}, {compare(output, wanted)}", flush=True)
+    subprocess.run([ray_command, "stop", "--force"], check=True, stdout=subprocess.DEVNULL)
+
+
+VICTIMS = {"driver": "retinanet.cli.main predict", "actor": "MapWorker", "worker": "ray::", "machine": "raylet/raylet"}
+
+
 def faults(options: argparse.Namespace, folder: Path) -> None:
     """Kill, go on, compare."""
     images = [str(path) for path in find_images(options.images)]
     link_images(images, folder / "images", options.count)
     wanted = predict(options.model, [str(folder / "images")], output=str(folder / "local"), pictures=False)
     dice = random.Random(options.seed)
-    for kind in ("driver", "actor", "worker"):
+    for kind in options.killed:
         output, kills, runs = folder / kind, 0, 0
         while True:
             runs += 1
@@ -77,11 +126,9 @@ def faults(options: argparse.Namespace, folder: Path) -> None:
             with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) as driver:
                 while driver.poll() is None:
                     wait = dice.uniform(0.2, 2.0)
-                    working = len(list((output / "parts").glob("part-*"))) > begun or kind != "driver"
                     time.sleep(wait)
-                    victims = {"driver": [driver.pid], "actor": find_workers(driver.pid, "MapWorker")}.get(
-                        kind, find_workers(driver.pid, "ray::")
-                    )
+                    working = kind == "actor" or len(list((output / "parts").glob("part-*"))) > begun
+                    victims = find_processes(driver.pid, VICTIMS[kind])
                     if working and victims and kills < options.kills:
                         try:
                             os.kill(dice.choice(victims), signal.SIGKILL)
@@ -94,12 +141,16 @@ def faults(options: argparse.Namespace, folder: Path) -> None:
             if driver.returncode == 0:
                 break
             if kind != "driver":
-                print(f"{kind}: the driver ended with {driver.returncode}: {message[-2000:]}")
-        rows = list(iterate_results(output))
-        pairs = zip(read_results(output), wanted, strict=True)
-        equal = sum(same(one.detections, other.detections) for one, other in pairs)
-        unique = len({row.path for row in rows})
-        print(f"{kind}: {kills} kills, {runs} runs, {len(rows)} rows, {unique} unique, {equal} equal", flush=True)
+                print(f"{kind}: the driver ended with {driver.returncode}: {message[-300:]}", flush=True)
+        print(f"{kind}: {kills} kills, {runs} runs, {compare(output, wanted)}", flush=True)
+
+
+def compare(output: str | Path, wanted: Sequence[Prediction]) -> str:
+    """How many rows there are, of how many images, and how many are those of ``predict``."""
+    rows = list(iterate_results(output))
+    pairs = zip(read_results(output), wanted, strict=True)
+    equal = sum(same(one.detections, other.detections) for one, other in pairs)
+    return f"{len(rows)} rows, {len({row.path for row in rows})} unique, {equal} equal"
 
 
 def same(one: Detections, other: Detections) -> bool:
@@ -107,8 +158,8 @@ def same(one: Detections, other: Detections) -> bool:
     return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in ("boxes", "scores", "labels"))
 
 
-def find_workers(pid: int, name: str) -> list[int]:
-    """The processes under one whose title holds a text."""
+def find_processes(pid: int, name: str) -> list[int]:
+    """A process and those under it whose title holds a text, but Ray's own agents and workers without work."""
     children: dict[int, list[int]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -123,7 +174,7 @@ def find_workers(pid: int, name: str) -> list[int]:
             title = Path(f"/proc/{one}/cmdline").read_bytes().replace(b"\0", b" ").decode()
         except OSError:
             continue
-        if name in title and "IDLE" not in title:
+        if name in title and not any(word in title for word in ("IDLE", "Agent")):
             found.append(one)
     return found
 
@@ -216,21 +267,24 @@ class Peak(threading.Thread):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["overhead", "faults", "scale"])
+    parser.add_argument("what", choices=["overhead", "equality", "faults", "join", "scale"])
     parser.add_argument("model", nargs="?")
     parser.add_argument("images", nargs="*")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--repeat", type=int, default=1, help="times that the images are predicted in a round")
     parser.add_argument("--count", type=int, default=None)
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--killed", nargs="+", default=list(VICTIMS), choices=list(VICTIMS))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--actors", type=int, nargs="+", default=[2, 8, 32])
+    parser.add_argument("--actors", type=int, nargs="+", default=None)
     parser.add_argument("--sleep", type=float, default=0.002)
     options = parser.parse_args()
     options.count = options.count or (100_000 if options.what == "scale" else 500)
+    options.actors = options.actors or ([2, 8, 32] if options.what == "scale" else [1, 2])
     folder = Path(tempfile.mkdtemp(prefix="retinanet-cluster-"))
     try:
-        {"overhead": overhead, "faults": faults, "scale": scale}[options.what](options, folder)
+        parts = {"overhead": overhead, "equality": equality, "faults": faults, "join": join, "scale": scale}
+        parts[options.what](options, folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -12,12 +12,18 @@ from retinanet.cluster.engine import connect
 
 
 @pytest.fixture(scope="session")
-def peak_model(tmp_path_factory) -> Path:
-    """The graph of the tests of inference: the whole image as a box, and its middle with half the score."""
+def graphs():
+    """The module of the tests of inference that writes graphs."""
     path = Path(__file__).parents[1] / "inference" / "conftest.py"
     spec = importlib.util.spec_from_file_location("graphs_for_cluster", path)
     graphs = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(graphs)
+    return graphs
+
+
+@pytest.fixture(scope="session")
+def peak_model(graphs, tmp_path_factory) -> Path:
+    """A graph that finds the whole image as a box, and its middle with half the score."""
     folder = tmp_path_factory.mktemp("exported") / "peak"
     graphs.write(folder / "model.onnx", graphs.CARD.to_json())
     return folder

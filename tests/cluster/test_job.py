@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,9 @@ import pytest
 from PIL import Image
 
 from retinanet.cluster import ClusterConfig, iterate_results, read_results
+from retinanet.cluster.model import pack_model
 from retinanet.errors import UserError
+from retinanet.model.postprocess import Postprocess
 from retinanet.prediction import predict
 
 
@@ -77,7 +81,11 @@ def test_a_job_goes_on_where_it_was(ray, peak_model, images, wanted, tmp_path, c
         run_job(str(peak_model), [str(images)], score=0.9, load={"tile": 64}, **job)
     with pytest.raises(UserError, match="holds a job with another list of images"):
         run_job(str(peak_model), [str(images / "999.png")], **job)
-    assert run_job(str(peak_model), [str(images)], overwrite=True, **job).images == 41
+    run_job(str(peak_model), [str(images)], overwrite=True, **job)
+    assert len(list(iterate_results(output))) == 41
+    before = (parts / "part-000000000.parquet").stat().st_mtime_ns
+    run_job(str(peak_model), [str(images)], overwrite=True, **job)
+    assert (parts / "part-000000000.parquet").stat().st_mtime_ns > before  # all was done: it begins anew
     (output / "job.json").unlink()
     with pytest.raises(UserError, match=r"holds parts/part-000000000.parquet, but no job.json"):
         run_job(str(peak_model), [str(images)], **job)
@@ -118,6 +126,26 @@ def test_windows_of_a_large_image_are_shared_among_actors(ray, peak_model, image
     (output / "parts" / "image-000000000.parquet").unlink()
     assert run_job(str(peak_model), few, output=str(output), actors=1, load=options).images == 3
     assert_same(read_results(output), wanted)
+
+
+@pytest.mark.parametrize(("tile", "told"), [(None, ": 2 detections, the most"), (32, "tiles hold 2 detections")])
+def test_warnings_of_actors_are_told(ray, graphs, images, tmp_path, caplog, tile, told):
+    """Where an image or a tile has as many detections as the model reports at most, some may be missing."""
+    spec = replace(graphs.CARD.spec, postprocess=Postprocess(max_detections=2))
+    graphs.write(tmp_path / "full" / "model.onnx", replace(graphs.CARD, spec=spec).to_json())
+    load = {} if tile is None else {"tile": tile, "overlap": 4}
+    run_job(str(tmp_path / "full"), [str(images)], output=str(tmp_path / "found"), actors=1, load=load)
+    warnings = [record.getMessage() for record in caplog.records if told in record.getMessage()]
+    assert 1 <= len(warnings) == len(set(warnings)) <= 5
+    if tile is None:
+        assert all(str(images) in text for text in warnings) and re.search(r"\d+ more warning", caplog.text)
+
+
+def test_a_model_for_gpus_is_checked_where_there_is_none(trained):
+    packed = pack_model(trained)
+    assert packed.check(1, {"device": "cuda", "precision": "bf16"}).class_names
+    with pytest.raises(UserError, match="device 'cuda' cannot be used"):
+        packed.load(1, device="cuda")
 
 
 def test_no_port_is_open_to_others(ray):

@@ -22,8 +22,9 @@ from retinanet.serving.service import Service
 LIMITS = Limits(bytes=200_000, pixels=500_000, seconds=10.0, images=4, queue=8)
 
 
-def _graphs():
-    """The graph of the tests of inference: the whole image as a box, and its middle with half the score."""
+@pytest.fixture(scope="session")
+def graphs():
+    """The module of the tests of inference that writes graphs."""
     path = Path(__file__).parents[1] / "inference" / "conftest.py"
     spec = importlib.util.spec_from_file_location("graphs_for_serving", path)
     module = importlib.util.module_from_spec(spec)
@@ -32,9 +33,9 @@ def _graphs():
 
 
 @pytest.fixture(scope="session")
-def peak_model(tmp_path_factory) -> Path:
-    """The folder of a tiny exported model; classes spot (threshold 0.2) and half (0.3). Read only."""
-    graphs, folder = _graphs(), tmp_path_factory.mktemp("served") / "peak"
+def peak_model(graphs, tmp_path_factory) -> Path:
+    """A graph that finds the whole image as a box, spot (threshold 0.2), and its middle, half (0.3). Read only."""
+    folder = tmp_path_factory.mktemp("served") / "peak"
     graphs.write(folder / "model.onnx", graphs.CARD.to_json())
     return folder
 

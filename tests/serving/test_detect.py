@@ -54,6 +54,9 @@ def test_score_and_classes(client, picture):
     assert names(score=0.5) == ["spot"]
     assert names(classes="half") == ["half"]
     assert names(classes="half,spot", score=0.0) == ["spot", "half"]
+    answer = client.post("/detect", params={"scores": 0.5}, content=picture())
+    assert answer.status_code == 400
+    assert answer.json()["error"] == "/detect has no parameter 'scores', did you mean 'score'?"
 
 
 @pytest.mark.parametrize(

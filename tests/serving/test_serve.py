@@ -40,11 +40,15 @@ def begin(*words, **environment):
     raise AssertionError(process.stderr.read())
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_it_serves_without_torch_until_it_is_told_to_stop(peak_model, picture, number):
-    process, port, text = begin(str(peak_model))
+@pytest.mark.parametrize(
+    ("number", "file", "backend"),
+    [(signal.SIGTERM, "model.onnx", "ONNX Runtime fp32"), (signal.SIGINT, "model.xml", "OpenVINO fp32")],
+)
+def test_it_serves_without_torch_until_it_is_told_to_stop(graphs, picture, tmp_path, number, file, backend):
+    graphs.write(tmp_path / "peak" / file, graphs.CARD.to_json())
+    process, port, text = begin(str(tmp_path / "peak"))
     try:
-        assert text == f"peak (ONNX Runtime fp32) at http://127.0.0.1:{port}; stop with Ctrl-C\n"
+        assert text == f"peak ({backend}) at http://127.0.0.1:{port}; stop with Ctrl-C\n"
         answer = httpx.post(f"http://127.0.0.1:{port}/detect", content=picture(), trust_env=False, timeout=60)
         assert answer.status_code == 200
         process.send_signal(number)

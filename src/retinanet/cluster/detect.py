@@ -68,7 +68,7 @@ def detect(
         raise UserError(f"the data set has a column {taken[0]} already. Rename it: dataset.rename_columns")
     pool = choose_pool(list_nodes(ray), actors=actors, cpus=cpus, gpus=gpus, reading=READING)
     options = {**load, "batch_size": batch_size}
-    packed.load(pool.threads, **options)  # a model that cannot be loaded is told here
+    packed.check(pool.threads, options)
     return dataset.map_batches(
         Finder,
         fn_constructor_args=([ray.put(packed)], options, score, column, keep_images, pool.threads),

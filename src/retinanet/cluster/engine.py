@@ -45,7 +45,7 @@ def connect(cluster: str | None = None) -> Any:
         cluster: address of a running cluster; ``auto`` for the one that runs on this machine.
 
     Raises:
-        UserError: Ray is not installed, or there is no such cluster.
+        UserError: Ray is not installed, there is no such cluster, or none can be started here.
     """
     address = cluster or os.environ.get("RAY_ADDRESS")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -70,9 +70,17 @@ def connect(cluster: str | None = None) -> Any:
                     ray.init(address=address, **quiet)
                 else:
                     ray.init(address="local", num_cpus=count_cores(), include_dashboard=False, **quiet)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except Exception as error:  # Ray raises plain ones too
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(f"no Ray cluster at {address or 'this machine'} ({reason})") from None
+            if address is not None:
+                raise UserError(
+                    f"no Ray cluster at {address} ({reason}). Where it wants a token, as `ray start` says, set "
+                    "RAY_AUTH_MODE=token"
+                ) from None
+            raise UserError(
+                f"Ray cannot start a cluster on this machine ({reason}). Where the machine is busy, try again; "
+                "/tmp/ray/session_latest/logs says more"
+            ) from None
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

@@ -116,7 +116,7 @@ def run_job(
         merge: as :func:`retinanet.predict`.
         tile_scale: likewise.
         cluster: how the cluster is used.
-        overwrite: begin anew where there are results of another job.
+        overwrite: begin anew where there are results of another job, or of this one and all of it is done.
 
     Raises:
         UserError: no usable model, no image, a pool that the cluster cannot hold, too many unreadable images, or the
@@ -129,7 +129,7 @@ def run_job(
     places = list_images(list(images))
     ray = connect(cluster.address)
     pool = choose_pool(list_nodes(ray), actors=cluster.actors, cpus=cluster.cpus, gpus=cluster.gpus)
-    predictor = packed.load(pool.threads, **how.load)  # a model that cannot be loaded ends the job here
+    predictor = packed.check(pool.threads, how.load)
     list_tile_options(predictor, merge, tile_scale)
     choose_threshold(predictor, score)
     header = {
@@ -161,14 +161,15 @@ def open_job(output: str, places: Sequence[str], packed: PackedModel, how: How, 
         more = len(set(places).difference(known))
         if more == len(places):
             changed.append("list of images")
-        if not changed and not (overwrite and more):
+        job = Job(store, known)
+        if not changed and not (overwrite and (more or {task.file for task in job.tasks} <= set(done))):
             if more:
                 _log.warning(
                     "%d images are not in the list of the job in %s, which was made when it began: they are left out. "
                     "Give them another --output, or pass --overwrite to begin anew",
                     *(more, output),
                 )
-            return Job(store, known)
+            return job
         if not overwrite:
             raise UserError(
                 f"--output {output} holds a job with another {' and '.join(changed)}. Choose another --output, or pass "

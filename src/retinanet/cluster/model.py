@@ -45,6 +45,15 @@ class PackedModel:
             mode: Mode = "throughput" if self.name and threads > 1 and not self.name.endswith(".pt2") else "latency"
             return Predictor.load(Path(folder) / self.name, mode=mode, cores=threads, **options)
 
+    def check(self, threads: int, options: Mapping[str, Any]) -> Predictor:
+        """What :meth:`load` gives, where it is asked before actors are started: here there may be no GPU.
+
+        Raises:
+            UserError: the model cannot be loaded, or not with these options.
+        """
+        elsewhere = not self.name and str(options.get("device", "auto")).startswith("cuda")
+        return self.load(threads, **{**options, **({"device": "cpu", "precision": "fp32"} if elsewhere else {})})
+
 
 def pack_model(model: str | Path) -> PackedModel:
     """The files of a model folder, an exported model or a name, as :meth:`Predictor.load` takes them.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +14,8 @@ from retinanet.errors import UserError
 from retinanet.plotting.html import format_time
 
 PULSE = 30.0  # seconds between two lines where there is no terminal
+WARNINGS = 5  # of actors that are told; the others are counted
+_log = logging.getLogger(__name__)
 
 
 class Tally:
@@ -23,6 +26,8 @@ class Tally:
         self.done = self.errors = self.objects = 0
         self.first: tuple[int, float] | None = None  # images that were done when the first task was, and when that was
         self.reason = ""
+        self.warnings: list[str] = []
+        self.more = 0
         self.begun = self.told = self.last = time.monotonic()
         self.console = Console(stderr=True)
         self.bar = Progress(console=self.console, transient=True, disable=not self.console.is_terminal)
@@ -35,6 +40,8 @@ class Tally:
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         self.seconds = time.monotonic() - self.begun
         self.bar.stop()
+        if self.more:
+            _log.warning("%d more warning%s", self.more, "s" if self.more > 1 else "")
 
     def add(self, summary: Mapping[str, Any], *, before: bool = False) -> list[list[int]]:
         """Count a task; the images that it left for tasks of their own, with their windows.
@@ -51,6 +58,12 @@ class Tally:
                 f"{self.errors} images cannot be read, more than --max_errors {self.max_errors}. The first: "
                 f"{self.reason} What is done is kept: the same command with a larger --max_errors goes on"
             )
+        for text in filter(None, str(summary.get("warnings", "")).split("\n")):
+            if len(self.warnings) == WARNINGS:
+                self.more += text not in self.warnings
+            elif text not in self.warnings:
+                self.warnings.append(text)
+                _log.warning("%s", text)
         if not before:
             self._tell()
         return [[int(index), int(windows)] for index, windows in summary["deferred"]]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,12 +20,14 @@ from retinanet.errors import UserError
 from retinanet.images.io import image_size
 from retinanet.images.windows import ImageWindows
 from retinanet.inference.pictures import choose_threshold, detect_each, list_tile_options
+from retinanet.inference.predictor import describe_limit
 from retinanet.inference.stream import in_order
-from retinanet.inference.tiled import Cut, cut_image, detect_windows, join_windows
+from retinanet.inference.tiled import Cut, cut_image, detect_windows, join_windows, warn_of_full_windows
 
 READERS = 8  # threads that copy images from a store
 RANGE = 64  # windows of a task: an image with more is shared among the actors
 WINDOWS = "windows"  # the folder of what was found in ranges of windows
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -93,9 +97,12 @@ class Worker:
         """Do one task, given as a batch of one row; what the job has to know of it, as another."""
         task = Task(**{name: values[0] for name, values in batch.items()})
         task = replace(task, index=int(task.index), first=int(task.first), last=int(task.last))
-        rows, deferred = {"images": self.find, "windows": self.find_windows, "join": self.join}[task.kind](task)
+        do = {"images": self.find, "windows": self.find_windows, "join": self.join}[task.kind]
+        with collect_warnings() as warnings:
+            rows, deferred = do(task)
         self.store.write(task.file, encode(rows, {**self.header, "deferred": deferred}))
-        return {key: [value] for key, value in summarize(task, rows, deferred).items()}
+        summary = {**summarize(task, rows, deferred), "warnings": "\n".join(warnings)}
+        return {key: [value] for key, value in summary.items()}
 
     def find(self, task: Task) -> tuple[list[Row], list[list[int]]]:
         """The rows of images, and which are so large that they are left for tasks of their own, with their windows."""
@@ -128,6 +135,8 @@ class Worker:
             if isinstance(found, UserError):
                 rows.append(Row(index, place, error=str(found).replace(str(path), place)))
             elif not isinstance(size, UserError):
+                if self.tiling is None and self.predictor.backend.spec.is_at_limit(found):
+                    _log.warning("%s: %s", place, describe_limit(self.predictor.backend.spec))
                 rows.append(Row(index, place, size, found.above(self.least)))
         each = 1000 * (time.perf_counter() - begun) / max(1, len(task.paths))
         return [replace(row, milliseconds=each) for row in rows], deferred
@@ -142,6 +151,7 @@ class Worker:
                 assert cut is not None
                 windows = cut.windows[task.first : task.last]
                 found = detect_windows(self.predictor, image, windows, cut.rule)
+                warn_of_full_windows(self.predictor.backend.spec, found)
         except UserError as error:
             return [Row(task.index, place, error=str(error).replace(str(path), place))], []
         each = 1000 * (time.perf_counter() - begun) / len(windows)
@@ -162,6 +172,24 @@ class Worker:
 
     def _cut(self, size: tuple[int, int]) -> Cut | None:
         return None if self.tiling is None else cut_image(self.predictor.backend.spec, size, **self.tiling)
+
+
+@contextmanager
+def collect_warnings() -> Iterator[list[str]]:
+    """The different warnings that are logged meanwhile: what an actor logs nobody reads, so the job tells them."""
+    texts: list[str] = []
+
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if (text := record.getMessage()) not in texts:
+                texts.append(text)
+
+    handler, logger = Collector(logging.WARNING), logging.getLogger("retinanet")
+    logger.addHandler(handler)
+    try:
+        yield texts
+    finally:
+        logger.removeHandler(handler)
 
 
 def cut_ranges(index: int, path: str, windows: int) -> list[Task]:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
-from fastapi import APIRouter, FastAPI, Query, Request
+from fastapi import APIRouter, Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
 from retinanet import __version__
-from retinanet.errors import UserError
+from retinanet.errors import UserError, suggest
 from retinanet.serving import v2
 from retinanet.serving.bodies import read_images
 from retinanet.serving.guard import SHOW, Access, Guard, answer_error
@@ -77,7 +77,7 @@ def make_app(service: Service, access: Access, source: ImageSource | None = None
 
 
 def _make_routes(service: Service) -> APIRouter:
-    router = APIRouter(tags=["Detection"])
+    router = APIRouter(tags=["Detection"], dependencies=[Depends(_check_parameters)])
     html = importlib.resources.files("retinanet.serving").joinpath("page.html").read_text(encoding="utf-8")
 
     @router.get("/", include_in_schema=False)
@@ -137,6 +137,14 @@ def _make_routes(service: Service) -> APIRouter:
         return JSONResponse({"candidates": candidates}, headers=SHOW)
 
     return router
+
+
+async def _check_parameters(request: Request) -> None:
+    """Refuse parameters that a route does not have: a threshold under a misspelt name would be lost silently."""
+    known = [parameter.name for parameter in request.scope["route"].dependant.query_params]
+    for name in request.query_params:
+        if name not in known:
+            raise Refusal(400, f"{request.url.path} has no parameter {name[:100]!r}{suggest(name[:100], known)}")
 
 
 async def _explain(request: Request, error: Exception) -> Response:
