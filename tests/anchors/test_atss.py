@@ -23,16 +23,17 @@ def dense(rule: ATSS, lattice: AnchorLattice, grids: Grids, target: Target) -> t
     cells = torch.stack([x, y], dim=1)
     exact = (cells.double() + lattice.offset) * step.flip(1)  # the centre of every anchor's cell
     rounded = (cells.float() + lattice.offset) * step.flip(1)
-    members = [(levels == level).nonzero()[:, 0].tolist() for level in range(len(grids))]
+    members = [(levels == level).nonzero()[:, 0] for level in range(len(grids))]
     winner: dict[int, tuple[float, int]] = {}
     for row, box in enumerate(target.boxes):
         sides = box[2:] - box[:2]
         if target.ignore[row] or not (sides > 0).all() or not 0 < sides.prod() < torch.inf or not len(anchors):
             continue
-        distance = (exact - (box[:2].double() + box[2:].double()) / 2).square().sum(dim=1).tolist()
+        distance = (exact - (box[:2].double() + box[2:].double()) / 2).square().sum(dim=1)
         candidates: list[int] = []
         for here in members:  # by number, which a stable sort keeps: the anchors of a cell are at one place
-            candidates += sorted(here, key=distance.__getitem__)[: rule.cells * lattice.num_anchors]
+            nearest = distance[here].argsort(stable=True)[: rule.cells * lattice.num_anchors]
+            candidates += here[nearest].tolist()
         overlap = box_iou(box[None], anchors[candidates])[0]
         values = overlap.double()
         needed = values.mean() + (values.std() if len(values) > 1 else 0)
