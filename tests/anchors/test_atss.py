@@ -4,7 +4,15 @@ import random
 
 import pytest
 import torch
-from tests.anchors.test_matching import GOLDEN_BOXES, every_anchor, make_target, one_thread, random_boxes, random_layout
+from tests.anchors.test_matching import (
+    GOLDEN_BOXES,
+    SCALE,
+    every_anchor,
+    make_target,
+    one_thread,
+    random_boxes,
+    random_layout,
+)
 from torchvision.ops import box_iou
 
 from retinanet.anchors.atss import ATSS
@@ -62,7 +70,7 @@ def random_rule(seed: int) -> ATSS:
     return ATSS(cells=choose.choice((1, 2, 3, 4, 5, 9, 9, 9, 16)), forced=choose.random() < 0.7)
 
 
-@pytest.mark.parametrize("block", range(8))
+@pytest.mark.parametrize("block", range(3 * SCALE))
 def test_equals_the_dense_rule_on_random_layouts(block):
     positives = forced = 0
     for seed in range(200 * block, 200 * (block + 1)):
@@ -74,7 +82,7 @@ def test_equals_the_dense_rule_on_random_layouts(block):
 
 
 def test_several_images_at_once_are_one_after_the_other():
-    for seed in range(200):
+    for seed in range(100 * SCALE):
         rule, (_, lattice, grids, target), choose = random_rule(seed), random_layout(seed), random.Random(seed)
         targets = [target]
         for _ in range(choose.randint(0, 3)):
