@@ -21,8 +21,11 @@ from retinanet.deploy.export import export
 from retinanet.deploy.onnx import to_onnx
 from retinanet.deploy.quantise import quantise_model
 from retinanet.detector import Detector
+from retinanet.digest import file_sha256
 from retinanet.images.preprocess import Preprocess
+from retinanet.inference.exported import OUTPUTS, ExportedModel
 from retinanet.inference.predictor import Predictor
+from retinanet.inference.pt2 import load_pt2
 from retinanet.model.postprocess import Postprocess
 from retinanet.model.presets import Architecture
 from retinanet.spec import ModelSpec
@@ -163,7 +166,23 @@ def converted_once(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def exported(model, labelled, converted_once, tmp_path_factory):
+def loaded_once():
+    """torch takes seconds to read a pt2 file: the graph of one with the same bytes is kept."""
+    graphs = {}
+
+    def load(path, read, *, trust=False, trust_code=False, real=load_pt2):
+        if (key := (file_sha256(path), trust, trust_code)) not in graphs:
+            graphs[key] = real(path, read, trust=trust, trust_code=trust_code)
+        kept = graphs[key]
+        return ExportedModel(read(kept.card.to_json(), OUTPUTS)[0], kept.graph, runtime="torch.export", streams=1)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("retinanet.inference.pt2.load_pt2", load)
+        yield
+
+
+@pytest.fixture(scope="session")
+def exported(model, labelled, converted_once, loaded_once, tmp_path_factory):
     """Exports the model, once: ``exported("onnx", "int8")`` -> the report. Read only."""
     root = tmp_path_factory.mktemp("exported")
     made = {}

@@ -5,6 +5,7 @@ import random
 import shutil
 from collections import Counter
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import onnx
@@ -51,6 +52,12 @@ def eager(model):
     return Predictor.load(model, device="cpu", batch_size=3)
 
 
+@pytest.fixture(scope="module")
+def graph_of(exported):
+    """The graph of an export, opened once."""
+    return cache(lambda *kind: open_exported(file_of(exported(*kind)), trust=True).graph)
+
+
 @pytest.mark.parametrize("kind", KINDS, ids="-".join)
 def test_files_and_card(exported, detector, kind):
     report = exported(*kind)
@@ -92,7 +99,7 @@ def test_the_same_detections_on_files(exported, eager, labelled, kind):
 @pytest.mark.parametrize("kind", FP32, ids="-".join)
 @pytest.mark.parametrize("count", [1, 5])
 @pytest.mark.parametrize("size", [(32, 32), (64, 96), (96, 96), (96, 256), (128, 64), (416, 352)])
-def test_any_number_of_images_of_any_size(exported, detector, kind, size, count):
+def test_any_number_of_images_of_any_size(graph_of, detector, kind, size, count):
     """Down to where all levels together have fewer anchors than the cut, and the coarse ones a single cell."""
     generator = torch.Generator().manual_seed(3)
     images = torch.randint(0, 256, (count, 3, *size), dtype=torch.uint8, generator=generator)
@@ -102,9 +109,7 @@ def test_any_number_of_images_of_any_size(exported, detector, kind, size, count)
     with torch.inference_mode():
         raw = detector.net(detector.spec.preprocess.normalise(images, sizes))
         wanted = detector.spec.postprocess(raw, sizes, detector.spec.class_names)
-    boxes, scores, labels, found = open_exported(file_of(exported(*kind)), trust=True).graph(
-        images.numpy(), sizes.numpy()
-    )
+    boxes, scores, labels, found = graph_of(*kind)(images.numpy(), sizes.numpy())
     assert boxes.shape == (count, 60, 4) and found.tolist() == [len(one) for one in wanted] and found.sum() > 0
     for n, one in enumerate(wanted):
         np.testing.assert_allclose(boxes[n, : found[n]], one.boxes, rtol=0, atol=0.01)
