@@ -40,6 +40,7 @@ test: lint
 
 fuzz: install-dev
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz --runtimes --seed $(SEED) --budget $(BUDGET)
+	TEST_SCALE=10 $(PYTEST) tests/anchors
 
 format: install-dev
 	$(BIN)/ruff check --fix .

@@ -20,7 +20,18 @@ HEIGHT, WIDTH = 64, 80
 COUNTS = {"train": 6, "val": 3, "test": 3}
 NAMES = ("a", "b", "c")  # of the random samples and detections
 # These files take longest, the longest first.
-LONG = ["test_job.py", "test_ending.py", "test_torchvision.py", "test_nodes.py", "test_distributed.py", "test_peers.py"]
+LONG = [
+    "test_export.py",
+    "test_job.py",
+    "test_ending.py",
+    "test_torchvision.py",
+    "test_nodes.py",
+    "test_distributed.py",
+    "test_peers.py",
+    "test_output.py",
+    "test_atss.py",
+    "test_detect.py",
+]
 
 
 def pytest_collection_modifyitems(items):

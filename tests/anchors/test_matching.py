@@ -1,5 +1,6 @@
 """Matching on the lattice against the dense rule: all boxes by all anchors, written down as it reads."""
 
+import os
 import random
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from retinanet.errors import UserError
 from retinanet.types import Target
 
 NEGATIVE, IGNORED, POSITIVE = 0, 1, 2
+SCALE = int(os.environ.get("TEST_SCALE", "1"))  # so many times as many random layouts
 
 
 @pytest.fixture(autouse=True)
@@ -193,7 +195,7 @@ def random_layout(seed: int) -> tuple[Matcher, AnchorLattice, Grids, Target]:
     return Matcher(foreground, background, forced, forced_iou), lattice, grids, target
 
 
-@pytest.mark.parametrize("block", range(10))
+@pytest.mark.parametrize("block", range(4 * SCALE))
 def test_equals_the_dense_rule_on_random_layouts(block):
     positives = ignored = 0
     for seed in range(250 * block, 250 * (block + 1)):
@@ -204,7 +206,7 @@ def test_equals_the_dense_rule_on_random_layouts(block):
     assert positives > 2000 and ignored > 2000, f"{positives} and {ignored} hardly test anything"
 
 
-@pytest.mark.parametrize("block", range(4))
+@pytest.mark.parametrize("block", range(2 * SCALE))
 def test_several_images_at_once_are_one_after_the_other(block):
     positives = 0
     for seed in range(100 * block, 100 * (block + 1)):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +19,13 @@ from retinanet.data.painting import paint
 from retinanet.data.scenes import plan_scene
 from retinanet.deploy.export import export
 from retinanet.deploy.onnx import to_onnx
+from retinanet.deploy.quantise import quantise_model
 from retinanet.detector import Detector
+from retinanet.digest import file_sha256
 from retinanet.images.preprocess import Preprocess
+from retinanet.inference.exported import OUTPUTS, ExportedModel
 from retinanet.inference.predictor import Predictor
+from retinanet.inference.pt2 import load_pt2
 from retinanet.model.postprocess import Postprocess
 from retinanet.model.presets import Architecture
 from retinanet.spec import ModelSpec
@@ -115,33 +121,68 @@ def labelled(model, tmp_path_factory) -> Path:
     return root
 
 
-@pytest.fixture(scope="session")
-def converted_once():
-    """The exporter takes most of the time of these tests: what it made of the same detector is remembered."""
-    made: dict[object, bytes] = {}
-    real = to_onnx
+def hash_of(*parts) -> str:
+    """A name for bytes and for what has a telling ``repr``."""
+    total = hashlib.sha256()
+    for part in parts:
+        total.update(part if isinstance(part, bytes) else repr(part).encode())
+    return total.hexdigest()
 
-    def remembered(detector, card):
-        weights = hashlib.sha256(b"".join(value.numpy().tobytes() for value in detector.net.state_dict().values()))
-        parts = (
-            detector.spec.architecture,
-            detector.spec.preprocess,
-            detector.spec.postprocess,
-            detector.spec.class_names,
-            card.raw,
-        )
-        key = (weights.digest(), *map(repr, parts))
-        if key not in made:
-            made[key] = real(detector, card).SerializeToString()
-        return onnx.ModelProto.FromString(made[key])
+
+@pytest.fixture(scope="session")
+def converted_once(tmp_path_factory):
+    """The exporter and NNCF take most of the time of these tests: what they made of the same detector is kept.
+
+    In a folder that the processes of this run of the tests share.
+    """
+    root = tmp_path_factory.getbasetemp()
+    kept = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "converted"
+    kept.mkdir(exist_ok=True)
+
+    def keep(key, make):
+        if not (file := kept / f"{key}.onnx").exists():
+            draft = kept / f"{key}.{os.getpid()}"
+            onnx.save(make(), draft)
+            os.replace(draft, file)
+        return onnx.load(file)
+
+    def convert(detector, card, real=to_onnx):
+        spec = detector.spec
+        rules = spec.architecture, spec.preprocess, spec.postprocess, spec.class_names, card.raw
+        weights = (value.numpy().tobytes() for value in detector.net.state_dict().values())
+        return keep(hash_of(*rules, *weights), lambda: real(detector, card))
+
+    def quantise(model, spec, images, *, keep_class_output, real=quantise_model):
+        make = partial(real, model, spec, images, keep_class_output=keep_class_output)
+        if not isinstance(model, onnx.ModelProto):
+            return make()
+        pixels = (path.read_bytes() for path in images)
+        return keep(hash_of(model.SerializeToString(), spec.preprocess, keep_class_output, *pixels), make)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("retinanet.deploy.onnx.to_onnx", remembered)
+        patch.setattr("retinanet.deploy.onnx.to_onnx", convert)
+        patch.setattr("retinanet.deploy.quantise.quantise_model", quantise)
         yield
 
 
 @pytest.fixture(scope="session")
-def exported(model, labelled, converted_once, tmp_path_factory):
+def loaded_once():
+    """torch takes seconds to read a pt2 file: the graph of one with the same bytes is kept."""
+    graphs = {}
+
+    def load(path, read, *, trust=False, trust_code=False, real=load_pt2):
+        if (key := (file_sha256(path), trust, trust_code)) not in graphs:
+            graphs[key] = real(path, read, trust=trust, trust_code=trust_code)
+        kept = graphs[key]
+        return ExportedModel(read(kept.card.to_json(), OUTPUTS)[0], kept.graph, runtime="torch.export", streams=1)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("retinanet.inference.pt2.load_pt2", load)
+        yield
+
+
+@pytest.fixture(scope="session")
+def exported(model, labelled, converted_once, loaded_once, tmp_path_factory):
     """Exports the model, once: ``exported("onnx", "int8")`` -> the report. Read only."""
     root = tmp_path_factory.mktemp("exported")
     made = {}
