@@ -9,7 +9,7 @@ COPY src src
 RUN python -m pip --python /opt/retinanet/bin/python install --no-cache-dir --no-deps .
 
 FROM python:3.12-slim-bookworm
-RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin retinanet
+RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin retinanet
 COPY --from=build /opt/retinanet /opt/retinanet
 ENV PATH=/opt/retinanet/bin:$PATH PYTHONUNBUFFERED=1
 USER 10001
