@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from retinanet.training.planned import plan
     from retinanet.training.run import train
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "AnnotatedImages",
     "Augment",

@@ -25,6 +25,9 @@ class Columns(NamedTuple):
     class_names: tuple[str, ...]
 
 
+EXTRAS = {"supervision": "objects", "sahi": "objects", "pandas": "objects", "shtab": "completion"}
+
+
 def require(package: str, what: str) -> Any:
     """An optional package.
 
@@ -35,7 +38,8 @@ def require(package: str, what: str) -> Any:
         return importlib.import_module(package)
     except ImportError:
         name = package.partition(".")[0]
-        raise UserError(f"{what} needs the package {name}: pip install {name}") from None
+        advice = f'"retinanet[{EXTRAS[name]}]", or {name} alone' if name in EXTRAS else name
+        raise UserError(f"{what} needs the package {name}: pip install {advice}") from None
 
 
 def to_supervision(found: Columns) -> Any:

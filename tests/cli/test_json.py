@@ -148,4 +148,4 @@ def test_completion():
 def test_completion_without_shtab(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "shtab", None)
     assert main(["completion", "bash"]) == 2
-    assert "completion needs the package shtab: pip install shtab" in capsys.readouterr().err
+    assert 'needs the package shtab: pip install "retinanet[completion]"' in capsys.readouterr().err

@@ -214,7 +214,7 @@ def test_names_are_drawn_with_their_letters_or_as_a_number(image, caplog):
     boxes = torch.tensor([[40.0, 60, 120, 150], [180, 60, 260, 150]])
     picture = draw_boxes(image, boxes, labels, class_names=names)
     assert picture.tobytes() == draw_boxes(image, boxes, labels, class_names=(names[0], "class 1")).tobytes()
-    assert len(caplog.records) == 1 and "DejaVu Sans lacks" in caplog.text
+    assert len(caplog.records) == 1 and "the font lacks" in caplog.text
 
 
 def test_boxes_are_drawn_without_torch():

@@ -88,6 +88,10 @@ JSON = "--json"
 HERE = {"demo": "retinanet.cli.demo", "completion": "retinanet.cli.completion"}  # the functions of no other package
 NO_RESULT = ("serve", "completion")  # commands that have none to print as JSON
 ALIASES = {"convert": {"from": "weights"}}  # which is no name for a parameter in Python
+# What an installation from requirements-runner.txt lacks. What an extra brings is asked for where it is imported.
+TRAINING = ("torch", "torchvision", "timm", "lightning_fabric", "faster_coco_eval", "safetensors", "huggingface_hub")
+TRAINING += ("matplotlib", "jinja2")
+RUNNER = "Without torch, predict and serve take models that were exported to ONNX or OpenVINO"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -96,18 +100,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # alone no longer than before (docs/results/planning.md). It is read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if not words or words[0] in ("-h", "--help", "help"):
-        print(overview())
-        return 0 if words else 2
-    if words[0] in ("-V", "--version"):
-        print(f"retinanet {retinanet.__version__}")
-        return 0
-    if words[0] not in COMMANDS:
-        reason = f"unknown command {words[0]!r}{suggest(words[0], COMMANDS)}"
-        print(f"retinanet: {reason}\n\n{overview()}", file=sys.stderr)
-        return _print_error(words, reason, 2)
     try:
-        code = run(words[0], words[1:])
+        code = answer(words)
         if sys.stdout is not None:
             sys.stdout.flush()
         return code
@@ -115,6 +109,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _stop(words, str(error), 130)
     except UserError as error:
         return _stop(words, str(error), 2)
+    except ModuleNotFoundError as error:
+        if (package := str(error.name).partition(".")[0]) not in TRAINING:
+            raise
+        return _stop(words, f"this needs {package}, which is not installed: pip install retinanet. {RUNNER}", 2)
     except BrokenPipeError:  # whoever reads the output has seen enough, as head does
         sys.stdout = None  # or Python would complain when it flushes
         return 0
@@ -126,6 +124,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _stop(words, "interrupted", 130)
     except SystemExit as stop:  # --help, once it is printed
         return stop.code if isinstance(stop.code, int) else 0
+
+
+def answer(words: Sequence[str]) -> int:
+    """Tell what the commands are, or run one; returns the exit code."""
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0 if words else 2
+    if words[0] in ("-V", "--version"):
+        print(f"retinanet {retinanet.__version__}")
+        return 0
+    if words[0] not in COMMANDS:
+        reason = f"unknown command {words[0]!r}{suggest(words[0], COMMANDS)}"
+        print(f"retinanet: {reason}\n\n{overview()}", file=sys.stderr)
+        return _print_error(words, reason, 2)
+    return run(words[0], words[1:])
 
 
 def overview() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,6 +47,7 @@ def write_model(detector: Detector, card: Card, path: Path, images: Sequence[Pat
 
         model = openvino.Core().read_model(model.SerializeToString())
     if card.precision == "int8":
+        os.environ.setdefault("NNCF_CI", "1")  # before it is imported: else NNCF reports to its maker
         from retinanet.deploy.quantise import quantise_model
 
         model = quantise_model(model, detector.spec, images, keep_class_output=keep_class_output)

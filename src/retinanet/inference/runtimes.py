@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import queue
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,6 +45,7 @@ def import_runtime(package: str, name: str) -> Any:
     Raises:
         UserError: it is not installed.
     """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # else ONNX Runtime reports to its maker; 0 lets it
     try:
         return importlib.import_module(package)
     except ImportError:

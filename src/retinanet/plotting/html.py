@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from retinanet.errors import make_printable
 from retinanet.files import write_atomically
 
@@ -241,6 +239,8 @@ def write_html(
     Raises:
         UserError: the file cannot be written.
     """
+    from jinja2 import Environment, PackageLoader, StrictUndefined  # predict without torch has no use for it
+
     environment = Environment(
         loader=PackageLoader("retinanet", "plotting"),
         autoescape=True,

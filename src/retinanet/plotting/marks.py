@@ -10,7 +10,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from importlib.metadata import distribution
+from importlib.metadata import PackageNotFoundError, distribution
+from typing import cast
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -69,7 +70,7 @@ def line_width(size: tuple[int, int]) -> int:
 
 
 def font_for(size: tuple[int, int]) -> ImageFont.FreeTypeFont:
-    """The font of the tags for a picture of size (width, height): DejaVu Sans, which has Latin, Greek and Cyrillic."""
+    """The font of the tags for a picture of size (width, height): DejaVu Sans has Latin, Greek and Cyrillic."""
     return _load_font(max(10, round(0.019 * float(np.sqrt(size[0] * size[1])))))
 
 
@@ -85,13 +86,16 @@ def choose_class_name(class_names: Sequence[str], label: int) -> str:
 @cache
 def _warn_of_letters() -> None:
     """Once, however many names and pictures there are."""
-    log.warning('pictures show "class N" for classes whose names have letters that the font DejaVu Sans lacks')
+    log.warning('pictures show "class N" for classes whose names have letters that the font lacks')
 
 
 @lru_cache(maxsize=8)
 def _load_font(pixels: int) -> ImageFont.FreeTypeFont:
-    """The font that matplotlib brings along; matplotlib itself is not imported, because that is slow."""
-    path = distribution("matplotlib").locate_file("matplotlib/mpl-data/fonts/ttf/DejaVuSans.ttf")
+    """The font that matplotlib brings along, which is not imported, because that is slow; without it Pillow's own."""
+    try:
+        path = distribution("matplotlib").locate_file("matplotlib/mpl-data/fonts/ttf/DejaVuSans.ttf")
+    except PackageNotFoundError:
+        return cast(ImageFont.FreeTypeFont, ImageFont.load_default(pixels))
     return ImageFont.truetype(str(path), pixels)
 
 
