@@ -89,8 +89,8 @@ HERE = {"demo": "retinanet.cli.demo", "completion": "retinanet.cli.completion"} 
 NO_RESULT = ("serve", "completion")  # commands that have none to print as JSON
 ALIASES = {"convert": {"from": "weights"}}  # which is no name for a parameter in Python
 # What an installation from requirements-runner.txt lacks. What an extra brings is asked for where it is imported.
-TRAINING = ("torch", "torchvision", "timm", "lightning_fabric", "faster_coco_eval", "safetensors", "huggingface_hub")
-TRAINING += ("matplotlib", "jinja2")
+TRAINING = {"torch", "torchvision", "timm", "lightning_fabric", "faster_coco_eval", "safetensors", "huggingface_hub"}
+TRAINING |= {"matplotlib", "jinja2"}
 RUNNER = "Without torch, predict and serve take models that were exported to ONNX or OpenVINO"
 
 

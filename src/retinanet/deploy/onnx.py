@@ -19,7 +19,7 @@ from retinanet.deploy.graph import make_module, trace
 from retinanet.detector import Detector
 from retinanet.digest import seal
 from retinanet.inference.exported import INPUTS, Card
-from retinanet.inference.runtimes import ONNX_KEY, OPENVINO_KEYS, silence
+from retinanet.inference.runtimes import ONNX_KEY, OPENVINO_KEYS, import_runtime, openvino_core, silence
 from retinanet.spec import exported_files
 
 OPSET = 18
@@ -43,10 +43,9 @@ def write_model(detector: Detector, card: Card, path: Path, images: Sequence[Pat
     """
     model: Any = to_onnx(detector, card)
     if path.suffix == ".xml":
-        import openvino
-
-        model = openvino.Core().read_model(model.SerializeToString())
+        model = openvino_core().read_model(model.SerializeToString())
     if card.precision == "int8":
+        import_runtime("openvino", "OpenVINO")  # quietly; NNCF imports it too
         os.environ.setdefault("NNCF_CI", "1")  # before it is imported: else NNCF reports to its maker
         from retinanet.deploy.quantise import quantise_model
 
@@ -54,7 +53,7 @@ def write_model(detector: Detector, card: Card, path: Path, images: Sequence[Pat
     if path.suffix == ".xml":
         model.set_rt_info(card.to_json(), OPENVINO_KEYS)
         try:
-            openvino.save_model(model, path, compress_to_fp16=False)
+            import_runtime("openvino", "OpenVINO").save_model(model, path, compress_to_fp16=False)
         except RuntimeError as error:  # such as a full disk
             raise OSError(f"OpenVINO: {error}") from None
     else:

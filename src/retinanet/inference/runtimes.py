@@ -6,6 +6,7 @@ import importlib
 import logging
 import os
 import queue
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -40,12 +41,17 @@ def silence(*names: str) -> Iterator[None]:
 
 
 def import_runtime(package: str, name: str) -> Any:
-    """The module of a runtime.
+    """The module of a runtime, which reports nothing to its maker.
 
     Raises:
         UserError: it is not installed.
     """
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # else ONNX Runtime reports to its maker; 0 lets it
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # 0 lets ONNX Runtime report
+    reporter = "openvino_telemetry"  # OpenVINO has no such switch, and reports nothing where it cannot import this
+    blocked = package == "openvino" and not {package, reporter} & sys.modules.keys()
+    modules: dict[str, Any] = sys.modules
+    if blocked:
+        modules[reporter] = None
     try:
         return importlib.import_module(package)
     except ImportError:
@@ -53,6 +59,9 @@ def import_runtime(package: str, name: str) -> Any:
             f'{name} is not installed. Install what exported models need: pip install "retinanet[export]", or '
             f"{package} alone: pip install {package}"
         ) from None
+    finally:
+        if blocked:
+            del modules[reporter]
 
 
 @cache
