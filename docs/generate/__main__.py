@@ -1,7 +1,7 @@
-"""``python docs/generate``: everything that the site is built of, in build/docs; then ``zensical build --strict``.
+"""``python docs/generate [FOLDER]``: all that the site is built of, in build/docs; then ``zensical build --strict``.
 
-The pages of docs/ are taken as they are. The marker ``<!-- generated -->`` in one of ``FILLED`` is replaced by what the sources say,
-notebooks become pages, and pages that lie at the root of the repository for the sake of code hosts are added.
+The pages of docs/ are taken as they are. The marker ``<!-- generated -->`` in one of ``FILLED`` is replaced by what the
+sources say, notebooks become pages, and pages that lie at the root of the repository, where code hosts look, are added.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import commands
@@ -16,24 +17,24 @@ import errors
 import notebooks
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCS, STAGE = ROOT / "docs", ROOT / "build" / "docs"
+DOCS = ROOT / "docs"
 ADDED = {"SECURITY.md": "security.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
 FILLED = {"reference/errors.md": lambda: errors.render(ROOT / "src" / "retinanet"), "reference/cli.md": commands.render}
 MARKER = "<!-- generated -->"
 
 
-def main() -> None:
-    """Write build/docs anew."""
-    shutil.rmtree(STAGE, ignore_errors=True)
-    shutil.copytree(DOCS, STAGE, ignore=shutil.ignore_patterns("generate", "__pycache__"))
+def main(stage: Path) -> None:
+    """Write the pages of the site into a folder, anew."""
+    shutil.rmtree(stage, ignore_errors=True)
+    shutil.copytree(DOCS, stage, ignore=shutil.ignore_patterns("generate", "__pycache__"))
     pages = {page: page.relative_to(DOCS) for page in DOCS.rglob("*.md")}
     pages |= {ROOT / name: Path(added) for name, added in ADDED.items()}
     for source, page in pages.items():
         text = source.read_text(encoding="utf-8")
         if fill := FILLED.get(page.as_posix()):
             text = text.replace(MARKER, fill())
-        (STAGE / page).write_text(follow_links(text, source, page, pages), encoding="utf-8")
-    for notebook in (STAGE / "notebooks").glob("*.ipynb"):
+        (stage / page).write_text(follow_links(text, source, page, pages), encoding="utf-8")
+    for notebook in (stage / "notebooks").glob("*.ipynb"):
         page = notebooks.render(notebook, notebook.parent / "output")
         notebook.with_suffix(".md").write_text(page, encoding="utf-8")
 
@@ -50,4 +51,4 @@ def follow_links(text: str, source: Path, page: Path, pages: dict[Path, Path]) -
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]) if sys.argv[1:] else ROOT / "build" / "docs")

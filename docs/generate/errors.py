@@ -1,4 +1,4 @@
-"""The error catalogue: every message for a user that the sources can raise, read from the sources without importing them."""
+"""The error catalogue: every message for a user, read from the sources without importing them."""
 
 from __future__ import annotations
 
@@ -89,7 +89,9 @@ def find_messages(source: Path) -> Iterator[Message]:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in errors:
             place = errors[node.func.id]
             for text in find_texts(node.args[place], writers) if len(node.args) > place else ():
-                text = re.sub(rf"\s*\n\s*|\s*{HOLE}(\s*{HOLE})+", lambda it: f" {HOLE} " if HOLE in it[0] else " ", text)
+                text = re.sub(
+                    rf"\s*\n\s*|\s*{HOLE}(\s*{HOLE})+", lambda it: f" {HOLE} " if HOLE in it[0] else " ", text
+                )
                 if re.search(r"[a-z]{3}", text):
                     yield Message(text.strip(), file, node.lineno)
 
