@@ -28,15 +28,19 @@ def main(stage: Path) -> None:
     shutil.rmtree(stage, ignore_errors=True)
     shutil.copytree(DOCS, stage, ignore=shutil.ignore_patterns("generate", "__pycache__"))
     pages = {page: page.relative_to(DOCS) for page in DOCS.rglob("*.md")}
+    pages |= {file: file.relative_to(DOCS).with_suffix(".md") for file in DOCS.rglob("*.ipynb")}
     pages |= {ROOT / name: Path(added) for name, added in ADDED.items()}
     for source, page in pages.items():
-        text = source.read_text(encoding="utf-8")
+        if source.suffix == ".ipynb":
+            text = notebooks.render(source, (stage / page).parent / "output")
+        else:
+            text = source.read_text(encoding="utf-8")
         if fill := FILLED.get(page.as_posix()):
             text = text.replace(MARKER, fill())
-        (stage / page).write_text(follow_links(text, source, page, pages), encoding="utf-8")
-    for notebook in (stage / "notebooks").glob("*.ipynb"):
-        page = notebooks.render(notebook, notebook.parent / "output")
-        notebook.with_suffix(".md").write_text(page, encoding="utf-8")
+        text = follow_links(text, source, page, pages)
+        if source.suffix == ".ipynb":
+            text += f"\n[This page as a notebook]({source.name})\n"
+        (stage / page).write_text(text, encoding="utf-8")
 
 
 def follow_links(text: str, source: Path, page: Path, pages: dict[Path, Path]) -> str:

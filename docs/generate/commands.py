@@ -15,9 +15,12 @@ def render() -> str:
     for name, command in COMMANDS.items():
         function = find_function(name)
         defaults, required = read_signature(function)
-        lines += [f"## {name}", "", f"{command.about[0].upper()}{command.about[1:]}.", ""]
+        about = command.about[0].upper() + command.about[1:]
+        lines += [f"## {name}", "", about if about.endswith("?") else f"{about}.", ""]
         lines += ["```", f"retinanet {name} {command.usage}", "```", "", *TABLE]
-        for option, (kinds, default, text) in find_options(defaults, read_descriptions(function)):
+        options = list(find_options(defaults, read_descriptions(function)))
+        options.sort(key=lambda one: "." in one[0] or is_dataclass(one[1].default))  # groups have tables of their own
+        for option, (kinds, default, text) in options:
             if is_dataclass(default):
                 lines += ["", f"**{text.rstrip('.').capitalize()}** (`--{option}.…`)", "", *TABLE]
             else:

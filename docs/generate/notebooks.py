@@ -27,4 +27,4 @@ def render(file: Path, pictures: Path) -> str:
                 lines += [f"![output]({pictures.name}/{name})", ""]
             else:
                 lines += ["``` { .text .output }", "".join(data["text/plain"]).rstrip(), "```", ""]
-    return "\n".join([*lines, f"[The notebook]({file.name}) as a file.", ""])
+    return "\n".join(lines)

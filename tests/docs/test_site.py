@@ -2,9 +2,11 @@
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -20,13 +22,11 @@ def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("site")
     for name in ("zensical.toml", "src", "docs"):
         (folder / name).symlink_to(ROOT / name)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "NO_COLOR": "1"}
-    for words in (
-        [str(ROOT / "docs" / "generate"), str(folder / "build/docs")],
-        ["-m", "zensical", "build", "--strict"],
-    ):
-        done = subprocess.run([sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
+    with mock.patch.object(sys, "argv", ["generate", str(folder / "build/docs")]):
+        runpy.run_path(str(ROOT / "docs" / "generate"), run_name="__main__")
+    words, environment = [sys.executable, "-m", "zensical", "build", "--strict"], {**os.environ, "NO_COLOR": "1"}
+    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
     return folder / "site"
 
 
