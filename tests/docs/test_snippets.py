@@ -169,6 +169,6 @@ def test_names_are_checked():
         check_names("import retinanet\nretinanet.evaluate('a', 'b', splitt='test')")
 
 
-def test_most_python_blocks_run():
+def test_about_half_of_the_python_blocks_run():
     given = [bool(reason) for page in PAGES for reason, _ in blocks(page, "python")]
-    assert sum(given) <= len(given) / 2
+    assert given.count(False) >= 9 and given.count(True) <= 8
