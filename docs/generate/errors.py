@@ -89,9 +89,7 @@ def find_messages(source: Path) -> Iterator[Message]:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in errors:
             place = errors[node.func.id]
             for text in find_texts(node.args[place], writers) if len(node.args) > place else ():
-                text = re.sub(
-                    rf"\s*\n\s*|\s*{HOLE}(\s*{HOLE})+", lambda it: f" {HOLE} " if HOLE in it[0] else " ", text
-                )
+                text = re.sub(rf"{HOLE}(\s*{HOLE})+", HOLE, " ".join(text.split()))
                 if re.search(r"[a-z]{3}", text):
                     yield Message(text.strip(), file, node.lineno)
 
