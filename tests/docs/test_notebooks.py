@@ -17,6 +17,7 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize("name", ["first-model", "why"])  # the second one needs the model of the first
 def test_notebook(name, folder, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONPATH", str(NOTEBOOKS.parents[1] / "src"))
     notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
     shorter = [('EPOCHS = "shapes", "runs/first", 16', 'EPOCHS = "shapes", "runs/first", 1'), ("train=80", "train=12")]
     for cell in notebook.cells:

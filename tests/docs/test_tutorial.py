@@ -21,12 +21,13 @@ def start_server(words, port):
     command = [sys.executable, "-m", "retinanet.cli.main", *words, "--port", str(port)]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     said = next((line for line in server.stdout if "http://" in line), None)
-    assert said and str(port) in said
+    assert said and str(port) in said, said
     return server
 
 
 def test_the_tutorial_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(PAGE.parents[1] / "src"))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
