@@ -11,7 +11,7 @@ RUNTIMES := tests/cluster tests/deploy tests/inference tests/serving
 # together, so that what they share is made once; files come in the order of tests/conftest.py, not that of their number of tests.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: install install-dev demo lint test fuzz format clean
+.PHONY: install install-dev demo lint test docs fuzz format clean
 
 install: .venv/.installed
 install-dev: .venv/.installed-dev
@@ -38,6 +38,10 @@ test: lint
 	$(PYTEST) $(RUNTIMES:%=--ignore %)
 	$(PYTEST) $(RUNTIMES)
 
+docs: install-dev
+	$(BIN)/python docs/generate
+	$(BIN)/zensical build --strict --clean
+
 fuzz: install-dev
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz --runtimes --seed $(SEED) --budget $(BUDGET)
 	TEST_SCALE=10 $(PYTEST) tests/anchors
@@ -47,4 +51,4 @@ format: install-dev
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv runs build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv runs build dist site .cache .pytest_cache .mypy_cache .ruff_cache

@@ -66,10 +66,6 @@ def build_parser(
         group, _, short = name.rpartition(".")
         choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
         choices += ["true", "false"] * (bool in kinds)
-        kinds = tuple(kind for kind in kinds if not is_for_python(kind))
-        types = re.sub(r"typing\.|pathlib\.", "", " | ".join(map(inspect.formatannotation, kinds)))
-        facts = f"required, type: {types}" if name in required else f"type: {types}, default: {to_plain(default)}"
-        facts = facts.replace("NoneType", "null").replace("None", "null")
         flags = [f"--{name}"]
         if complete is not None and group and find_full_names(short, known) == [name] and short not in known:
             flags.append(f"--{short}")
@@ -77,11 +73,19 @@ def build_parser(
             *flags,
             choices=choices or None,
             metavar=f"{{{','.join(choices)}}}" if choices else short.upper(),
-            help=f"{text} ({facts})".replace("%", "%%"),
+            help=f"{text} ({describe_value(kinds, default, name in required)})".replace("%", "%%"),
         )
         if complete is not None and not choices:
             action.complete = complete  # type: ignore[attr-defined]  # which shtab reads
     return parser
+
+
+def describe_value(kinds: Sequence[Any], default: Any, required: bool) -> str:
+    """The type and the default of an option, as a user writes them."""
+    types = " | ".join(inspect.formatannotation(kind) for kind in kinds if not is_for_python(kind))
+    types = re.sub(r"typing\.|pathlib\.", "", types)
+    facts = f"required, type: {types}" if required else f"type: {types}, default: {to_plain(default)}"
+    return facts.replace("NoneType", "null").replace("None", "null")
 
 
 def is_for_python(kind: Any) -> bool:
