@@ -70,7 +70,7 @@ def test_it_predicts_and_serves(command, exported, tmp_path):
     Image.new("RGB", (40, 32), (255, 255, 255)).save(picture)
     (home := tmp_path / "home").mkdir()
     done = call(command, "predict", exported, picture, "--output", tmp_path / "out", HOME=str(home))
-    assert not list(home.iterdir())  # where runtimes keep the number by which their reports to their makers know a machine
+    assert not list(home.iterdir())  # runtimes would keep a number there, by which their makers know a machine
     assert (done.returncode, done.stderr) == (0, "") and "2 objects in 1 images" in done.stdout
     assert (tmp_path / "out" / "pictures" / "bright.png").is_file()
     server = subprocess.Popen(
