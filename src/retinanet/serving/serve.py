@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import ipaddress
 import os
 import signal
 import socket
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,6 +18,7 @@ from retinanet.errors import UserError
 from retinanet.inference.backend import Mode
 from retinanet.inference.predictor import Predictor
 from retinanet.options import explain_unknown_options
+from retinanet.serving.limits import Limits
 from retinanet.spec import exported_file
 
 if TYPE_CHECKING:
@@ -84,25 +87,26 @@ def serve(
         UserError: no usable model, the port is in use, an option is out of its range, or the extra is not installed.
     """
     check_installed()
-    from retinanet.serving.app import make_app
-    from retinanet.serving.guard import Access
-    from retinanet.serving.label_studio import TOKEN as LABEL_STUDIO_TOKEN
-    from retinanet.serving.label_studio import ImageSource
-    from retinanet.serving.limits import Limits
-    from retinanet.serving.service import Service, name_model
-
     limits = Limits(max_bytes, max_pixels, timeout, max_images, queue)
     secret = token if token is not None else os.environ.get(TOKEN) or None
     if secret is not None and (not secret or not secret.isascii() or not secret.isprintable() or " " in secret):
         raise UserError("a token is at least one character, of printable ASCII without spaces")
-    folder = None if images is None else Path(images)
-    source = ImageSource(folder, label_studio, os.environ.get(LABEL_STUDIO_TOKEN), timeout, max_bytes)
-    listener = listen(host, port)
-    with listener:
+    with listen(host, port) as listener, ThreadPoolExecutor(1) as pool:
+        pool.submit(
+            importlib.import_module, "retinanet.serving.app"
+        )  # takes half a second, while the model is compiled
         mode = mode or ("throughput" if exported_file(model) else "latency")
         how: dict[str, Any] = {"device": device, "precision": precision, "trust": trust, "trust_code": trust_code}
         how |= {"mode": mode, "cache": cache, "tile": tile, "overlap": overlap}
         predictor = Predictor.load(model, batch_size=batch_size, **how)
+        from retinanet.serving.app import make_app
+        from retinanet.serving.guard import Access
+        from retinanet.serving.label_studio import TOKEN as LABEL_STUDIO_TOKEN
+        from retinanet.serving.label_studio import ImageSource
+        from retinanet.serving.service import Service, name_model
+
+        folder = None if images is None else Path(images)
+        source = ImageSource(folder, label_studio, os.environ.get(LABEL_STUDIO_TOKEN), timeout, max_bytes)
         service = Service(predictor, name_model(model), limits)
         access = Access(secret, (*LOOPBACK, host) if is_loopback(host) else ())
         announce(service, host, listener.getsockname()[1], protected=secret is not None)
@@ -134,16 +138,9 @@ def check_installed() -> None:
     Raises:
         UserError: one is missing.
     """
-    try:
-        import fastapi  # noqa: F401
-        import fastapi_offline  # noqa: F401
-        import prometheus_client  # noqa: F401
-        import python_multipart  # noqa: F401
-        import uvicorn  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            f'{error.name} is not installed. Install what serve needs: pip install "retinanet[serve]"'
-        ) from None
+    for package in ("fastapi", "fastapi_offline", "prometheus_client", "python_multipart", "uvicorn"):
+        if importlib.util.find_spec(package) is None:
+            raise UserError(f'{package} is not installed. Install what serve needs: pip install "retinanet[serve]"')
 
 
 def listen(host: str, port: int) -> socket.socket:
