@@ -1,6 +1,7 @@
 """A tiny exported graph, many small images, and one local cluster of Ray for all tests."""
 
 import importlib.util
+import os
 import random
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 from PIL import Image
 
 from retinanet.cluster.engine import connect
+
+os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 gives its workers what other tests leave
 
 
 @pytest.fixture(scope="session")
