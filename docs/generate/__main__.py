@@ -19,12 +19,15 @@ import notebooks
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 ADDED = {"SECURITY.md": "security.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
+ADDED |= {"Dockerfile": "Dockerfile", "requirements-runner.txt": "requirements-runner.txt"}
 FILLED = {"reference/errors.md": lambda: errors.render(ROOT / "src" / "retinanet"), "reference/cli.md": commands.render}
 MARKER = "<!-- generated -->"
 
 
 def main(stage: Path) -> None:
     """Write the pages of the site into a folder, anew."""
+    if stage.exists() and not (stage / "index.md").is_file():
+        raise SystemExit(f"{stage} is no folder that this has made: name a new one")
     shutil.rmtree(stage, ignore_errors=True)
     shutil.copytree(DOCS, stage, ignore=shutil.ignore_patterns("generate", "__pycache__"))
     pages = {page: page.relative_to(DOCS) for page in DOCS.rglob("*.md")}

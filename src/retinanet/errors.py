@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import difflib
+import re
 import signal
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+_PASSWORD = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+:/+)(?:[^\s/@:]*:\S*@|[^\s/@]*@)")  # NAME:PASSWORD@ or TOKEN@
+
 
 class UserError(ValueError):
     """A mistake that the user can fix.
 
     The message names the file, line or box, says what was expected and what to do. The command line prints it and exits
-    with code 2; a Python caller catches it as a ``ValueError``.
+    with code 2; a Python caller catches it as a ``ValueError``. Passwords in addresses are left out of it.
     """
+
+    def __init__(self, *parts: object) -> None:
+        super().__init__(*(_PASSWORD.sub(r"\1", part) if isinstance(part, str) else part for part in parts))
 
 
 class Interrupted(UserError):

@@ -126,7 +126,7 @@ def _predict_images(
     workers: int | None,
 ) -> Predictions:
     """Predict and draw; the results come into the folder when all of them are there."""
-    with write_folder(folder, replace=False, outdated=inputs.outdated) as scratch:
+    with write_folder(folder, replace=False) as scratch:
         targets = {path: scratch / "pictures" / name for path, name in inputs.pictures.items()}
         predictions = predict_and_draw(predictor, inputs.sizes, inputs.failed, least, tiling, targets, workers)
         write_documents(scratch, predictions, predictor.class_names, folder)

@@ -23,6 +23,7 @@ from retinanet.errors import UserError
 from retinanet.evaluation.evaluate import evaluate
 from retinanet.images.io import read_pixels
 from retinanet.images.preprocess import Preprocess, PreprocessCompat
+from retinanet.inference import runtimes
 from retinanet.inference.backend import Prepared
 from retinanet.inference.exported import Card, open_exported
 from retinanet.inference.torch_backend import TorchBackend
@@ -102,7 +103,9 @@ def peer_detector():
     names = ("disc", "square")
     rule = Preprocess(short=64, long=96, compat=PreprocessCompat(rounding="floor", resampling="normalised"))
     post = Postprocess(score=0.009, topk=50, max_detections=20, compat=PostprocessCompat(keep_empty=True))
-    return Detector(ModelSpec(names, rule, post, architecture), architecture.build(2).eval())
+    network = architecture.build(2).eval()
+    network.heads.cls.output.weight.data *= 3000  # scores that differ: of equal ones NMS may keep either
+    return Detector(ModelSpec(names, rule, post, architecture), network)
 
 
 def row(name, latency, **changes):
@@ -261,8 +264,10 @@ def test_torchvision_finds_what_torch_finds(peer_detector, data):
         theirs = peer.run([peer.prepare(pixels)])[0]
         found = ours.run([ours.prepare(pixels)])[0]
         assert len(theirs) == len(found) > 0 and theirs.class_names == found.class_names
-        assert torch.allclose(theirs.scores, found.scores, atol=1e-4)
-        for box, label in zip(theirs.boxes, theirs.labels, strict=True):
+        assert torch.allclose(theirs.scores, found.scores, atol=1e-3)
+        sure = int((theirs.scores > theirs.scores[-1] + 1e-3).sum())  # of equal ones either may be cut
+        assert sure > len(theirs) // 2
+        for box, label in zip(theirs.boxes[:sure], theirs.labels[:sure], strict=True):
             gaps = (found.boxes[found.labels == label] - box).abs().amax(dim=1)
             assert gaps.min() < 0.1
 
@@ -276,6 +281,7 @@ def test_torchvision_takes_part_where_it_has_the_network(peer_detector, tmp_path
 
 def test_what_is_not_installed_is_left_out_by_name(home, data, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
+    monkeypatch.setattr(runtimes, "openvino_core", runtimes.openvino_core.__wrapped__)  # another test may have used it
     names = ["torch-fp32", "openvino-bf16"]
     result = benchmark(str(home), str(data), backends=names, repeats=1, images=1)
     assert 'pip install "retinanet[export]"' in result.left_out["openvino-bf16"]

@@ -144,7 +144,7 @@ def test_packages_that_are_missing(
         monkeypatch.delitem(sys.modules, imported_by)
     monkeypatch.setitem(sys.modules, package, None)
     calibrate = str(labelled / "train") if "precision" in options else None
-    with pytest.raises(UserError, match=rf'{package}.*pip install "retinanet\[export\]"'):
+    with pytest.raises(UserError, match=rf'(?i){package}.*pip install "retinanet\[export\]"'):
         export(str(model), output=str(tmp_path / "out"), calibrate=calibrate, **options)
     assert list(tmp_path.iterdir()) == []
 

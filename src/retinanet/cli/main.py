@@ -209,7 +209,8 @@ def describe_result(command: str, result: Any, arguments: Mapping[str, Any]) -> 
         case "predict" if arguments["engine"] == "ray":
             return str(result)
         case "predict" if result.videos:
-            return "\n".join([*(video.summary() for video in result.videos), f"film, table and counts are in {output}"])
+            written = "film, table and counts" if arguments["pictures"] else "table and counts"
+            return "\n".join([*(video.summary() for video in result.videos), f"{written} are in {output}"])
         case "predict":
             objects = sum(len(prediction.detections) for prediction in result)
             written = "pictures, detections.json and .csv" if arguments["pictures"] else "detections.json and .csv"

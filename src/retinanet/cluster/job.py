@@ -162,7 +162,8 @@ def open_job(output: str, places: Sequence[str], packed: PackedModel, how: How, 
         if more == len(places):
             changed.append("list of images")
         job = Job(store, known)
-        if not changed and not (overwrite and (more or {task.file for task in job.tasks} <= set(done))):
+        finished = {task.file for task in job.tasks} <= set(done) and not any(WINDOWS in name for name in done)
+        if not changed and not (overwrite and (more or finished)):
             if more:
                 _log.warning(
                     "%d images are not in the list of the job in %s, which was made when it began: they are left out. "

@@ -83,9 +83,7 @@ def make_coco_document(
         "images": [
             {
                 "id": number,
-                "file_name": prediction.path
-                if isinstance(prediction.path, str)
-                else os.path.relpath(prediction.path, home),
+                "file_name": _relate(prediction.path, home),
                 "height": prediction.size[0],
                 "width": prediction.size[1],
             }

@@ -20,7 +20,7 @@ VIDEO_SUFFIXES = (
     *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts"),
     *(".wmv", ".flv", ".3gp", ".ogv"),
 )
-_ADDRESS = re.compile(r"(rtsps?|rtmps?|https?|srt|udp|rtp|tcp)://")
+_ADDRESS = re.compile(r"(rtsps?|rtmps?|https?|srt|udp|rtp|tcp)://", re.IGNORECASE)
 _CAMERA = re.compile(r"camera(?::(\d+))?|/dev/video(\d+)|video=.+")
 _log = logging.getLogger(__name__)
 
@@ -81,7 +81,10 @@ def find_videos(names: Sequence[str]) -> list[Source]:
 
 def _is_video_address(name: str) -> bool:
     """Whether it is an address of anything but an image file."""
-    return bool(_ADDRESS.match(name)) and Path(urlsplit(name).path).suffix.lower() not in IMAGE_SUFFIXES
+    try:
+        return bool(_ADDRESS.match(name)) and Path(urlsplit(name).path).suffix.lower() not in IMAGE_SUFFIXES
+    except ValueError as error:
+        raise UserError(f"{name} is no address ({error})") from None
 
 
 def _find_camera(name: str) -> Source:
@@ -118,7 +121,7 @@ def find_images(patterns: Sequence[str]) -> list[Path]:
             named = _find_in_folder(path)
         elif path.is_file():
             named = [path]
-        elif re.match(r"[a-z][a-z0-9+]+://", pattern):
+        elif re.match(r"[A-Za-z][A-Za-z0-9+]+://", pattern):
             raise UserError(
                 f"{pattern} is an address, and images are not fetched. Download the image and give its file, or "
                 "predict with --engine ray"

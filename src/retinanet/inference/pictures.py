@@ -37,15 +37,13 @@ _log = logging.getLogger(__name__)
 class Inputs(NamedTuple):
     """What is predicted: videos, or images with the names of their pictures, their sizes, and what is wrong with some.
 
-    An image has a size or a fault; one without a picture's name is not drawn. Outdated are pictures of an earlier
-    prediction, which are to go unless they are drawn anew.
+    An image has a size or a fault; one without a picture's name is not drawn.
     """
 
     videos: list[Source]
     pictures: dict[Path, str]
     sizes: dict[Path, tuple[int, int]]
     failed: dict[Path, str]
-    outdated: list[Path]
 
 
 def find_inputs(names: Sequence[str], folder: Path, video: VideoConfig, *, pictures: bool, overwrite: bool) -> Inputs:
@@ -54,15 +52,11 @@ def find_inputs(names: Sequence[str], folder: Path, video: VideoConfig, *, pictu
     check_video_options(video, given=bool(videos))
     if videos:
         check_video_output(folder, videos, video, pictures=pictures, overwrite=overwrite)
-        return Inputs(videos, {}, {}, {}, [])
+        return Inputs(videos, {}, {}, {})
     paths = find_images(names)
-    places = name_pictures(paths)
-    targets = places if pictures else {}
+    targets = name_pictures(paths) if pictures else {}
     _check_output(folder, targets, overwrite=overwrite)
-    read = {os.path.realpath(path) for path in paths}
-    earlier = [folder / "pictures" / name for name in places.values()] if overwrite else []
-    outdated = [path for path in earlier if os.path.realpath(path) not in read]
-    return Inputs([], targets, *_read_sizes(paths), outdated)
+    return Inputs([], targets, *_read_sizes(paths))
 
 
 def check_options(score: float | None, workers: int | None) -> None:

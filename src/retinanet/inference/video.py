@@ -119,8 +119,8 @@ def name_files(source: Source, options: VideoConfig, pictures: bool) -> list[str
 def find_earlier(counts: Path, source: Source) -> list[Path]:
     """What the earlier prediction wrote whose counts these are, without the video that is read."""
     try:
-        names = json.loads(counts.read_text(encoding="utf-8"))["files"]
-        files = [counts.with_name(os.path.basename(name)) for name in names]
+        names = map(os.path.basename, json.loads(counts.read_text(encoding="utf-8"))["files"])
+        files = [counts.with_name(name) for name in names if Path(name).stem == counts.stem]  # whoever wrote it
     except (OSError, ValueError, LookupError, TypeError):
         return []
     return [file for file in files if os.path.realpath(file) != os.path.realpath(source.address)]

@@ -77,7 +77,7 @@ def make_app(service: Service, access: Access, source: ImageSource | None = None
 
 
 def _make_routes(service: Service) -> APIRouter:
-    router = APIRouter(tags=["Detection"], dependencies=[Depends(_check_parameters)])
+    router, checked = APIRouter(tags=["Detection"]), [Depends(_check_parameters)]
     html = importlib.resources.files("retinanet.serving").joinpath("page.html").read_text(encoding="utf-8")
 
     @router.get("/", include_in_schema=False)
@@ -94,7 +94,7 @@ def _make_routes(service: Service) -> APIRouter:
     async def metrics() -> Response:
         return Response(service.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    @router.post("/detect", openapi_extra=IMAGES)
+    @router.post("/detect", openapi_extra=IMAGES, dependencies=checked)
     async def detect(
         request: Request,
         score: Annotated[float | None, Query(ge=0, le=1, allow_inf_nan=False)] = None,
@@ -126,7 +126,7 @@ def _make_routes(service: Service) -> APIRouter:
             )
         return JSONResponse({"model": service.name, "images": entries}, headers=SHOW)
 
-    @router.post("/explain", openapi_extra=IMAGES)
+    @router.post("/explain", openapi_extra=IMAGES, dependencies=checked)
     async def explain(
         request: Request,
         x: Annotated[float, Query(ge=0, allow_inf_nan=False)],
