@@ -245,3 +245,11 @@ def test_an_exported_model_is_measured_on_objects(trained, data, tmp_path):
     result = retinanet.benchmark(str(file), held, repeats=1, images=2)
     assert result.rows[0].ap == pytest.approx(retinanet.evaluate(str(file), data).metrics.ap, abs=1e-9)
     assert "3 of dict, test; 2 of them timed" in result.about["images"] and result.rows[0].memory > 0
+
+
+@pytest.mark.parametrize("name", ["a/b", 1, "", "a[0]"])
+def test_a_split_is_a_name(name):
+    with pytest.raises(UserError, match="a split is a name without slashes"):
+        load_dataset({name: Items([(PIXELS, GOOD)])})
+    with pytest.raises(UserError, match="holds no split"):
+        load_dataset({})

@@ -61,7 +61,14 @@ def is_object(data: object) -> bool:
     if isinstance(data, str | Path):
         return False
     if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
-        raise UserError(f"data is a path, or has __len__ and __getitem__ (see docs/how-to/notebook.md); got {data!r}")
+        kind = type(data).__name__
+        raise UserError(f"data is a path, or has __len__ and __getitem__ (see docs/how-to/notebook.md); got a {kind}")
+    if isinstance(data, Mapping):
+        if not data:
+            raise UserError("data: the mapping holds no split; expected such as {'train': ..., 'val': ...}")
+        for name in data:
+            if not isinstance(name, str) or not name or set(name) & set("/\\[]"):
+                raise UserError(f"data: a split is a name without slashes and brackets, got {name!r}")
     return True
 
 
