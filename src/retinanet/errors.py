@@ -13,6 +13,11 @@ from types import FrameType
 _PASSWORD = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+:/+)(?:[^\s/@:]*:\S*@|[^\s/@]*@)")  # NAME:PASSWORD@ or TOKEN@
 
 
+def hide_passwords(text: str) -> str:
+    """A text in which addresses are without their name and password."""
+    return _PASSWORD.sub(r"\1", text)
+
+
 class UserError(ValueError):
     """A mistake that the user can fix.
 
@@ -21,7 +26,7 @@ class UserError(ValueError):
     """
 
     def __init__(self, *parts: object) -> None:
-        super().__init__(*(_PASSWORD.sub(r"\1", part) if isinstance(part, str) else part for part in parts))
+        super().__init__(*(hide_passwords(part) if isinstance(part, str) else part for part in parts))
 
 
 class Interrupted(UserError):

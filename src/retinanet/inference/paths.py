@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from retinanet.errors import UserError
+from retinanet.errors import UserError, hide_passwords
 from retinanet.images.io import IMAGE_SUFFIXES
 
 VIDEO_SUFFIXES = (
@@ -56,10 +56,11 @@ def find_videos(names: Sequence[str]) -> list[Source]:
         if path.is_dir():
             others.append(name)
         elif _is_video_address(name):
-            parts = urlsplit(name)
+            parts = urlsplit(hide_passwords(name))
             place = f"{parts.hostname or ''}{os.path.splitext(parts.path)[0]}"
-            shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-            live.append(Source(name, shown, re.sub(r"[^\w-]+", "_", place).strip("_")))
+            shown = f"{parts.scheme}://{parts.netloc}{parts.path}"
+            address = parts.scheme + name[len(parts.scheme) :]  # FFmpeg knows it in lower case only
+            live.append(Source(address, shown, re.sub(r"[^\w-]+", "_", place).strip("_")))
         elif _CAMERA.fullmatch(name):
             live.append(_find_camera(name))
         elif path.suffix.lower() in VIDEO_SUFFIXES and "://" not in name:
