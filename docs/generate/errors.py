@@ -85,31 +85,47 @@ def find_messages(source: Path) -> Iterator[Message]:
         if any(isinstance(base, ast.Name) and base.id == "UserError" for base in node.bases):
             errors.setdefault(node.name, 0)
     writers = {node.name: node for _, node in nodes if isinstance(node, ast.FunctionDef)}
+    variables = {node: found for tree in trees.values() for node, found in find_variables(tree)}
     for file, node in nodes:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in errors:
             place = errors[node.func.id]
-            for text in find_texts(node.args[place], writers) if len(node.args) > place else ():
+            known = variables.get(node, {})
+            for text in find_texts(node.args[place], writers, known) if len(node.args) > place else ():
                 text = re.sub(rf"{HOLE}(\s*{HOLE})+", HOLE, " ".join(text.split()))
                 if re.search(r"[a-z]{3}", text):
                     yield Message(text.strip(), file, node.lineno)
 
 
-def find_texts(node: ast.expr, writers: dict[str, ast.FunctionDef], depth: int = 0) -> list[str]:
+def find_variables(tree: ast.Module) -> Iterator[tuple[ast.AST, dict[str, list[ast.expr]]]]:
+    """Each node of a function, with what is assigned to names there; of functions inside one, the inner one last."""
+    for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
+        found: dict[str, list[ast.expr]] = {}
+        for node in ast.walk(function):
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                found.setdefault(node.targets[0].id, []).append(node.value)
+        yield from ((node, found) for node in ast.walk(function))
+
+
+def find_texts(
+    node: ast.expr, writers: dict[str, ast.FunctionDef], variables: dict[str, list[ast.expr]], depth: int = 0
+) -> list[str]:
     """The texts that an expression can be, as far as the source tells."""
     match node:
+        case ast.Name(id=name) if name in variables and depth < 2:
+            return [text for value in variables[name] for text in find_texts(value, writers, variables, depth + 1)]
         case ast.Constant(value=str(text)):
             return [text]
         case ast.JoinedStr(values=parts):
-            options = [find_texts(part, writers, depth) for part in parts]
+            options = [find_texts(part, writers, variables, depth) for part in parts]
         case ast.BinOp(left=left, op=ast.Add(), right=right):
-            options = [find_texts(left, writers, depth), find_texts(right, writers, depth)]
+            options = [find_texts(left, writers, variables, depth), find_texts(right, writers, variables, depth)]
         case ast.FormattedValue(value=ast.IfExp() as value):
-            return find_texts(value, writers, depth)
+            return find_texts(value, writers, variables, depth)
         case ast.IfExp(body=body, orelse=other):
-            return [*find_texts(body, writers, depth), *find_texts(other, writers, depth)]
+            return [*find_texts(body, writers, variables, depth), *find_texts(other, writers, variables, depth)]
         case ast.Call(func=ast.Name(id=name)) if name in writers and not depth:
             returned = [one.value for one in ast.walk(writers[name]) if isinstance(one, ast.Return) and one.value]
-            return [text for value in returned for text in find_texts(value, writers, 1)] or [HOLE]
+            return [text for value in returned for text in find_texts(value, writers, {}, 1)] or [HOLE]
         case _:
             return [HOLE]
     return ["".join(parts) for parts in product(*options)][:MOST]
