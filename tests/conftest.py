@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import random
 import shutil
@@ -82,6 +83,16 @@ def empty_curves(monkeypatch):
 
     if run := sys.modules.get("retinanet.training.run"):
         monkeypatch.setattr(run, "training_curves", lambda rows: Figure(figsize=(1, 1)))
+
+
+@pytest.fixture(scope="session")
+def graphs():
+    """The module of the tests of inference that writes graphs, for the tests of other packages."""
+    path = Path(__file__).parent / "inference" / "conftest.py"
+    spec = importlib.util.spec_from_file_location("graphs", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session")

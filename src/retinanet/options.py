@@ -65,6 +65,11 @@ def find_full_names(name: str, known: Collection[str]) -> list[str]:
     return [SHORT[name]] if SHORT.get(name) in known else sorted(one for one in known if one.endswith(f".{name}"))
 
 
+def split_words(words: Iterable[str]) -> list[str]:
+    """The names in words of which each may hold several, parted by commas or spaces."""
+    return " ".join(words).replace(",", " ").split()
+
+
 def suggest_option(name: str, known: Iterable[str], spell: Callable[[str], str] = str) -> str:
     """The end of a message about an unknown option: which was meant, or a full stop where none is near.
 

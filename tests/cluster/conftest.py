@@ -1,6 +1,5 @@
 """A tiny exported graph, many small images, and one local cluster of Ray for all tests."""
 
-import importlib.util
 import os
 import random
 from pathlib import Path
@@ -12,16 +11,6 @@ from PIL import Image
 from retinanet.cluster.engine import connect
 
 os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 gives its workers what other tests leave
-
-
-@pytest.fixture(scope="session")
-def graphs():
-    """The module of the tests of inference that writes graphs."""
-    path = Path(__file__).parents[1] / "inference" / "conftest.py"
-    spec = importlib.util.spec_from_file_location("graphs_for_cluster", path)
-    graphs = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(graphs)
-    return graphs
 
 
 @pytest.fixture(scope="session")

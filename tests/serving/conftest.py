@@ -1,6 +1,5 @@
 """A server around a tiny exported graph, run in a thread of the test process, and a way to start others."""
 
-import importlib.util
 import io
 import threading
 import time
@@ -20,16 +19,6 @@ from retinanet.serving.serve import listen, make_server
 from retinanet.serving.service import Service
 
 LIMITS = Limits(bytes=200_000, pixels=500_000, seconds=10.0, images=4, queue=8)
-
-
-@pytest.fixture(scope="session")
-def graphs():
-    """The module of the tests of inference that writes graphs."""
-    path = Path(__file__).parents[1] / "inference" / "conftest.py"
-    spec = importlib.util.spec_from_file_location("graphs_for_serving", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="session")

@@ -27,7 +27,7 @@ class Tally:
         self.first: tuple[int, float] | None = None  # images that were done when the first task was, and when that was
         self.reason = ""
         self.warnings: list[str] = []
-        self.more = 0
+        self.untold = 0
         self.begun = self.told = self.last = time.monotonic()
         self.console = Console(stderr=True)
         self.bar = Progress(console=self.console, transient=True, disable=not self.console.is_terminal)
@@ -40,8 +40,8 @@ class Tally:
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         self.seconds = time.monotonic() - self.begun
         self.bar.stop()
-        if self.more:
-            _log.warning("%d more warning%s", self.more, "s" if self.more > 1 else "")
+        if self.untold:
+            _log.warning("%d more warning%s", self.untold, "s" if self.untold > 1 else "")
 
     def add(self, summary: Mapping[str, Any], *, before: bool = False) -> list[list[int]]:
         """Count a task; the images that it left for tasks of their own, with their windows.
@@ -60,7 +60,7 @@ class Tally:
             )
         for text in filter(None, str(summary.get("warnings", "")).split("\n")):
             if len(self.warnings) == WARNINGS:
-                self.more += text not in self.warnings
+                self.untold += text not in self.warnings
             elif text not in self.warnings:
                 self.warnings.append(text)
                 _log.warning("%s", text)

@@ -21,6 +21,7 @@ from retinanet.data.dataset import DetectionDataset, load_dataset
 from retinanet.data.objects import Data, is_object, name_data
 from retinanet.deploy.benchmark_table import RESULTS, BenchmarkResult, Row
 from retinanet.deploy.competitors import DEFAULT, NAMES, Competitor, prepare_competitor, use_file
+from retinanet.deploy.export import SAMPLES
 from retinanet.deploy.measure import Spread, describe_machine, peak_memory, take_turns, time_in_turns
 from retinanet.deploy.parity import spread_evenly
 from retinanet.errors import UserError
@@ -33,14 +34,13 @@ from retinanet.inference.exported import open_exported
 from retinanet.inference.predictor import Predictor
 from retinanet.interop.pretrained import model_folder
 from retinanet.model_folder import read_spec
-from retinanet.options import explain_unknown_options
+from retinanet.options import explain_unknown_options, split_words
 from retinanet.plotting.html import format_number
 from retinanet.spec import check_model_first, exported_file
 
 Seconds = dict[str, float]  # of the stages of one call
 ROUNDS = 3  # passes over the files for images/s
 MEMORY_IMAGES = 4
-CALIBRATION_IMAGES = 300  # as ``export`` takes
 
 
 @explain_unknown_options
@@ -86,8 +86,7 @@ def benchmark(
         UserError: unusable model or data, an unknown backend or none that can run here, or results are there already.
     """
     command = _repeat_command(locals())
-    given = [backends] if isinstance(backends, str) else backends or ()
-    backends = [name for words in given for name in words.replace(",", " ").split()]
+    backends = split_words([backends] if isinstance(backends, str) else backends or ())
     check_model_first(model, data)
     _check(repeats, images, batch_size, backends)
     if output is not None:
@@ -139,7 +138,7 @@ def _find_calibration(data: Data, folder: Path) -> str:
     if not is_object(data):
         return str(data)
     with suppress(UserError):  # who needs them is left out, and says so
-        _find_files(load_dataset(data, "train"), CALIBRATION_IMAGES, folder)
+        _find_files(load_dataset(data, "train"), SAMPLES, folder)
     return str(folder)
 
 

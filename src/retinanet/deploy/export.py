@@ -37,6 +37,7 @@ Precision = Literal["fp32", "bf16", "int8"]
 PRECISIONS = {"onnx": ("fp32", "int8"), "openvino": ("fp32", "bf16", "int8"), "pt2": ("fp32", "bf16")}
 REPORTS = ("export.json", "export.txt")
 OURS = {*(f"model{suffix}" for suffix in (*SUFFIXES.values(), ".bin", COMPILED)), *REPORTS}
+SAMPLES = 300  # images that set the scales of int8, at most
 SHOWN = 4  # images of the user's that the proof looks at
 LOST = 0.01  # AP; where int8 costs more, the output of the class subnet goes back to fp32
 BROKEN = 0.5  # a model in lower precision that finds less than this share of the certain detections is not saved
@@ -117,7 +118,7 @@ def export(
     format: Format,
     precision: Precision = "fp32",
     calibrate: str | None = None,
-    samples: int = 300,
+    samples: int = SAMPLES,
     verify: str | None = None,
     split: str = "test",
     raw: bool = False,

@@ -47,6 +47,7 @@ def import_runtime(package: str, name: str) -> Any:
         UserError: it is not installed.
     """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # 0 lets ONNX Runtime report
+    os.environ.setdefault("NNCF_CI", "1")  # which NNCF reads when it is imported, after OpenVINO
     reporter = "openvino_telemetry"  # OpenVINO has no such switch, and reports nothing where it cannot import this
     blocked = package == "openvino" and not {package, reporter} & sys.modules.keys()
     modules: dict[str, Any] = sys.modules

@@ -9,7 +9,6 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -91,10 +90,9 @@ def serve(
     secret = token if token is not None else os.environ.get(TOKEN) or None
     if secret is not None and (not secret or not secret.isascii() or not secret.isprintable() or " " in secret):
         raise UserError("a token is at least one character, of printable ASCII without spaces")
-    with listen(host, port) as listener, ThreadPoolExecutor(1) as pool:
-        pool.submit(
-            importlib.import_module, "retinanet.serving.app"
-        )  # takes half a second, while the model is compiled
+    with listen(host, port) as listener:
+        # Takes half a second, while the model is compiled.
+        threading.Thread(target=importlib.import_module, args=("retinanet.serving.app",)).start()
         mode = mode or ("throughput" if exported_file(model) else "latency")
         how: dict[str, Any] = {"device": device, "precision": precision, "trust": trust, "trust_code": trust_code}
         how |= {"mode": mode, "cache": cache, "tile": tile, "overlap": overlap}

@@ -10,7 +10,7 @@ from retinanet.data.transforms import Augment
 from retinanet.errors import UserError, suggest
 from retinanet.losses.config import LossConfig
 from retinanet.model.postprocess import Postprocess
-from retinanet.options import explain_unknown_fields
+from retinanet.options import explain_unknown_fields, split_words
 from retinanet.plain import check_types
 
 TRACKERS = ("tensorboard", "mlflow", "wandb", "trackio")
@@ -128,7 +128,7 @@ class RunConfig:
     @property
     def trackers(self) -> tuple[str, ...] | None:
         """The names in ``log``, which commas or spaces part."""
-        return None if self.log is None else tuple(" ".join(self.log).replace(",", " ").split())
+        return None if self.log is None else tuple(split_words(self.log))
 
 
 @explain_unknown_fields
