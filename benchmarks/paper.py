@@ -1,11 +1,11 @@
 """The tables and the figure of the paper on your data: is focal loss what makes one stage good enough?
 
     python benchmarks/paper.py TABLE DATA BACKBONE.safetensors [--seeds 0 1 2] [--short 384] [--long 512]
-        [--epochs 12] [--model lite] [--output runs/paper]
+        [--epochs 12] [--model lite] [--parts 0.5 0.75 1] [--output runs/paper]
 
 TABLE is 1a (cross entropy, balanced by alpha), 1b (focal loss for several gamma, each with the paper's best alpha), 1c
 (scales and ratios of the anchors), 1d (online hard example mining) or 2 (figure 2: AP against time for torchvision's
-detectors and ours, at three sizes of images). Figure 4 is in the report of ``retinanet diagnose``.
+detectors and ours, at three sizes of images, parts of the sides). Figure 4 is in the report of ``retinanet diagnose``.
 
 Matching, box loss, post-processing and, except in 1c, anchors are the paper's in the tables 1; the optimiser and its
 schedule are those of the default recipe, the same in every row. DATA has a split ``test`` and one of ``trainval`` and
@@ -39,7 +39,6 @@ ALPHAS = (None, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 0.999)
 GAMMAS = ((0.0, 0.75), (0.1, 0.75), (0.2, 0.75), (0.5, 0.5), (1.0, 0.25), (2.0, 0.25), (5.0, 0.25))
 ANCHORS = ((1, 1), (2, 1), (3, 1), (1, 3), (2, 3), (3, 3), (4, 3))  # scales and ratios
 PEERS = {"fasterrcnn": "Faster R-CNN", "retinanet": "torchvision's RetinaNet", "fcos": "FCOS", "ssd": "SSD"}
-SHRUNK = (0.5, 0.75, 1.0)  # sizes of figure 2, as parts of the setting's
 
 
 def _row(loss: LossConfig = PAPER, **options: Any) -> dict[str, Any]:
@@ -71,8 +70,8 @@ TABLES: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
-def draw_curve(setting: Setting, peers: list[str]) -> None:
-    """Figure 2: train everything at three sizes, time all of a size in turns, and draw AP against milliseconds."""
+def draw_curve(setting: Setting, peers: list[str], parts: list[float]) -> None:
+    """Figure 2: train everything at each size, time all of a size in turns, and draw AP against milliseconds."""
     backbone = preset(setting.model).backbone
     plain = Backbone(name=backbone)
     train_split, test_split = setting.splits
@@ -81,7 +80,7 @@ def draw_curve(setting: Setting, peers: list[str]) -> None:
     image = sets[1][0].image
     assert image is not None
     points: dict[str, list[tuple[float, float]]] = {}
-    for part in SHRUNK:
+    for part in parts:
         size = replace(setting, short=round(setting.short * part), long=round(setting.long * part))
         preprocess = Preprocess(short=size.short, long=size.long, mean=plain.mean, std=plain.std)
         steps: dict[str, Callable[[], Any]] = {}
@@ -133,11 +132,12 @@ def main() -> None:
     parser.add_argument("table", choices=[*TABLES, "2"])
     Setting.add_arguments(parser, "runs/paper")
     parser.add_argument("--peers", nargs="+", default=list(PEERS), choices=PEERS, metavar="PEER", help="of figure 2")
+    parser.add_argument("--parts", type=float, nargs="+", default=[0.5, 0.75, 1.0], help="sizes of figure 2")
     parser.add_argument("--rows", nargs="+", metavar="ROW", help="of the table, by default all")
     options = parser.parse_args()
     setting = Setting.of(options)
     if options.table == "2":
-        draw_curve(setting, options.peers)
+        draw_curve(setting, options.peers, options.parts)
         return
     rows = TABLES[options.table]
     if unknown := set(options.rows or ()) - set(rows):

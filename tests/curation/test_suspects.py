@@ -107,6 +107,19 @@ def test_out_of_fold(trained, data, tmp_path):
     assert again.found == result.found
 
 
+def test_the_plan_of_the_first_fold_is_that_of_all(trained, data, tmp_path, monkeypatch):
+    given = []
+
+    def learn(data, run, *, resume, **options):
+        given.append((options.get("budget"), options.get("plan")))
+        shutil.copytree(trained, run)
+
+    monkeypatch.setattr("retinanet.curation.folds.train", learn)
+    suspects(str(data), folds=3, budget="5m", output=str(tmp_path / "out"))
+    (folder,) = (tmp_path / "out" / "folds").iterdir()
+    assert given == [("5m", None)] + 2 * [(None, str(folder / "fold1" / "plan.yaml"))]
+
+
 def test_copies_are_in_one_fold(tmp_path):
     for number in range(9):
         Image.new("RGB", (8, 8), (number // 3 * 50, 0, 0)).save(tmp_path / f"{number}.png")

@@ -16,6 +16,7 @@ from retinanet.data.held_out import group_copies
 from retinanet.errors import UserError
 from retinanet.files import write_atomically
 from retinanet.inference.predictor import Predictor
+from retinanet.planning.plan import NAME as PLAN
 from retinanet.training.resume import STATE
 from retinanet.training.run import train
 from retinanet.types import Detections, Sample
@@ -45,6 +46,8 @@ def predict_out_of_fold(
 ) -> list[Detections]:
     """Train a model for each fold on the others, and let it predict its own; complete models are not trained again.
 
+    The first training makes the plan of all, so a machine that is busy later neither changes nor refuses the others.
+
     Args:
         dataset: N annotated images.
         folder: for the data and the models of the folds, in a folder of its own for these annotations and folds.
@@ -68,6 +71,7 @@ def predict_out_of_fold(
         samples = [dataset.samples[row] for row in others]
         write_atomically(data / "annotations" / "instances_train.json", make_coco(samples, dataset.class_names))
         train(str(data), str(run), resume=(run / STATE).is_file(), **options)
+        options = {**options, "budget": None, "plan": str(folder / "fold1" / PLAN)}
         predictor = Predictor.load(run)
         label_of = torch.tensor([dataset.class_names.index(name) for name in predictor.class_names])
         images = [dataset.samples[row].path for row in rows]
