@@ -36,6 +36,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "mosaic": {"augment": Augment(**FLIPS, mosaic=0.5)},
     "paste": {"augment": Augment(**FLIPS, paste=0.5)},
     "no average of weights": {"optim": OptimConfig(warmup=50, ema=0.0)},
+    "batch of 4, rate as of 8": {"batch_size": 4, "optim": OptimConfig(warmup=50, lr_batch=4)},
     "rate of 1e-3": {"optim": OptimConfig(warmup=50, lr=1e-3)},
     "one anchor per cell": {"architecture": {"anchors": {"ratios": [1.0], "scales": [1.0]}}},
     "He": {"architecture": {"head_init": "he"}},
