@@ -21,7 +21,7 @@ from retinanet.inference.exported import Graph, open_exported
 from retinanet.inference.runtimes import openvino_computes_bf16
 from retinanet.inference.torch_backend import TorchBackend
 from retinanet.interop.parity import build_peer
-from retinanet.interop.torchvision import detector_arguments, find_slots, to_torchvision
+from retinanet.interop.torchvision import find_slots, to_torchvision
 from retinanet.model.device import cpu_computes_bf16
 from retinanet.spec import CONFIG, TENSORS, exported_file, exported_files
 from retinanet.types import Detections
@@ -152,10 +152,6 @@ class TorchvisionBackend:
     def __init__(self, detector: Detector) -> None:
         state = to_torchvision(detector.spec, detector.net)
         self.net: Any = build_peer(detector.spec, detector.net, state)
-        arguments: dict[str, Any] = detector_arguments(detector.spec)
-        for name in ("score_thresh", "nms_thresh", "topk_candidates", "detections_per_img"):
-            setattr(self.net, name, arguments[name])
-        self.net.transform.min_size, self.net.transform.max_size = (arguments["min_size"],), arguments["max_size"]
         self.size = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
         self.spec = detector.spec
         self.streams = 1
