@@ -28,7 +28,6 @@ from retinanet import Predictor, UserError, VideoConfig
 from retinanet.inference.backend import count_cores
 from retinanet.inference.film import FilmReader, import_av
 from retinanet.inference.paths import find_videos
-from retinanet.inference.pictures import detect_each
 from retinanet.inference.tracks import Tracker
 from retinanet.inference.video import VideoRun
 
@@ -64,7 +63,7 @@ def list_ways(predictor: Predictor, film: Path) -> dict[str, Callable[[], object
             return [frame.pixels for frame in reader.frames(1, threading.Event(), None)]
 
     def write(pictures: bool, **options: object) -> None:
-        detect = partial(detect_each, predictor, workers=None, tiling=None)
+        detect = predictor.attempt
         with tempfile.TemporaryDirectory() as folder:
             VideoRun(predictor, detect, predictor.thresholds, Path(folder), VideoConfig(**options), pictures).predict(
                 source

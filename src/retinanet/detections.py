@@ -154,7 +154,7 @@ class Detections:
 
     def to_supervision(self) -> Any:
         """A ``supervision.Detections`` (needs ``pip install supervision``)."""
-        return exchange.to_supervision(exchange.Columns(self.boxes, self.scores, self.labels, self.class_names))
+        return exchange.to_supervision(self.boxes, self.scores, self.labels, self.names)
 
     @staticmethod
     def from_supervision(objects: Any, class_names: Sequence[str] | None = None) -> Detections:

@@ -8,24 +8,20 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
 
 from retinanet.errors import UserError, suggest
 
-
-class Columns(NamedTuple):
-    """Detections as arrays, best score first: boxes (D, 4) float32 xyxy, scores (D,), labels (D,), K class names."""
-
-    boxes: Any
-    scores: Any
-    labels: Any
-    class_names: tuple[str, ...]
-
-
-EXTRAS = {"supervision": "objects", "sahi": "objects", "pandas": "objects", "shtab": "completion"}
+# Detections, best score first: boxes (D, 4) float32 xyxy, scores (D,), labels (D,), K class names.
+Columns = tuple[Any, Any, Any, tuple[str, ...]]
+EXTRAS = {
+    **dict.fromkeys(("supervision", "sahi", "pandas"), "objects"),
+    "shtab": "completion",
+    "trackers": "track",
+}
 
 
 def require(package: str, what: str) -> Any:
@@ -42,14 +38,13 @@ def require(package: str, what: str) -> Any:
         raise UserError(f"{what} needs the package {name}: pip install {advice}") from None
 
 
-def to_supervision(found: Columns) -> Any:
-    """A ``supervision.Detections``; its data has the names under ``class_name``."""
-    names = np.array([found.class_names[label] for label in found.labels.tolist()], dtype=str)
+def to_supervision(boxes: Any, scores: Any, labels: Any, names: Sequence[str]) -> Any:
+    """A ``supervision.Detections``; its data has the D names under ``class_name``."""
     return require("supervision", "to_supervision()").Detections(
-        xyxy=np.asarray(found.boxes),
-        confidence=np.asarray(found.scores),
-        class_id=np.asarray(found.labels),
-        data={"class_name": names},
+        xyxy=np.asarray(boxes),
+        confidence=np.asarray(scores),
+        class_id=np.asarray(labels),
+        data={"class_name": np.array(names, dtype=str)},
     )
 
 
@@ -97,15 +92,7 @@ def from_fiftyone(objects: Any, size: tuple[int, int], class_names: Sequence[str
 def to_label_studio(
     rows: Sequence[Mapping[str, Any]], size: tuple[int, int], from_name: str, to_name: str, model_version: str
 ) -> dict[str, Any]:
-    """A prediction of Label Studio for an image of ``size`` (height, width): boxes in percent of the image.
-
-    Args:
-        rows: what was found.
-        size: of the image.
-        from_name: the tag ``RectangleLabels`` of the labelling configuration.
-        to_name: its tag ``Image``.
-        model_version: shown beside the prediction.
-    """
+    """A prediction of Label Studio; see ``Detections.to_label_studio``. Boxes are in percent of the image."""
     height, width = size
     result = []
     for row in rows:
@@ -171,7 +158,7 @@ def _read_boxes(
 def _sort(boxes: Any, scores: Any, labels: Any, class_names: Sequence[str]) -> Columns:
     """Best score first; of equal ones the first."""
     order = np.argsort(-np.asarray(scores, dtype=np.float32), kind="stable")
-    return Columns(
+    return (
         np.asarray(boxes, dtype=np.float32).reshape(-1, 4)[order],
         np.asarray(scores, dtype=np.float32)[order],
         np.asarray(labels, dtype=np.int64)[order],

@@ -95,8 +95,7 @@ def read_model(folder: str | Path) -> tuple[ModelSpec, RetinaNet]:
         raise UserError(f"{folder / CONFIG}: {error}") from None
     except (ValueError, RuntimeError, ArithmeticError, TypeError) as error:  # torch's, about numbers that make no layer
         raise UserError(f"{folder / CONFIG}: no network can be built from its architecture ({error})") from None
-    _check_digest(folder, config)
-    load_tensors(net, folder / TENSORS)
+    _load_tensors(net, folder, config)
     return spec, net.eval()
 
 
@@ -142,15 +141,17 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     return config
 
 
-def load_tensors(net: RetinaNet, path: Path) -> None:
-    """Load a safetensors file into a network, every tensor of it.
+def _load_tensors(net: RetinaNet, folder: Path, config: Mapping[str, Any]) -> None:
+    """Load the weights of a model folder into its network, every tensor of them.
 
     Raises:
         UserError: missing or damaged file; a missing, extra or misshapen tensor, or one with NaN or infinity.
     """
+    path = folder / TENSORS
     if not os.path.isfile(path):
         raise UserError(f"the model has no weights: {path} is missing")
     try:
+        _check_digest(folder, config)
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         if not os.access(path, os.R_OK):
@@ -180,15 +181,10 @@ def _write_config(folder: Path, config: Mapping[str, Any]) -> None:
 
 def _check_digest(folder: Path, config: Mapping[str, Any]) -> None:
     """Refuse weights that are not those that the configuration was written with, where it says which."""
-    path = folder / TENSORS
-    if DIGESTS not in config or not os.path.isfile(path):
+    if DIGESTS not in config:
         return
-    try:
-        digest = file_sha256(path)
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be read ({error.strerror or error}). Let its owner run chmod +r {path}"
-        ) from None
+    path = folder / TENSORS
+    digest = file_sha256(path)
     # A training run may have replaced both files since the configuration was read.
     if digest not in config[DIGESTS] and digest not in read_config(folder).get(DIGESTS, [digest]):
         raise UserError(

@@ -9,22 +9,21 @@ from typing import Any, Literal
 
 from retinanet.cluster.job import ClusterConfig, ClusterRun, run_job
 from retinanet.errors import UserError
-from retinanet.files import write_folder
 from retinanet.inference.backend import Mode
-from retinanet.inference.documents import Predictions, write_documents
+from retinanet.inference.documents import Predictions
 from retinanet.inference.paths import find_videos
 from retinanet.inference.pictures import (
     Inputs,
     check_options,
     choose_threshold,
-    detect_each,
     find_inputs,
     list_tile_options,
-    predict_and_draw,
+    predict_images,
 )
 from retinanet.inference.predictor import Predictor
 from retinanet.inference.video import VideoConfig, VideoRun, check_video_options, predict_videos
 from retinanet.options import explain_unknown_options
+from retinanet.plain import find_differences
 from retinanet.spec import check_model_first, exported_file
 
 
@@ -106,31 +105,15 @@ def predict(
     predictor = Predictor.load(model, **how)
     tiling, least = list_tile_options(predictor, merge, tile_scale), choose_threshold(predictor, score)
     if inputs.videos:
-        detect = partial(detect_each, predictor, workers=workers, tiling=tiling)
+        detect = partial(predictor.attempt, workers=workers, tiles=tiling)
         return predict_videos(VideoRun(predictor, detect, least, Path(output), video, pictures), inputs.videos)
-    return _predict_images(predictor, inputs, Path(output), least, tiling, workers)
+    return predict_images(predictor, inputs, Path(output), least, tiling, workers)
 
 
 def _choose_mode(model: str, inputs: Inputs, tile: int | None) -> Mode:
     """Whether an exported model works on several images at once."""
     many = bool(inputs.videos) or len(inputs.sizes) > 1 or bool(tile)
     return "throughput" if many and exported_file(model) else "latency"
-
-
-def _predict_images(
-    predictor: Predictor,
-    inputs: Inputs,
-    folder: Path,
-    least: float | Mapping[str, float],
-    tiling: Mapping[str, Any] | None,
-    workers: int | None,
-) -> Predictions:
-    """Predict and draw; the results come into the folder when all of them are there."""
-    with write_folder(folder, replace=False) as scratch:
-        targets = {path: scratch / "pictures" / name for path, name in inputs.pictures.items()}
-        predictions = predict_and_draw(predictor, inputs.sizes, inputs.failed, least, tiling, targets, workers)
-        write_documents(scratch, predictions, predictor.class_names, folder)
-    return predictions
 
 
 def _check_engine(
@@ -143,5 +126,5 @@ def _check_engine(
         if videos := find_videos(images):
             raise UserError(f"{videos[0].shown} is a video, and --engine ray is for images. Leave --engine out")
         check_video_options(video, given=False)
-    elif changed := [name for name, value in vars(cluster).items() if value != getattr(ClusterConfig(), name)]:
-        raise UserError(f"--{changed[0]} is for --engine ray")
+    elif changed := find_differences(cluster):
+        raise UserError(f"--{next(iter(changed))} is for --engine ray")

@@ -164,7 +164,7 @@ def test_the_stages_of_an_image(fake_clock, monkeypatch, data):
 
     monkeypatch.setattr(bench, "read_pixels", lambda path: fake_clock(1.0) or read_pixels(path))
     told = ()
-    one = Competitor("x", lambda mode: Slow(), Path(), {}, 0)
+    one = Competitor("x", Path(), {}, 0)
     path = data / "test" / "test_0.png"
     assert bench.time_one_image(one, Slow(), path) == {"read": 1.0, "resize": 2.0, "network": 10.0}
     told = (("resize", 0.5), ("network", 6.5))

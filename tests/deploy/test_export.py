@@ -15,6 +15,7 @@ import torch
 
 from retinanet.anchors.nms import BAND, VOTERS, count_voters
 from retinanet.deploy import export as export_run
+from retinanet.deploy import onnx as deploy_onnx
 from retinanet.deploy.export import export
 from retinanet.digest import file_sha256
 from retinanet.errors import UserError
@@ -242,7 +243,7 @@ class TestInt8:
 
     def test_annotated_images_give_their_training_split(self, model, labelled, converted_once, tmp_path, monkeypatch):
         seen = []
-        monkeypatch.setattr(export_run, "_write", lambda *given, **options: seen.extend(given[4]) or 1 / 0)
+        monkeypatch.setattr(deploy_onnx, "write_model", lambda *given, **options: seen.extend(given[3]) or 1 / 0)
         with pytest.raises(ZeroDivisionError):
             options = {"format": "onnx", "precision": "int8", "samples": 2, "output": str(tmp_path / "out")}
             export(str(model), calibrate=str(labelled), **options)

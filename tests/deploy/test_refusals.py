@@ -8,7 +8,6 @@ import onnx
 import pytest
 
 from retinanet.cli.main import main
-from retinanet.deploy import export as export_run
 from retinanet.deploy import onnx as deploy_onnx
 from retinanet.deploy.export import export
 from retinanet.detector import Detector
@@ -40,11 +39,11 @@ def full_disk(monkeypatch, exported):
     """Half of a file is written before the disk is full."""
     exported("onnx")  # made while there is room
 
-    def write(form, detector, card, file, images, **options):
+    def write(detector, card, file, images, **options):
         file.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(export_run, "_write", write)
+    monkeypatch.setattr(deploy_onnx, "write_model", write)
 
 
 def test_a_full_disk_leaves_nothing(full_disk, model, tmp_path):

@@ -500,7 +500,7 @@ def test_a_missing_package_is_named(model, tmp_path, monkeypatch, capsys, packag
     monkeypatch.setitem(sys.modules, package, None)
     assert main(["predict", model, str(film), *words, "--output", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
-    assert "not installed: pip install" in error and extra in error and error.count("\n") == 1
+    assert "pip install" in error and extra in error and error.count("\n") == 1
 
 
 def test_an_ffmpeg_without_the_encoder_is_told(model, tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ from retinanet.cluster.table import PARTS, Row, decode, encode
 from retinanet.errors import UserError
 from retinanet.images.io import image_size
 from retinanet.images.windows import ImageWindows
-from retinanet.inference.pictures import choose_threshold, detect_each, list_tile_options
+from retinanet.inference.pictures import choose_threshold, list_tile_options
 from retinanet.inference.predictor import describe_limit
 from retinanet.inference.stream import in_order
 from retinanet.inference.tiled import Cut, cut_image, detect_windows, join_windows, warn_of_full_windows
@@ -126,7 +126,7 @@ class Worker:
                     looked.append((place, path, size))
                     yield path
 
-            results = iter(list(detect_each(self.predictor, readable(), self.threads, self.tiling)))
+            results = iter(list(self.predictor.attempt(readable(), workers=self.threads, tiles=self.tiling)))
         for index, (place, path, size) in enumerate(looked, start=task.index):
             if isinstance(size, Cut):
                 deferred.append([index, len(size.windows)])

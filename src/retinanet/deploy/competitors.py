@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from retinanet.deploy.export import export
+from retinanet.deploy.measure import load_predictor
 from retinanet.detector import Detector
 from retinanet.errors import UserError
 from retinanet.images.preprocess import Preprocess
@@ -21,7 +22,7 @@ from retinanet.inference.exported import Graph, open_exported
 from retinanet.inference.runtimes import openvino_computes_bf16
 from retinanet.inference.torch_backend import TorchBackend
 from retinanet.interop.parity import build_peer
-from retinanet.interop.torchvision import detector_arguments, find_slots, to_torchvision
+from retinanet.interop.torchvision import find_slots, to_torchvision
 from retinanet.model.device import cpu_computes_bf16
 from retinanet.spec import CONFIG, TENSORS, exported_file, exported_files
 from retinanet.types import Detections
@@ -39,22 +40,32 @@ class Competitor:
 
     Attributes:
         name: one of ``NAMES``, or that of the format of an exported model that is measured alone.
-        load: opens it.
-        model: what a fresh process loads to measure its memory, and
-        options: how.
+        model: the file of an exported model, or a model folder.
+        options: how :func:`retinanet.deploy.measure.load_predictor` loads it, here and in a process of its own.
         size: of its files, in bytes.
         ends: when, inside of the last call of the backend's ``run``, ``resize`` and ``network`` were done, by the clock
-            of ``time.perf_counter``; only of a backend that tells.
+            of ``time.perf_counter``; only of torch and torchvision.
         heads: its graph without post-processing, if that was asked for.
     """
 
     name: str
-    load: Callable[[Mode], Backend]
     model: Path
     options: dict[str, Any]
     size: int
     ends: dict[str, float] = field(default_factory=dict)
     heads: Graph | None = None
+
+    def load(self, mode: Mode) -> Backend:
+        """The model, ready to run; a model folder knows one mode."""
+        backend: Any = load_predictor(self.model, self.options, mode if self.model.is_file() else "latency").backend
+        parts = {}
+        if isinstance(backend, TorchvisionBackend):
+            parts = {"resize": backend.net.transform, "network": backend.net.head}
+        elif isinstance(backend, TorchBackend):
+            parts = {"network": backend.net}
+        for stage, part in parts.items():
+            part.register_forward_hook(lambda *_, stage=stage: self.ends.update({stage: time.perf_counter()}))
+        return backend
 
 
 def prepare_competitor(name: str, home: Path, calibrate: str, scratch: Path, *, heads: bool) -> Competitor:
@@ -77,7 +88,8 @@ def prepare_competitor(name: str, home: Path, calibrate: str, scratch: Path, *, 
     if runtime == "torchvision":
         return _use_torchvision(home)
     if runtime == "torch":
-        return _use_torch(name, home, kind)
+        how = {"device": "cpu", "precision": "bf16" if kind == "bf16" else "fp32", "compile": kind == "compiled"}
+        return Competitor(name, home, how, sum((home / file).stat().st_size for file in (CONFIG, TENSORS)))
     options: dict[str, Any] = {"format": runtime, "precision": kind}
     if kind == "int8":
         options["calibrate"] = calibrate
@@ -96,23 +108,7 @@ def prepare_competitor(name: str, home: Path, calibrate: str, scratch: Path, *, 
 def use_file(name: str, file: Path, **trusted: Any) -> Competitor:
     """An exported model; for ``trust`` and ``trust_code`` see :func:`retinanet.inference.pt2.load_pt2`."""
     size = sum(path.stat().st_size for path in exported_files(file))
-    return Competitor(name, lambda mode: open_exported(file, mode, **trusted), file, trusted, size)
-
-
-def _use_torch(name: str, home: Path, kind: str) -> Competitor:
-    options: dict[str, Any] = {
-        "device": "cpu",
-        "precision": "bf16" if kind == "bf16" else "fp32",
-        "compile": kind == "compiled",
-    }
-    ends: dict[str, float] = {}
-
-    def load(mode: Mode) -> Backend:
-        backend = TorchBackend(Detector.load(home), **options)
-        note_end(backend.net, "network", ends)
-        return backend
-
-    return Competitor(name, load, home, options, sum((home / file).stat().st_size for file in (CONFIG, TENSORS)), ends)
+    return Competitor(name, file, trusted, size)
 
 
 def _use_torchvision(home: Path) -> Competitor:
@@ -121,20 +117,7 @@ def _use_torchvision(home: Path) -> Competitor:
     except UserError as error:
         first, *others = str(error).split("; ")
         raise UserError(first + (f", and {len(others)} more differences" if others else "")) from None
-    ends: dict[str, float] = {}
-
-    def load(mode: Mode) -> Backend:
-        backend = TorchvisionBackend(Detector.load(home))
-        note_end(backend.net.transform, "resize", ends)
-        note_end(backend.net.head, "network", ends)
-        return backend
-
-    return Competitor("torchvision", load, home, {"torchvision": True}, size, ends)
-
-
-def note_end(module: Any, stage: str, ends: dict[str, float]) -> None:
-    """Note in ``ends``, under the name of a stage, when a part of a network is done, each time that it runs."""
-    module.register_forward_hook(lambda *_: ends.update({stage: time.perf_counter()}))
+    return Competitor("torchvision", home, {"torchvision": True}, size)
 
 
 class TorchvisionBackend:
@@ -152,10 +135,6 @@ class TorchvisionBackend:
     def __init__(self, detector: Detector) -> None:
         state = to_torchvision(detector.spec, detector.net)
         self.net: Any = build_peer(detector.spec, detector.net, state)
-        arguments: dict[str, Any] = detector_arguments(detector.spec)
-        for name in ("score_thresh", "nms_thresh", "topk_candidates", "detections_per_img"):
-            setattr(self.net, name, arguments[name])
-        self.net.transform.min_size, self.net.transform.max_size = (arguments["min_size"],), arguments["max_size"]
         self.size = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
         self.spec = detector.spec
         self.streams = 1

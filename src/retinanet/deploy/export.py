@@ -227,7 +227,20 @@ def _write_and_prove(
     """
     card = Card(detector.spec, report.precision, report.raw, weights_sha256=report.weights_sha256)
     file = folder / report.file
-    _write(report.format, detector, card, file, images, keep_class_output=keep_class_output, compile=compile)
+    try:  # the packages of a format are imported here
+        if report.format == "pt2":
+            from retinanet.deploy.graph import write_pt2
+
+            write_pt2(detector, card, file, compile=compile)
+        else:
+            from retinanet.deploy.onnx import write_model
+
+            write_model(detector, card, file, images, keep_class_output=keep_class_output)
+    except ImportError as error:
+        raise UserError(
+            f"export to {report.format} needs a package that is not installed ({error}): "
+            'pip install "retinanet[export]"'
+        ) from None
     graph = open_exported(file, raw=report.raw, trust=True).graph
     batches = proof_batches(detector.spec.preprocess, [read_seen(detector.spec, *one) for one in enumerate(shown)])
     proof = (compare_raw if report.raw else compare)(detector, graph, batches)
@@ -252,32 +265,6 @@ def _verify(
     shutil.rmtree(folder)
     os.replace(second, folder)
     return other
-
-
-def _write(
-    form: str,
-    detector: Detector,
-    card: Card,
-    file: Path,
-    images: list[Path],
-    *,
-    keep_class_output: bool,
-    compile: bool,
-) -> None:
-    """Write one format; its packages are imported here."""
-    try:
-        if form == "pt2":
-            from retinanet.deploy.graph import write_pt2
-
-            write_pt2(detector, card, file, compile=compile)
-        else:
-            from retinanet.deploy.onnx import write_model
-
-            write_model(detector, card, file, images, keep_class_output=keep_class_output)
-    except ImportError as error:
-        raise UserError(
-            f'export to {form} needs a package that is not installed ({error}): pip install "retinanet[export]"'
-        ) from None
 
 
 def _measure_ap(model: Path, data: str, split: str) -> float:

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from retinanet.inference.backend import count_cores
+from retinanet.inference.backend import Mode, count_cores
 from retinanet.inference.predictor import Predictor
 
 PAUSE = 0.05  # seconds; threads of the runtime that ran last stop spinning in it
@@ -114,6 +114,16 @@ def peak_memory(model: str, options: dict[str, Any], images: Sequence[Path]) -> 
     return float(done.stdout.split()[-1])
 
 
+def load_predictor(model: str | Path, options: Mapping[str, Any], mode: Mode = "latency") -> Predictor:
+    """A competitor, ready to run; for the options see :func:`peak_memory`."""
+    if not options.get("torchvision"):
+        return Predictor.load(model, mode=mode, **options)
+    from retinanet.deploy.competitors import TorchvisionBackend
+    from retinanet.detector import Detector
+
+    return Predictor(TorchvisionBackend(Detector.load(model)))
+
+
 def measure_peak() -> float:
     """MB; from the kernel where it tells, because ``ru_maxrss`` begins with the memory of the parent process."""
     status = Path("/proc/self/status")
@@ -129,13 +139,7 @@ def measure_peak() -> float:
 
 def _main() -> None:
     model, options, images = json.loads(sys.argv[1])
-    if options.get("torchvision"):
-        from retinanet.deploy.competitors import TorchvisionBackend
-        from retinanet.detector import Detector
-
-        predictor = Predictor(TorchvisionBackend(Detector.load(model)))
-    else:
-        predictor = Predictor.load(model, **options)
+    predictor = load_predictor(model, options)
     for image in images:
         predictor(image)
     print(measure_peak())

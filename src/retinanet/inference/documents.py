@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from retinanet.errors import UserError
+from retinanet.exchange import require
 from retinanet.types import Detections
 
 CSV_COLUMNS = ("image_path", "xmin", "ymin", "xmax", "ymax", "label", "score")
@@ -109,13 +109,16 @@ def make_csv_document(predictions: Sequence[Prediction]) -> str:
     writer = csv.writer(text)
     writer.writerow(CSV_COLUMNS)
     for prediction in predictions:
-        rows, path = prediction.detections.to_dicts(), quote_formula(str(prediction.path))
-        for row in rows:
-            box = [f"{side:.2f}" for side in row["box"]]
-            writer.writerow([path, *box, quote_formula(row["name"]), f"{row['score']:.4f}"])
-        if not rows:
-            writer.writerow([path, *[""] * 6])
+        path = quote_formula(str(prediction.path))
+        writer.writerows([path, *_format_cells(row)] for row in prediction.detections.to_dicts() or [{}])
     return text.getvalue()
+
+
+def _format_cells(row: Mapping[str, Any]) -> list[str]:
+    """Box, name and score of a detection for a CSV file; of {}, which stands for no detection, empty."""
+    if not row:
+        return [""] * 6
+    return [*(f"{side:.2f}" for side in row["box"]), quote_formula(row["name"]), f"{row['score']:.4f}"]
 
 
 def quote_formula(text: str) -> str:
@@ -141,7 +144,7 @@ class FrameTable:
         self._rows: list[list[Any]] = []
         self._parquet: Any = None
         if path.suffix == ".parquet":
-            arrow, parquet = import_pyarrow()
+            arrow, parquet = (require(name, "--table parquet") for name in ("pyarrow", "pyarrow.parquet"))
             kinds = [arrow.int64(), arrow.float64(), arrow.int64(), *[arrow.float32()] * 4]
             columns = zip(FRAME_COLUMNS, [*kinds, arrow.string(), arrow.float32()], strict=True)
             self._arrow, self._schema = arrow, arrow.schema(list(columns))
@@ -160,22 +163,16 @@ class FrameTable:
             detections: D of them.
             tracks: D numbers of objects, -1 where one has none; None where nothing is tracked.
         """
-        found = detections.to_dicts()
-        numbers = [None if track < 0 else track for track in tracks or [-1] * len(found)]
-        rows = [
-            [frame, time, track, *row["box"], row["name"], row["score"]]
-            for row, track in zip(found, numbers, strict=True)
-        ]
-        rows = rows or [[frame, time, *[None] * 7]]
-        if self._parquet is not None:
-            self._rows += rows
-            if len(self._rows) >= ROWS:
-                self._write_rows()
-            return
-        for frame_, time_, track, *box, name, score in rows:
-            sides = ["" if side is None else f"{side:.2f}" for side in box]
-            last = ["", ""] if name is None else [quote_formula(name), f"{score:.4f}"]
-            self._csv.writerow([frame_, f"{time_:.3f}", "" if track is None else track, *sides, *last])
+        rows = detections.to_dicts() or [{}]
+        for row, number in zip(rows, tracks or [-1] * len(rows), strict=True):
+            track = None if number < 0 else number
+            if self._parquet is None:
+                self._csv.writerow([frame, f"{time:.3f}", track, *_format_cells(row)])
+            else:
+                cells = [*row["box"], row["name"], row["score"]] if row else [None] * 6
+                self._rows.append([frame, time, track, *cells])
+        if len(self._rows) >= ROWS:
+            self._write_rows()
 
     def _write_rows(self) -> None:
         columns = list(zip(*self._rows, strict=True)) or [()] * len(FRAME_COLUMNS)
@@ -190,19 +187,3 @@ class FrameTable:
             return
         self._write_rows()
         self._parquet.close()
-
-
-def import_pyarrow() -> tuple[Any, Any]:
-    """The package pyarrow and its part for Parquet.
-
-    Raises:
-        UserError: it is not installed.
-    """
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise UserError(
-            "--table parquet needs the package pyarrow, which is not installed: pip install pyarrow"
-        ) from None
-    return pyarrow, pyarrow.parquet

@@ -61,8 +61,8 @@ def find_videos(names: Sequence[str]) -> list[Source]:
             shown = f"{parts.scheme}://{parts.netloc}{parts.path}"
             address = parts.scheme + name[len(parts.scheme) :]  # FFmpeg knows it in lower case only
             live.append(Source(address, shown, re.sub(r"[^\w-]+", "_", place).strip("_")))
-        elif _CAMERA.fullmatch(name):
-            live.append(_find_camera(name))
+        elif match := _CAMERA.fullmatch(name):
+            live.append(_find_camera(name, next((digits for digits in match.groups() if digits), "0")))
         elif path.suffix.lower() in VIDEO_SUFFIXES and "://" not in name:
             named = [path] if path.is_file() else sorted(map(Path, glob.glob(name, recursive=True)))
             if not named:
@@ -88,10 +88,8 @@ def _is_video_address(name: str) -> bool:
         raise UserError(f"{name} is no address ({error})") from None
 
 
-def _find_camera(name: str) -> Source:
+def _find_camera(name: str, number: str) -> Source:
     """A camera: ``camera``, ``camera:1``, ``/dev/video1``, or on Windows ``video=NAME``."""
-    match = _CAMERA.fullmatch(name)
-    number = next((digits for digits in match.groups() if digits), "0") if match else "0"
     label = "camera" if number == "0" else f"camera{number}"
     if name.startswith("video="):
         return Source(name, name, "camera", "dshow")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
@@ -12,23 +12,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
 
 from retinanet.errors import UserError
-from retinanet.files import check_output_folder
+from retinanet.files import check_output_folder, write_folder
 from retinanet.images.io import image_size, read_pixels
 from retinanet.images.windows import ImageWindows, overview
 from retinanet.inference.backend import count_cores
-from retinanet.inference.documents import Prediction, Predictions
+from retinanet.inference.documents import Prediction, Predictions, write_documents
 from retinanet.inference.paths import Source, find_images, find_videos, name_pictures
 from retinanet.inference.predictor import Predictor, describe_limit
 from retinanet.inference.stream import in_order
-from retinanet.inference.tiled import check_tile_options, predict_tiled
-from retinanet.inference.video import VideoConfig, check_video_options, check_video_output
-from retinanet.types import Detections
+from retinanet.inference.tiled import check_tile_options
+from retinanet.inference.video import VideoConfig, check_video_options, name_files
 
 OVERVIEW = 4096  # most pixels of the long side of a picture of an image that was cut into tiles
 _log = logging.getLogger(__name__)
@@ -43,7 +40,7 @@ class Inputs(NamedTuple):
     videos: list[Source]
     pictures: dict[Path, str]
     sizes: dict[Path, tuple[int, int]]
-    failed: dict[Path, str]
+    failed: Mapping[Path | str, str]
 
 
 def find_inputs(names: Sequence[str], folder: Path, video: VideoConfig, *, pictures: bool, overwrite: bool) -> Inputs:
@@ -51,12 +48,24 @@ def find_inputs(names: Sequence[str], folder: Path, video: VideoConfig, *, pictu
     videos = find_videos(names)
     check_video_options(video, given=bool(videos))
     if videos:
-        check_video_output(folder, videos, video, pictures=pictures, overwrite=overwrite)
+        files = [name for source in videos for name in name_files(source, video, pictures)]
+        _check_output(folder, files, "the film", [source.address for source in videos], "a video", overwrite=overwrite)
         return Inputs(videos, {}, {}, {})
     paths = find_images(names)
     targets = name_pictures(paths) if pictures else {}
-    _check_output(folder, targets, overwrite=overwrite)
+    files = ["detections.json", "detections.csv", *(os.path.join("pictures", name) for name in targets.values())]
+    _check_output(folder, files, "the picture", targets, "an image", overwrite=overwrite)
     return Inputs([], targets, *_read_sizes(paths))
+
+
+def _check_output(
+    folder: Path, files: Sequence[str], result: str, read: Iterable[str | Path], source: str, *, overwrite: bool
+) -> None:
+    """Earlier results are replaced only when asked for, and what is read never."""
+    inputs = set(map(os.path.realpath, read))
+    if replaced := [folder / name for name in files if os.path.realpath(folder / name) in inputs]:
+        raise UserError(f"{result} {replaced[0]} would replace {source} that is to be read. Choose another --output")
+    check_output_folder(folder, files, overwrite=overwrite)
 
 
 def check_options(score: float | None, workers: int | None) -> None:
@@ -89,23 +98,14 @@ def choose_threshold(predictor: Predictor, score: float | None) -> float | Mappi
     return spec.thresholds if score is None else score
 
 
-def _check_output(folder: Path, names: Mapping[Path, str], *, overwrite: bool) -> None:
-    """Earlier results are replaced only when asked for, and an image that is read never."""
-    pictures = [os.path.join("pictures", name) for name in names.values()]
-    read = {os.path.realpath(path) for path in names}
-    if replaced := [folder / name for name in pictures if os.path.realpath(folder / name) in read]:
-        raise UserError(f"the picture {replaced[0]} would replace an image that is to be read. Choose another --output")
-    check_output_folder(folder, ["detections.json", "detections.csv", *pictures], overwrite=overwrite)
-
-
-def _read_sizes(paths: Sequence[Path]) -> tuple[dict[Path, tuple[int, int]], dict[Path, str]]:
+def _read_sizes(paths: Sequence[Path]) -> tuple[dict[Path, tuple[int, int]], dict[Path | str, str]]:
     """The (height, width) of each image, from its header, and what is wrong with those that have none.
 
     Raises:
         UserError: all are wrong.
     """
     sizes: dict[Path, tuple[int, int]] = {}
-    failed: dict[Path, str] = {}
+    failed: dict[Path | str, str] = {}
     for path in paths:
         try:
             sizes[path] = image_size(path)
@@ -116,21 +116,36 @@ def _read_sizes(paths: Sequence[Path]) -> tuple[dict[Path, tuple[int, int]], dic
     return sizes, failed
 
 
-def predict_and_draw(
+def predict_images(
     predictor: Predictor,
-    sizes: Mapping[Path, tuple[int, int]],
-    failed: Mapping[Any, str],
+    inputs: Inputs,
+    folder: Path,
     least: float | Mapping[str, float],
-    tiling: Mapping[str, Any] | None,
+    tiles: Mapping[str, Any] | None,
+    workers: int | None,
+) -> Predictions:
+    """Predict and draw; the results come into the folder when all of them are there.
+
+    Raises:
+        UserError: not a single image can be read.
+    """
+    with write_folder(folder, replace=False) as scratch:
+        targets = {path: scratch / "pictures" / name for path, name in inputs.pictures.items()}
+        predictions = _predict_and_draw(predictor, inputs, least, tiles, targets, workers)
+        write_documents(scratch, predictions, predictor.class_names, folder)
+    return predictions
+
+
+def _predict_and_draw(
+    predictor: Predictor,
+    inputs: Inputs,
+    least: float | Mapping[str, float],
+    tiles: Mapping[str, Any] | None,
     targets: Mapping[Any, Path],
     workers: int | None,
 ) -> Predictions:
-    """Predict; the detections of an image are drawn while the next ones are worked on.
-
-    Raises:
-        UserError: not a single image can be read, or an option of tiling is out of its range.
-    """
-    predictions = Predictions(failed=failed)
+    """The detections of an image are drawn while the next ones are worked on."""
+    predictions, sizes = Predictions(failed=inputs.failed), inputs.sizes
     full = []
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
@@ -140,19 +155,20 @@ def predict_and_draw(
             bar.update(task, completed=images + done / windows)
 
         def each() -> Iterator[Prediction]:
-            with closing(detect_each(predictor, list(sizes), workers, tiling, report)) as results:
-                for (path, size), result in zip(sizes.items(), results, strict=True):
+            with closing(predictor.attempt(list(sizes), workers=workers, tiles=tiles, progress=report)) as results:
+                for done, ((path, size), result) in enumerate(zip(sizes.items(), results, strict=True), start=1):
+                    report(done)
                     if isinstance(result, UserError):
                         predictions.failed[path] = str(result)
                         continue
-                    if tiling is None and predictor.is_at_limit(result):
+                    if predictor.tiling is None and predictor.is_at_limit(result):
                         full.append(path)
                     predictions.append(Prediction(path, size, result.above(least)))
                     yield predictions[-1]
 
         threads = workers or count_cores()
         with ThreadPoolExecutor(threads) as pool:
-            for drawn in in_order(pool, partial(_draw, targets, whole=tiling is None), each(), ahead=threads):
+            for drawn in in_order(pool, partial(_draw, targets, whole=predictor.tiling is None), each(), ahead=threads):
                 drawn.result()
     if not predictions:
         raise UserError("\n".join(predictions.failed.values()))
@@ -160,27 +176,6 @@ def predict_and_draw(
         others = f" (and {len(full) - 1} more)" if len(full) > 1 else ""
         _log.warning("%s%s: %s", full[0], others, describe_limit(predictor.backend.spec))
     return predictions
-
-
-def detect_each(
-    predictor: Predictor,
-    images: Iterable[Path | NDArray[np.uint8]],
-    workers: int | None,
-    tiling: Mapping[str, Any] | None,
-    report: Callable[..., object] = lambda *done: None,
-) -> Generator[Detections | UserError]:
-    """Detections in each image, or what is wrong with it; ``report`` is told how many images are done."""
-    if tiling is None:
-        with closing(predictor.attempt(images, workers=workers)) as results:
-            for done, result in enumerate(results, start=1):
-                report(done)
-                yield result
-        return
-    for number, image in enumerate(images):
-        try:
-            yield predict_tiled(predictor, image, **tiling, progress=partial(report, number))
-        except UserError as error:
-            yield error
 
 
 def _draw(targets: Mapping[Any, Path], prediction: Prediction, *, whole: bool) -> None:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -183,7 +184,14 @@ class Predictor:
         """
         return self._raise_errors(self.attempt(images, workers=workers))
 
-    def attempt(self, images: Iterable[Any], *, workers: int | None = None) -> Generator[Detections | UserError]:
+    def attempt(
+        self,
+        images: Iterable[Any],
+        *,
+        workers: int | None = None,
+        tiles: Mapping[str, Any] | None = None,
+        progress: Callable[..., Any] | None = None,
+    ) -> Generator[Detections | UserError]:
         """Detections in each of any number of images, in their order, or what is wrong with an image.
 
         Threads read and resize the next images while the network runs on the last ones; only a few batches of resized
@@ -193,6 +201,8 @@ class Predictor:
         Args:
             images: see :meth:`__call__`.
             workers: threads that read and resize; by default as many as there are cores.
+            tiles: options of :meth:`tiled`, where images are cut into windows; by default the predictor's own.
+            progress: likewise; called with how many images are done, and of the next one how many windows of how many.
 
         Yields:
             Detections, or a UserError where an image cannot be read or is of another shape or type.
@@ -200,7 +210,7 @@ class Predictor:
         if workers is not None and workers < 1:
             raise UserError(f"workers is at least 1, got {workers}")
         if self.tiling is not None:
-            return self._attempt_tiled(images)
+            return self._attempt_tiled(images, tiles or vars(self.tiling), progress)
         return stream_detections(self.backend, self._prepare, images, batch_size=self.batch_size, workers=workers)
 
     def is_at_limit(self, detections: Detections) -> bool:
@@ -222,12 +232,13 @@ class Predictor:
 
         return predict_tiled(self, image, tile=tile, overlap=overlap, merge=merge, scale=scale, progress=progress)
 
-    def _attempt_tiled(self, images: Iterable[Any]) -> Generator[Detections | UserError]:
+    def _attempt_tiled(
+        self, images: Iterable[Any], tiles: Mapping[str, Any], progress: Callable[..., Any] | None
+    ) -> Generator[Detections | UserError]:
         """One image after the other; what is read ahead are the windows of one image."""
-        assert self.tiling is not None
-        for image in images:
+        for number, image in enumerate(images):
             try:
-                yield self.tiled(image, **vars(self.tiling))
+                yield self.tiled(image, **tiles, progress=progress and partial(progress, number))
             except UserError as error:
                 yield error
 

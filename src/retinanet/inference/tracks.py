@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from retinanet.errors import UserError
+from retinanet.exchange import require
 from retinanet.types import Detections
 
 Point = tuple[float, float]
@@ -74,13 +75,7 @@ class Tracker:
     """
 
     def __init__(self, least: float, rate: float) -> None:
-        try:
-            from trackers import ByteTrackTracker
-        except ImportError:
-            raise UserError(
-                '--track needs the package trackers, which is not installed: pip install "retinanet[track]"'
-            ) from None
-        self._tracker = ByteTrackTracker(
+        self._tracker = require("trackers", "--track").ByteTrackTracker(
             frame_rate=rate, track_activation_threshold=least, high_conf_det_threshold=least
         )
 

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from threading import Event
@@ -21,9 +21,10 @@ from rich.console import Console
 from rich.progress import Progress
 
 from retinanet.errors import Interrupted, UserError, stop_requested
-from retinanet.files import check_output_folder, write_folder
+from retinanet.exchange import require
+from retinanet.files import write_folder
 from retinanet.inference.backend import count_cores
-from retinanet.inference.documents import FrameTable, Predictions, import_pyarrow
+from retinanet.inference.documents import FrameTable, Predictions
 from retinanet.inference.film import FilmReader, Frame, import_av
 from retinanet.inference.film_writer import FilmWriter
 from retinanet.inference.paths import Source
@@ -31,7 +32,7 @@ from retinanet.inference.predictor import Predictor, describe_limit
 from retinanet.inference.stream import in_order
 from retinanet.inference.tracks import Counts, Line, Tracker, VideoResult, check_lines, read_lines
 from retinanet.options import explain_unknown_fields
-from retinanet.plain import check_types
+from retinanet.plain import check_types, find_differences
 from retinanet.plotting.marks import font_for, line_width
 from retinanet.types import DEFAULT_THRESHOLD, Detections
 
@@ -81,9 +82,8 @@ def check_video_options(options: VideoConfig, *, given: bool) -> None:
         UserError: one is out of its range or needs another, a package is missing, or there is no video.
     """
     if not given:
-        changed = [field.name for field in fields(options) if getattr(options, field.name) != field.default]
-        if changed:
-            raise UserError(f"--{changed[0]} is for videos, and no video, camera or address of one is given")
+        if changed := find_differences(options):
+            raise UserError(f"--{next(iter(changed))} is for videos, and no video, camera or address of one is given")
         return
     if options.every < 1:
         raise UserError(f"--every is at least 1, got {options.every}")
@@ -93,22 +93,7 @@ def check_video_options(options: VideoConfig, *, given: bool) -> None:
     if options.track:
         Tracker(DEFAULT_THRESHOLD, 30.0)
     if options.table == "parquet":
-        import_pyarrow()
-
-
-def check_video_output(
-    folder: Path, sources: Sequence[Source], options: VideoConfig, *, pictures: bool, overwrite: bool
-) -> None:
-    """Check that results replace earlier ones only when asked for, and never a video that is read.
-
-    Raises:
-        UserError: they would.
-    """
-    files = [name for source in sources for name in name_files(source, options, pictures)]
-    read = {os.path.realpath(source.address) for source in sources}
-    if replaced := [folder / name for name in files if os.path.realpath(folder / name) in read]:
-        raise UserError(f"the film {replaced[0]} would replace a video that is to be read. Choose another --output")
-    check_output_folder(folder, files, overwrite=overwrite)
+        require("pyarrow.parquet", "--table parquet")
 
 
 def name_files(source: Source, options: VideoConfig, pictures: bool) -> list[str]:

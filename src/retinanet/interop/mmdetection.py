@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from retinanet.anchors.coding import BoxCoder
@@ -35,7 +35,9 @@ NAMES = {
 
 def settings(file: WeightsFile, tensors: Tensors, class_names: tuple[str, ...]) -> Settings:
     """What mmdetection does with its weights; the configuration in the file decides where it says something."""
-    text = " ".join(str(value) for value in _texts(file.meta))
+    entries = list(_list_entries(file.meta))
+    text = " ".join(f"{name}={value}" for name, value in entries if isinstance(value, str | int | float | bool))
+    classes = (value for name, value in entries if name.lower() == "classes" and isinstance(value, list | tuple))
     caffe, why = _style(text, tensors)
     mean, told = _pixels(file, text, "mean", (103.53, 116.28, 123.675) if caffe else (123.675, 116.28, 103.53))
     std, _ = _pixels(file, text, "std", (1.0, 1.0, 1.0) if caffe else (58.395, 57.12, 57.375))
@@ -49,7 +51,7 @@ def settings(file: WeightsFile, tensors: Tensors, class_names: tuple[str, ...]) 
         ),
         postprocess=Postprocess(),
         architecture={"relu_before_p7": False, "stride_in_1x1": caffe},
-        class_names=next(_class_names(file.meta), ()),
+        class_names=tuple(map(str, next(classes, ()))),  # under CLASSES in 2.x, dataset_meta.classes in 3.x
         loss={"box": "l1", "forced": "reassign"},
         remarks=(
             f"a backbone in {'Caffe' if caffe else 'PyTorch'}'s style: {why}",
@@ -77,26 +79,15 @@ def _pixels(file: WeightsFile, config: str, name: str, default: Three) -> tuple[
     return default, "the default of mmdetection's configurations in this style"
 
 
-def _texts(value: Any) -> Iterable[Any]:
-    """Every plain value in nested containers."""
+def _list_entries(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """A value and all that it holds, each with its name; the entries of a list have that of the list."""
+    yield name, value
     if isinstance(value, Mapping):
         for key, entry in value.items():
-            yield from ([f"{key}={entry}"] if isinstance(entry, str | int | float | bool) else _texts(entry))
+            yield from _list_entries(entry, str(key))
     elif isinstance(value, list | tuple):
         for entry in value:
-            yield from _texts(entry)
-    else:
-        yield value
-
-
-def _class_names(meta: Any) -> Iterator[tuple[str, ...]]:
-    """The lists of names under CLASSES (2.x) or classes (3.x, in dataset_meta)."""
-    if isinstance(meta, Mapping):
-        for key, value in meta.items():
-            if str(key).lower() == "classes" and isinstance(value, list | tuple):
-                yield tuple(str(name) for name in value)
-            else:
-                yield from _class_names(value)
+            yield from _list_entries(entry, name)
 
 
 SOURCE = Source(

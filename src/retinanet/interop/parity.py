@@ -18,7 +18,7 @@ from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from retinanet.interop.comparison import largest_difference, make_batch, pair_detections, pair_differences
-from retinanet.model.postprocess import Postprocess
+from retinanet.interop.torchvision import detector_arguments
 from retinanet.model.retinanet import RetinaNet
 from retinanet.spec import ModelSpec
 from retinanet.types import Detections
@@ -83,10 +83,10 @@ def compare(spec: ModelSpec, net: RetinaNet, state: dict[str, Tensor], slots: Se
     Returns:
         The differences. Slots that are no classes are silenced in torchvision before detections are compared.
     """
+    spec = replace(spec, preprocess=replace(spec.preprocess, short=SHORT, long=LONG))
     peer = build_peer(spec, net, state)
-    preprocess = replace(spec.preprocess, short=SHORT, long=LONG)
     images = [_draw_image(sides, seed) for seed, sides in enumerate(SIDES)]
-    batch = make_batch(preprocess, images)
+    batch = make_batch(spec.preprocess, images)
     # In torchvision's memory format: another one makes convolutions add up in another order.
     batch = replace(batch, images=batch.images.contiguous())
 
@@ -102,11 +102,11 @@ def compare(spec: ModelSpec, net: RetinaNet, state: dict[str, Tensor], slots: Se
     # From images to detections, at a threshold that lets enough pass to be compared.
     every_logit = torch.cat([level.flatten(1) for level in raw.logits], dim=1)  # (N, anchors * K)
     passing = float(every_logit.topk(SHOWN * 5).values.min().sigmoid())
-    postprocess = replace(spec.postprocess, score=min(spec.postprocess.score, passing))
-    spec = replace(spec, preprocess=preprocess, postprocess=postprocess)
+    peer.score_thresh = min(spec.postprocess.score, passing)
+    spec = replace(spec, postprocess=replace(spec.postprocess, score=peer.score_thresh))
     pixels = spec.prepare(batch)
     ours = spec.detections(net(pixels), batch)
-    others = _detect(peer, floats, postprocess, keep, spec.class_names)
+    others = _detect(peer, floats, keep, spec.class_names)
     paired = [pair_detections(*both, score_weight=1e4) for both in zip(ours, others, strict=True)]
     differences = [pair_differences(*each) for each in zip(ours, others, paired, strict=True)]
     same = list(map(len, ours)) == list(map(len, others)) == list(map(len, paired))
@@ -128,20 +128,14 @@ def compare(spec: ModelSpec, net: RetinaNet, state: dict[str, Tensor], slots: Se
 
 
 def _detect(
-    peer: TorchvisionRetinaNet,
-    images: Sequence[Tensor],
-    rule: Postprocess,
-    keep: Sequence[int],
-    class_names: tuple[str, ...],
+    peer: TorchvisionRetinaNet, images: Sequence[Tensor], keep: Sequence[int], class_names: tuple[str, ...]
 ) -> list[Detections]:
-    """Torchvision's detections by our rule; its slots without a class are silenced, for good."""
+    """Torchvision's detections; its slots without a class are silenced, for good."""
     layer, slots = peer.head.classification_head.cls_logits, peer.head.classification_head.num_classes
     silent = torch.ones(slots, dtype=torch.bool)
     silent[list(keep)] = False
     layer.weight.unflatten(0, (-1, slots))[:, silent] = 0
     layer.bias.unflatten(0, (-1, slots))[:, silent] = -1e4
-    peer.score_thresh, peer.nms_thresh = rule.score, rule.nms
-    peer.topk_candidates, peer.detections_per_img = rule.topk, rule.max_detections
     label_of = (~silent).cumsum(0) - 1  # of a slot
     return [
         Detections(found["boxes"], found["scores"], label_of[found["labels"]], class_names)
@@ -150,8 +144,8 @@ def _detect(
 
 
 def build_peer(spec: ModelSpec, net: RetinaNet, state: dict[str, Tensor]) -> TorchvisionRetinaNet:
-    """The same network of torchvision, these weights loaded by its own loader with ``strict=True``."""
-    architecture, rule = spec.architecture, spec.preprocess
+    """The same detector of torchvision, these weights loaded by its own loader with ``strict=True``."""
+    architecture = spec.architecture
     lattice, channels = architecture.anchors, architecture.channels
     sizes = tuple(tuple(int(size * scale) for scale in lattice.scales) for size in lattice.sizes)
     backbone = resnet_fpn_backbone(
@@ -166,12 +160,9 @@ def build_peer(spec: ModelSpec, net: RetinaNet, state: dict[str, Tensor]) -> Tor
     peer = TorchvisionRetinaNet(
         backbone,
         slots,
-        min_size=SHORT,
-        max_size=LONG,
-        image_mean=list(rule.mean),
-        image_std=list(rule.std),
         anchor_generator=AnchorGenerator(sizes, (lattice.ratios,) * len(sizes)),
         head=RetinaNetHead(channels, lattice.num_anchors, slots, norm_layer=norm),
+        **detector_arguments(spec),
     )
     peer.load_state_dict(dict(state), strict=True)
     if architecture.norm_eps is not None:

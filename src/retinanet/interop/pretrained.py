@@ -5,13 +5,12 @@ from __future__ import annotations
 import difflib
 import os
 import re
-import shutil
-import tempfile
 from pathlib import Path
 
 from retinanet import __version__
 from retinanet.digest import file_sha256
 from retinanet.errors import UserError
+from retinanet.files import check_writable, write_folder
 from retinanet.interop.convert import convert_weights
 from retinanet.interop.files import read_weights
 from retinanet.interop.hub import download, is_repository
@@ -76,16 +75,12 @@ def _convert_once(file: Path) -> Path:
     if not os.path.isfile(folder / CONFIG):
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            scratch = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))
-        except OSError as error:
+            check_writable(folder)
+        except (OSError, UserError) as error:
             raise UserError(
                 f"the converted weights cannot be kept in {folder.parent} ({error}). Set XDG_CACHE_HOME to a folder "
                 f"that can be written, or convert once: retinanet convert {file} FOLDER"
             ) from None
-        try:
+        with write_folder(folder, replace=True) as scratch:  # whatever is there is no whole model
             convert_weights(read_weights(file)).save(scratch)
-            shutil.rmtree(folder, ignore_errors=True)  # whatever is there is no whole model
-            os.replace(scratch, folder)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
     return folder
