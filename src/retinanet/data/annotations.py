@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,6 +21,24 @@ class ImageEntry(NamedTuple):
     path: Path
     image_id: int | str
     size: tuple[int, int] | None
+
+
+class Box(NamedTuple):
+    """An annotated box as a file has it.
+
+    Attributes:
+        xyxy: its corners.
+        name: of its class.
+        where: whose text is its place in the files, for messages.
+        ignore: it is an ignore region.
+        area: as annotated, NaN where there is none.
+    """
+
+    xyxy: Sequence[float]
+    name: str
+    where: object
+    ignore: bool = False
+    area: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -45,6 +64,23 @@ class BoxColumns:
     areas: Sequence[float] | None = None
     relative: bool = False
     first_pixel: int = 0
+
+    @classmethod
+    def collect(cls, rows: Sequence[tuple[int, Box]], class_names: Sequence[str], **how: Any) -> BoxColumns:
+        """The columns of boxes and their owners; ``how`` are other attributes.
+
+        A box of none of the classes, which is a box that will be left out as faulty, is given the first one.
+        """
+        label_of = {name: label for label, name in enumerate(class_names)}
+        return cls(
+            owners=[owner for owner, _ in rows],
+            xyxy=[box.xyxy for _, box in rows],
+            labels=[label_of.get(box.name, 0) for _, box in rows],
+            where=lambda row: str(rows[row][1].where),
+            ignore=[box.ignore for _, box in rows],
+            areas=[box.area for _, box in rows],
+            **how,
+        )
 
 
 @dataclass(frozen=True)

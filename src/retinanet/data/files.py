@@ -8,6 +8,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -133,6 +134,11 @@ def list_folder(folder: str | Path) -> frozenset[str]:
         return frozenset()
 
 
+def find_home(path: Path) -> Path:
+    """The folder of a data set: ``path``, or that of an annotation file, or of the ``annotations`` it lies in."""
+    return path if path.is_dir() else path.parent.parent if path.parent.name.lower() == "annotations" else path.parent
+
+
 def report_other_files(folders: Iterable[Path], faults: Faults) -> None:
     """Tell how many files of kinds that look like pictures but are not read lie in the folders of the images."""
     for folder in folders:
@@ -154,8 +160,7 @@ def report_outside(path: Path, images: Sequence[Path], confine: bool, faults: Fa
         UserError: there is one, and ``confine`` is set; links are followed then, which takes longer.
     """
     resolve = os.path.realpath if confine else os.path.abspath
-    home = path if path.is_dir() else path.parent.parent if path.parent.name.lower() == "annotations" else path.parent
-    root = os.path.join(resolve(home), "")
+    root = os.path.join(resolve(find_home(path)), "")
     outside = [image for image in images if not resolve(image).startswith(root)]
     if outside:
         reason = (
@@ -179,7 +184,7 @@ class ImageFinder:
         self._folders = list(dict.fromkeys(str(folder) for folder in folders))
         self._root = root
         self._split = split_word(split)
-        self._names: dict[str, frozenset[str]] = {}
+        self._list = cache(list_folder)  # asking the file system for each of 100,000 images is slow
         self._stems: dict[str, dict[str, list[str]]] = {}
         self._below: dict[str, list[Path]] | None = None
         self._last = self._folders[0]  # that held one
@@ -247,12 +252,6 @@ class ImageFinder:
             return True
         words = {split_word(part) for part in path.relative_to(self._root).parts[:-1]} - {None}
         return not words or any(word is not None and word[:3] == self._split[:3] for word in words)
-
-    def _list(self, folder: str) -> frozenset[str]:
-        """The names in a folder, read once: asking the file system for each of 100,000 images is slow."""
-        if folder not in self._names:
-            self._names[folder] = list_folder(folder)
-        return self._names[folder]
 
 
 def _plain(name: str) -> str:

@@ -41,10 +41,10 @@ class _Layout:
     keypoints: bool = False
 
 
-def splits(path: Path) -> tuple[str, ...] | None:
-    """The splits that data.yaml or the folders name, () for none, None where this is not YOLO."""
+def find_parts(path: Path) -> dict[str, list[str]] | None:
+    """What data.yaml or the folders say of each split; None where this is not YOLO."""
     layout = _layout(path)
-    return None if layout is None else tuple(name for name in layout.parts if name)
+    return None if layout is None else layout.parts
 
 
 def read(path: Path, split: str | None, class_names: Sequence[str] | None, faults: Faults) -> Annotations:
@@ -60,7 +60,8 @@ def read(path: Path, split: str | None, class_names: Sequence[str] | None, fault
     if not declared:
         remedy = "Write a data.yaml with 'names:', or a classes.txt with one name a line."
         raise Fault("class-names", layout.source, "no class names", remedy)
-    finder = ImageFinder([layout.root], layout.root, split or "")
+    root = layout.root
+    finder = ImageFinder([root], root, split or "")
     images = _list_images(layout, split, finder)
     finder.report(faults)
     files = _label_files(images, layout.source, faults)
@@ -68,18 +69,12 @@ def read(path: Path, split: str | None, class_names: Sequence[str] | None, fault
     for owner, file in enumerate(files):
         if file is not None:
             reader.read_file(owner, file)
-    return Annotations(
-        class_names=declared,
-        category_ids=(),
-        images=[ImageEntry(image, _relative(image, layout.root), None) for image in images],
-        boxes=BoxColumns(
-            owners=reader.owners,
-            xyxy=reader.boxes,
-            labels=reader.labels,
-            where=lambda row: reader.places[row],
-            relative=not reader.finish(),
-        ),
-    )
+    relative = not reader.finish()
+    entries = [
+        ImageEntry(image, (image.relative_to(root) if image.is_relative_to(root) else image).as_posix(), None)
+        for image in images
+    ]
+    return Annotations(declared, (), entries, BoxColumns.collect(reader.rows, declared, relative=relative))
 
 
 def list_images(path: Path, split: str | None) -> list[Path]:
@@ -268,10 +263,3 @@ def _label_folder(folder: str, faults: Faults) -> tuple[str, dict[str, str]]:
             remedy = f"Put the images into {folder}, or remove the labels."
             faults(Fault("label-without-image", "", reason, remedy, members=[Path(place, name) for name in bare]))
     return place, labels
-
-
-def _relative(image: Path, root: Path) -> str:
-    try:
-        return image.relative_to(root).as_posix()
-    except ValueError:
-        return image.as_posix()
