@@ -13,6 +13,7 @@ import numpy as np
 from retinanet.data.annotations import Box, ImageEntry
 from retinanet.data.faults import Fault, Faults, short
 
+_ID = (int, str)  # of an image
 _TRUTH = {"": False, "0": False, "false": False, "no": False, "none": False, "1": True, "true": True, "yes": True}
 
 
@@ -50,7 +51,7 @@ def read_boxes(file: CocoFile, first: int, categories: Mapping[int, str], faults
     outlines = []
     for number, entry in enumerate(file.annotations, 1):
         image = None if entry is None else entry.get("image_id")
-        if entry is None or (isinstance(image, int | str) and image in file.faulty_ids):  # which is told already
+        if entry is None or (file.faulty_ids and isinstance(image, _ID) and image in file.faulty_ids):  # told already
             continue
         where = _Place(file.path, entry.get("id", f"number {number}"))
         try:
@@ -79,29 +80,28 @@ def _read_box(
         declared = ", ".join(f"{key} {name}" for key, name in sorted(categories.items())[:12])
         reason = f"category id {short(entry.get('category_id'))} is not declared"
         raise Fault("undeclared-class", where, reason, f"Declared are: {declared or 'none'}.")
-    if not isinstance(image, int | str) or image not in owner_of:
+    if not isinstance(image, _ID) or image not in owner_of:
         image = whole_number(image)
         if image is None or image not in owner_of:
             reason = f"image id {short(entry.get('image_id'))} is not among the images of the file"
             raise Fault("unknown-image", where, reason)
     box, outline = entry.get("bbox"), None
-    if not box or (isinstance(box, list) and all(side == 0 for side in box)):
+    if not box or (isinstance(box, list) and not any(box)):
         outline = _extent(entry.get("segmentation"))
         box = outline or box or ([math.nan] * 4 if "bbox" in entry else None)
-    sides = _find_numbers(box) if isinstance(box, list) and len(box) == 4 else None
-    if sides is None:
+    numbers = _find_numbers([*box, area]) if isinstance(box, list) and len(box) == 4 else None
+    if numbers is None:
+        if isinstance(box, list) and len(box) == 4 and _find_numbers(box):
+            raise Fault("broken-annotation", where, f"'area' is {short(area)}", "Expected a number.")
         reason = f"'bbox' is {box!s:.80}"
         raise Fault("broken-annotation", where, reason, "Expected four numbers: x, y, width, height.")
-    areas = _find_numbers([area])
-    if areas is None:
-        raise Fault("broken-annotation", where, f"'area' is {short(area)}", "Expected a number.")
     crowd = entry.get("iscrowd")
     if isinstance(crowd, str):
         crowd = _TRUTH.get(crowd.strip().lower())
         if crowd is None:
             raise Fault("broken-annotation", where, f"'iscrowd' is {short(entry['iscrowd'])}", "Expected 0 or 1.")
-    x, y, width, height = sides
-    found = Box((x, y, x + width, y + height), categories[category], where, bool(crowd), areas[0])
+    x, y, width, height, area = numbers
+    found = Box((x, y, x + width, y + height), categories[category], where, bool(crowd), area)
     return owner_of[image], found, outline is not None and all(map(math.isfinite, outline))
 
 
@@ -118,7 +118,7 @@ def _extent(outline: object) -> list[float] | None:
 
 def whole_number(value: object) -> int | None:
     """An id as a number: 1, 1.0 and "1" are the same; None for what is none."""
-    if isinstance(value, int | None):
+    if value is None or isinstance(value, int):
         return None if isinstance(value, bool) else value
     try:
         number = float(value)  # type: ignore[arg-type]  # that is what is being found out

@@ -185,7 +185,7 @@ class ImageFinder:
         self._root = root
         self._split = split_word(split)
         self._list = cache(list_folder)  # asking the file system for each of 100,000 images is slow
-        self._stems: dict[str, dict[str, list[str]]] = {}
+        self._group = cache(_group_images)
         self._below: dict[str, list[Path]] | None = None
         self._last = self._folders[0]  # that held one
         self.elsewhere: dict[str, Path] = {}
@@ -212,17 +212,7 @@ class ImageFinder:
 
     def with_stem(self, stem: str) -> list[Path]:
         """The images of this name with any image suffix, in the first folder that holds one."""
-        for folder in self._folders:
-            if folder not in self._stems:
-                stems: dict[str, list[str]] = {}
-                for name in sorted(self._list(folder)):
-                    base, suffix = os.path.splitext(name)
-                    if suffix.lower() in IMAGE_SUFFIXES and not name.startswith("."):
-                        stems.setdefault(base, []).append(name)
-                self._stems[folder] = stems
-            if stem in self._stems[folder]:
-                return [Path(folder, name) for name in self._stems[folder][stem]]
-        return []
+        return next((paths for folder in self._folders if (paths := self._group(Path(folder)).get(stem))), [])
 
     def report(self, faults: Faults) -> None:
         """Tell which images were found by their base name alone."""
@@ -252,6 +242,14 @@ class ImageFinder:
             return True
         words = {split_word(part) for part in path.relative_to(self._root).parts[:-1]} - {None}
         return not words or any(word is not None and word[:3] == self._split[:3] for word in words)
+
+
+def _group_images(folder: Path) -> dict[str, list[Path]]:
+    """The images in a folder by their names without suffix."""
+    groups: dict[str, list[Path]] = {}
+    for path in files_in(folder, IMAGE_SUFFIXES):
+        groups.setdefault(path.stem, []).append(path)
+    return groups
 
 
 def _plain(name: str) -> str:

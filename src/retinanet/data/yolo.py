@@ -212,15 +212,13 @@ def _images(layout: _Layout, entry: str, finder: ImageFinder) -> list[Path]:
 
 def _label_files(images: Sequence[Path], source: Path, faults: Faults) -> list[Path | None]:
     """The label file of each image, None where it has none: .../labels/... mirrors .../images/..., else beside it."""
-    folders: dict[str, tuple[str, dict[str, str]]] = {}
+    folders: dict[str, tuple[str, dict[str, Path]]] = {}
     files: list[Path | None] = []
     for image in images:
-        folder, name = os.path.split(image)
+        folder = os.path.dirname(image)
         if folder not in folders:
             folders[folder] = _label_folder(folder, faults)
-        place, labels = folders[folder]
-        label = labels.get(os.path.splitext(name)[0])
-        files.append(Path(place, label) if label else None)
+        files.append(folders[folder][1].get(image.stem))
     bare = [image for image, file in zip(images, files, strict=True) if file is None]
     looked = name_list(sorted({place for place, _ in folders.values()}), 3)
     if files and len(bare) == len(files):
@@ -240,8 +238,8 @@ def _label_files(images: Sequence[Path], source: Path, faults: Faults) -> list[P
     return files
 
 
-def _label_folder(folder: str, faults: Faults) -> tuple[str, dict[str, str]]:
-    """The folder of the label files of a folder of images, and the name of each by its stem; in any case of letters."""
+def _label_folder(folder: str, faults: Faults) -> tuple[str, dict[str, Path]]:
+    """The folder of the label files of a folder of images, in any case of letters, and each of them by its stem."""
     parts = list(Path(folder).parts)
     place = folder
     for at in reversed([at for at, part in enumerate(parts) if part.lower() == "images"][-1:]):
@@ -250,16 +248,13 @@ def _label_folder(folder: str, faults: Faults) -> tuple[str, dict[str, str]]:
             mirrored = os.path.join(above, name, *parts[at + 1 :])
             if name.lower() == "labels" and os.path.isdir(mirrored):
                 place = mirrored
-    labels = {
-        os.path.splitext(name)[0]: name
-        for name in sorted(list_folder(place))
-        if name.lower().endswith(".txt") and not name.startswith(".")
-    }
+    labels = {file.stem: file for file in files_in(Path(place), (".txt",))}
     if place != folder:
         images = {os.path.splitext(name)[0] for name in list_folder(folder)} | {"classes"}
-        bare = [name for stem, name in labels.items() if stem not in images]
+        bare = [file for stem, file in labels.items() if stem not in images]
         if bare:
-            reason = f"{len(bare)} label files have no image: {name_list(bare, 3)} in {place}"
+            names = name_list([file.name for file in bare], 3)
             remedy = f"Put the images into {folder}, or remove the labels."
-            faults(Fault("label-without-image", "", reason, remedy, members=[Path(place, name) for name in bare]))
+            reason = f"{len(bare)} label files have no image: {names} in {place}"
+            faults(Fault("label-without-image", "", reason, remedy, members=bare))
     return place, labels

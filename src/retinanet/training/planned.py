@@ -14,8 +14,7 @@ from retinanet.data.transforms import Augment
 from retinanet.data.windows import WindowDataset, count_drawn
 from retinanet.errors import UserError
 from retinanet.files import check_new_file, write_atomically
-from retinanet.interop.pretrained import model_folder
-from retinanet.model.presets import Architecture, preset
+from retinanet.model.presets import Architecture
 from retinanet.model_folder import read_spec
 from retinanet.options import accept_short_names, explain_unknown_options
 from retinanet.planning.fingerprint import take_fingerprint
@@ -90,20 +89,12 @@ def make_plan(
         )
     planner = Planner(
         *(sets[0].name, sets[0].samples, names, facts, host, {**many, **given}, config.recipe, seconds),
-        find_origin=_find_origin,
+        find_origin=Origin.find,
         time=time,
         tiling=tiling,
         why_tiling=why,
     )
     return planner.make()
-
-
-def _find_origin(model: str) -> Origin:
-    folder = model_folder(model)
-    if folder is None:
-        return Origin(preset(model))
-    spec = read_spec(folder)
-    return Origin(spec.architecture, spec.preprocess, spec.postprocess)
 
 
 def _time(dataset: DetectionDataset, host: Host, architecture: Architecture, size: tuple[int, int]) -> Speed:

@@ -21,7 +21,7 @@ from retinanet.planning.fingerprint import take_fingerprint
 from retinanet.planning.plan import NAME as PLAN
 from retinanet.planning.plan import Plan
 from retinanet.plotting.figures import save_figure, training_curves
-from retinanet.training.build import Training, build_training
+from retinanet.training.build import Training
 from retinanet.training.config import ImageConfig, LossConfig, OptimConfig, PostprocessConfig, RunConfig, TrainConfig
 from retinanet.training.describe import describe, say
 from retinanet.training.given import (
@@ -187,10 +187,11 @@ def run_training(
 
     fabric = build_fabric(config.run)
     fabric.launch()
-    training = build_training(config, fabric, detector, train_set, val_set, untrained=origin is None)
+    training = Training(config, fabric, detector, train_set, val_set, untrained=origin is None)
     if fabric.is_global_zero:
-        facts, digest = take_fingerprint(*sets).to_dict(), digest_data(training.data)
-        about = {"train": sets[0].name, "validation": sets[1].name, "sha256": digest, "fingerprint": facts}
+        facts = take_fingerprint(*sets) if made is None or detector.spec.tiling else made.facts  # else of windows
+        names, digest = (sets[0].name, sets[1].name), digest_data(training.data)
+        about = {"train": names[0], "validation": names[1], "sha256": digest, "fingerprint": facts.to_dict()}
         training.detector = training.detector.with_spec(data=about)
     with lock(config.folder) if fabric.is_global_zero else nullcontext():
         progress = go_on(training) if resume else begin(training, moved, made)

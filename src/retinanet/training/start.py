@@ -136,16 +136,7 @@ def build_detector(config: TrainConfig, dataset: DetectionDataset) -> Detector:
     postprocess = config.postprocess.apply(Postprocess())
     if postprocess.vote is None:
         postprocess = replace(postprocess, vote=VOTES.get(config.recipe))
-    spec = ModelSpec(
-        class_names=dataset.class_names,
-        preprocess=preprocess,
-        postprocess=postprocess,
-        architecture=architecture,
-        scale=magnification(dataset, preprocess),
-        tiling=_tiling(dataset),
-        loss=config.loss,
-    )
-    return Detector(spec, net)
+    return Detector(_make_spec(config, dataset, architecture, preprocess, postprocess), net)
 
 
 def adapt_detector(config: TrainConfig, origin: Path, dataset: DetectionDataset) -> tuple[Detector, Transfer]:
@@ -166,16 +157,26 @@ def adapt_detector(config: TrainConfig, origin: Path, dataset: DetectionDataset)
     fresh = starts_anew(old, new, saved.spec.class_names, dataset.class_names)
     moved = transfer(named_as(saved.net, net), net, fresh=fresh)
     preprocess = choose_size(saved.spec.preprocess, saved.spec.tiling, config.image, dataset)
-    spec = ModelSpec(
+    postprocess = config.postprocess.apply(saved.spec.postprocess)
+    return Detector(_make_spec(config, dataset, new, preprocess, postprocess), net), moved
+
+
+def _make_spec(
+    config: TrainConfig,
+    dataset: DetectionDataset,
+    architecture: Architecture,
+    preprocess: Preprocess,
+    postprocess: Postprocess,
+) -> ModelSpec:
+    return ModelSpec(
         class_names=dataset.class_names,
         preprocess=preprocess,
-        postprocess=config.postprocess.apply(saved.spec.postprocess),
-        architecture=new,
+        postprocess=postprocess,
+        architecture=architecture,
         scale=magnification(dataset, preprocess),
         tiling=_tiling(dataset),
         loss=config.loss,
     )
-    return Detector(spec, net), moved
 
 
 def choose_size(base: Preprocess, known: Tiling | None, image: ImageConfig, dataset: DetectionDataset) -> Preprocess:

@@ -164,7 +164,7 @@ def _correct(part: Split, corrections: Sequence[tuple[int, Correction]], done: l
         relative=False,
         first_pixel=0,
     )
-    return Split.judge(part.name, replace(part.annotations, boxes=changed), part.images)
+    return Split(part.name, replace(part.annotations, boxes=changed), part.images)
 
 
 def _find(part: Split, number: int, one: Correction, free: np.ndarray) -> int:

@@ -196,7 +196,7 @@ def _resized(part: Split, copy: _Copy) -> Split:
         # Boxes that lie on the declared size as well may have been drawn on an image of that size.
         if _lie_on(corners, true) and (kind == "swapped-size" or not _lie_on(corners, image.size)):
             images[number] = image._replace(size=true)
-    return Split.judge(part.name, part.annotations, images)
+    return Split(part.name, part.annotations, images)
 
 
 def _scalable(declared: tuple[int, int], true: tuple[int, int], corners: np.ndarray) -> bool:
