@@ -50,8 +50,8 @@ class BoxColumns:
         xyxy: (B, 4).
         labels: (B,) in [0, K).
         where: the place of a box in the files, for messages.
-        ignore: (B,) bool, or None for none.
-        areas: (B,) annotated areas, NaN where there is none, or None for none at all.
+        ignore: (B,) bool.
+        areas: (B,) annotated areas, NaN where there is none.
         relative: the boxes are fractions of the image's sides, not pixels.
         first_pixel: the number of the first pixel; with 1 (Pascal VOC) the last pixel belongs to the box.
     """
@@ -60,8 +60,8 @@ class BoxColumns:
     xyxy: Sequence[Sequence[float]] | np.ndarray
     labels: Sequence[int]
     where: Callable[[int], str]
-    ignore: Sequence[bool] | None = None
-    areas: Sequence[float] | None = None
+    ignore: Sequence[bool]
+    areas: Sequence[float]
     relative: bool = False
     first_pixel: int = 0
 
@@ -153,11 +153,9 @@ def _plain(name: str) -> str:
 
 
 def _select_rows(boxes: BoxColumns, rows: list[int]) -> BoxColumns:
-    columns = {
-        key: None if (column := getattr(boxes, key)) is None else [column[row] for row in rows]
-        for key in ("owners", "xyxy", "ignore", "areas")
-    }
-    return replace(boxes, where=lambda row: boxes.where(rows[row]), **columns)  # type: ignore[arg-type]  # by key
+    names = ("owners", "xyxy", "ignore", "areas")
+    columns: dict[str, Any] = {name: [getattr(boxes, name)[row] for row in rows] for name in names}
+    return replace(boxes, where=lambda row: boxes.where(rows[row]), **columns)
 
 
 def declared_size(height: object, width: object, where: str, faults: Faults) -> tuple[int, int] | None:

@@ -72,8 +72,7 @@ class Split:
             self.corners = self.raw - np.array([columns.first_pixel, columns.first_pixel, 0, 0])
             self.boxes = np.clip(self.corners, 0, self.limits)
             self.faulty = _find_faulty(self.raw, self.boxes.astype(np.float32), self.limits)  # what training will see
-        none = columns.ignore is None
-        self.ignore = np.zeros(len(self.raw), bool) if none else np.asarray(columns.ignore, dtype=bool)
+        self.ignore = np.asarray(columns.ignore, dtype=bool)
         self.known = np.asarray(np.isfinite(self.limits).all(1))
         self.usable = self.known & (self.faulty == 0) & ~self.ignore
 
@@ -136,10 +135,9 @@ class Split:
         """One sample per image with its sound boxes, clipped; each owns its memory."""
         keep = self.sound_rows
         boxes = self.boxes[keep]
-        areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
-        if self.annotations.boxes.areas is not None:
-            annotated = np.asarray(self.annotations.boxes.areas, dtype=np.float64)[keep]
-            areas = np.where(np.isfinite(annotated) & (annotated > 0), annotated, areas)
+        annotated = np.asarray(self.annotations.boxes.areas, dtype=np.float64)[keep]
+        known = np.isfinite(annotated) & (annotated > 0)
+        areas = np.where(known, annotated, (boxes[:, 2:] - boxes[:, :2]).prod(1))
         lengths = np.bincount(self.owners[keep], minlength=len(self.images)).tolist()
         columns = (boxes, self.labels[keep], self.ignore[keep], areas)
         split = (torch.from_numpy(column).split(lengths) for column in columns)

@@ -180,7 +180,7 @@ class ImageFinder:
         split: of the annotations; an image of another split is never taken in place of a missing one.
     """
 
-    def __init__(self, folders: Iterable[Path], root: Path | None = None, split: str = "") -> None:
+    def __init__(self, folders: Iterable[Path], root: Path, split: str) -> None:
         self._folders = list(dict.fromkeys(str(folder) for folder in folders))
         self._root = root
         self._split = split_word(split)
@@ -218,11 +218,11 @@ class ImageFinder:
         """Tell which images were found by their base name alone."""
         for name, path in list(self.elsewhere.items())[:1]:
             reason = f"{len(self.elsewhere)} names lead nowhere, and were found by the end of their paths"
-            faults(Fault("found-elsewhere", self._root or "", f"{reason}: {name!r} is taken to be {path}"))
+            faults(Fault("found-elsewhere", self._root, f"{reason}: {name!r} is taken to be {path}"))
 
     def _find_below(self, name: str) -> Path | None:
         """The only image below the data set whose path ends like this name: the more folders agree the better."""
-        if self._root is None or _ADDRESS.match(name):
+        if _ADDRESS.match(name):
             return None
         if self._below is None:
             self._below = {}
@@ -238,7 +238,7 @@ class ImageFinder:
 
     def _may_take(self, path: Path) -> bool:
         """Whether no folder of the path names another split: 0001.jpg of val is not the missing 0001.jpg of train."""
-        if self._root is None or not self._split:
+        if not self._split:
             return True
         words = {split_word(part) for part in path.relative_to(self._root).parts[:-1]} - {None}
         return not words or any(word is not None and word[:3] == self._split[:3] for word in words)

@@ -56,13 +56,11 @@ def read(path: Path, split: str | None, class_names: Sequence[str] | None, fault
     """
     layout = _layout(path)
     assert layout is not None
-    declared = tuple(layout.names if layout.names is not None else class_names or ())
+    root, declared = layout.root, tuple(layout.names if layout.names is not None else class_names or ())
     if not declared:
         remedy = "Write a data.yaml with 'names:', or a classes.txt with one name a line."
         raise Fault("class-names", layout.source, "no class names", remedy)
-    root = layout.root
-    finder = ImageFinder([root], root, split or "")
-    images = _list_images(layout, split, finder)
+    finder, images = _find_images(layout, split)
     finder.report(faults)
     files = _label_files(images, layout.source, faults)
     reader = LabelReader(declared, layout.keypoints, faults)
@@ -81,12 +79,13 @@ def list_images(path: Path, split: str | None) -> list[Path]:
     """The images of one split, or of the whole set; no label file is read."""
     layout = _layout(path)
     assert layout is not None
-    return _list_images(layout, split, ImageFinder([layout.root], layout.root, split or ""))
+    return _find_images(layout, split)[1]
 
 
-def _list_images(layout: _Layout, split: str | None, finder: ImageFinder) -> list[Path]:
+def _find_images(layout: _Layout, split: str | None) -> tuple[ImageFinder, list[Path]]:
+    finder = ImageFinder([layout.root], layout.root, split or "")
     entries = [entry for name, part in layout.parts.items() if split in (None, name) for entry in part]
-    return list(dict.fromkeys(image for entry in entries for image in _images(layout, entry, finder)))
+    return finder, list(dict.fromkeys(image for entry in entries for image in _images(layout, entry, finder)))
 
 
 def _layout(path: Path) -> _Layout | None:

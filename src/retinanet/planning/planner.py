@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from retinanet.analysis.anchors.propose import propose
@@ -13,7 +14,7 @@ from retinanet.images.preprocess import Preprocess
 from retinanet.images.tiling import Tiling
 from retinanet.interop.pretrained import model_folder
 from retinanet.model.postprocess import Postprocess
-from retinanet.model.presets import Architecture, preset
+from retinanet.model.presets import PRESETS, Architecture, preset
 from retinanet.model_folder import read_spec
 from retinanet.plain import with_changes
 from retinanet.planning import rules
@@ -39,24 +40,32 @@ class Origin:
         architecture: of the network.
         preprocess: of a saved model; None for a preset.
         postprocess: of a saved model, whose limits are not lowered.
+        tiling: of a saved model that was trained on windows.
+        class_names: that a saved model knows.
+        folder: of a saved model; None for a preset.
     """
 
     architecture: Architecture
     preprocess: Preprocess | None = None
     postprocess: Postprocess = Postprocess()
+    tiling: Tiling | None = None
+    class_names: tuple[str, ...] = ()
+    folder: Path | None = None
 
     @classmethod
     def find(cls, model: str) -> Origin:
         """What the name of a preset or of a model stands for.
 
         Raises:
-            UserError: there is no such preset or model.
+            UserError: neither a preset nor a model, or a folder without one.
         """
         folder = model_folder(model)
         if folder is None:
+            if model not in PRESETS and Path(model).exists():
+                read_spec(model)  # which says what is wrong with it
             return cls(preset(model))
         spec = read_spec(folder)
-        return cls(spec.architecture, spec.preprocess, spec.postprocess)
+        return cls(spec.architecture, spec.preprocess, spec.postprocess, spec.tiling, spec.class_names, folder)
 
 
 @dataclass(frozen=True)

@@ -275,7 +275,7 @@ def _annotation(part: Split, row: int, box: list[float]) -> dict[str, Any]:
     x1, y1, x2, y2 = box
     area = (x2 - x1) * (y2 - y1)
     old = part.boxes[row]
-    annotated = float("nan") if columns.areas is None else float(columns.areas[row])
+    annotated = float(columns.areas[row])
     if np.isfinite(annotated) and annotated > 0:  # scaled where the box was
         area *= annotated / float((old[2] - old[0]) * (old[3] - old[1]))
     return {
