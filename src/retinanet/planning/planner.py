@@ -126,14 +126,14 @@ class Planner:
         if self.tiling is not None:
             self.decide("image.tile", self.tiling.tile, self.why_tiling)
             self.decide("image.overlap", self.tiling.overlap, "more than nearly all objects have")
-        batch, speed = self._choose_batch(), None
+        batch, why = rules.choose_batch(facts, self.host.device) if self.planned else (16, "the recipe's")
+        batch, speed = int(self.decide("batch_size", batch, why)), None
         if self.time is not None:
             speed = self.time(origin.architecture, self._list_sizes(origin)[-1].input(facts))
         size, memory = self._choose_size(origin, batch, speed)
         epochs = self.choices["epochs"].value
         self._choose_anchors(origin, size)
-        limits = rules.choose_limits(facts)
-        for name, (value, why) in zip(("max_detections", "topk"), limits, strict=True):
+        for name, (value, why) in zip(("max_detections", "topk"), rules.choose_limits(facts), strict=True):
             known = getattr(origin.postprocess, name)
             self.decide(f"postprocess.{name}", max(value, known), why if value >= known else "the model's")
         interval = self.decide("run.evaluate_every", *rules.choose_interval(epochs))
@@ -163,10 +163,6 @@ class Planner:
         if "architecture.depth" in self.choices:
             parts = {"depth": self.choices["architecture.depth"].value, **parts}
         return replace(origin, architecture=with_changes(origin.architecture, parts, "architecture"))
-
-    def _choose_batch(self) -> int:
-        value, why = rules.choose_batch(self.facts, self.host.device) if self.planned else (16, "the recipe's")
-        return int(self.decide("batch_size", value, why))
 
     def _list_sizes(self, origin: Origin) -> list[Size]:
         """The sizes to choose from, the wanted one first."""
@@ -277,15 +273,15 @@ class Planner:
     def _choose_anchors(self, origin: Origin, size: Size) -> None:
         if not self.planned or origin.preprocess is not None or not self.facts.boxes:
             return
-        if "architecture.anchors" in self.given:
-            anchors = self.given["architecture.anchors"]
-            self.choices["architecture.anchors"] = Choice("architecture.anchors", anchors, "yours", given=True)
+        option = "architecture.anchors"
+        if option in self.given:
+            self.choices[option] = Choice(option, self.given[option], "yours", given=True)
             return
         rule = Preprocess(short=size.short, long=size.long)
         lattice = origin.architecture.anchors
         proposal = propose(self.samples, self.class_names, lattice=lattice, preprocess=rule, most_pixels=1.0)
         if proposal.architecture_anchors:
-            self.decide("architecture.anchors", proposal.architecture_anchors, proposal.reason)
+            self.decide(option, proposal.architecture_anchors, proposal.reason)
 
     def _list_notes(self, seconds: float | None, epochs: int) -> list[str]:
         notes, facts = [], self.facts
