@@ -155,14 +155,9 @@ def check(
     sections = [doctor.section(report)]
     if anchors is not None:
         sections.append(anchor_report.section(anchors, proposal))
-    about = {
-        "data": name,
-        "model": model or (made.values["model"] if made else ""),
-        "images": f"{preprocess.short} to {preprocess.long} pixels",
-        "version": __version__,
-    }
-    pictures = picture_findings(report, data, samples, anchors)
-    title = f"Check of {Path(name).name}"
+    judged, size = model or (made.values["model"] if made else ""), f"{preprocess.short} to {preprocess.long} pixels"
+    about = {"data": name, "model": judged, "images": size, "version": __version__}
+    pictures, title = picture_findings(report, data, samples, anchors), f"Check of {Path(name).name}"
     write_report(folder, RESULTS, title, sections, about, result.to_dict(), verdict, pictures)
     if refused is not None:
         raise UserError(f"{refused}\nAll findings are in {folder / RESULTS[0]}")
