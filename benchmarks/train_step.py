@@ -33,7 +33,7 @@ from retinanet.detector import Detector
 from retinanet.images.preprocess import Preprocess
 from retinanet.model.presets import preset
 from retinanet.spec import ModelSpec
-from retinanet.training.build import build_training
+from retinanet.training.build import Training
 from retinanet.training.config import ImageConfig, LossConfig, OptimConfig, PostprocessConfig, RunConfig, TrainConfig
 from retinanet.training.loop import train_step
 from retinanet.training.precision import build_fabric
@@ -85,7 +85,7 @@ def our_step(images: list[Sample], size: int, precision: str, folder: Path) -> S
         postprocess=PostprocessConfig(),
         run=RunConfig(accelerator="cpu", precision=precision),
     )
-    training = build_training(config, build_fabric(config.run), detector, dataset, dataset)
+    training = Training(config, build_fabric(config.run), detector, dataset, dataset)
     assert isinstance(training.sampler, StepSampler)
     pixels, sizes = preprocess.pad([sample.image for sample in images if sample.image is not None])
     batch = Batch(pixels, sizes, tuple(sample.target for sample in images), tuple(images))

@@ -192,7 +192,7 @@ def assembled(data, tiny, tmp_path, train_config):
     """Builds a ``Training`` and its log, as ``train`` does before it starts; the options are those of ``tiny``."""
     import torch
 
-    from retinanet.training.build import build_training
+    from retinanet.training.build import Training
     from retinanet.training.precision import build_fabric
     from retinanet.training.start import build_detector, load_sets
 
@@ -202,7 +202,7 @@ def assembled(data, tiny, tmp_path, train_config):
         train_set, val_set = load_sets(config, None)
         detector = build_detector(config, train_set)
         config.folder.mkdir(exist_ok=True)
-        return build_training(config, build_fabric(config.run), detector, train_set, val_set)
+        return Training(config, build_fabric(config.run), detector, train_set, val_set)
 
     return build
 

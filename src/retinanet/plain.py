@@ -69,10 +69,14 @@ def find_differences(value: Any, other: Any = None) -> dict[str, Any]:
 
 
 def flatten_fields(value: Any) -> dict[str, Any]:
-    """The values of a dataclass by the names of its fields, those of nested dataclasses by ``outer.inner``."""
+    """The values of a dataclass by the names of its fields, those of nested dataclasses by ``outer.inner``.
+
+    Likewise those of a mapping and of the mappings in it.
+    """
     flat: dict[str, Any] = {}
-    for name, entry in vars(value).items():
-        if dataclasses.is_dataclass(entry):
+    is_mapping = isinstance(value, Mapping)
+    for name, entry in (value if is_mapping else vars(value)).items():
+        if isinstance(entry, Mapping) if is_mapping else dataclasses.is_dataclass(entry):
             flat |= {f"{name}.{inner}": leaf for inner, leaf in flatten_fields(entry).items()}
         else:
             flat[name] = entry

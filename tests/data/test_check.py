@@ -25,7 +25,9 @@ def checked_samples(found):
 
 
 def annotations(images, owners, xyxy, **columns):
-    columns = {"labels": list(range(len(owners))), "where": lambda row: f"row {row}", **columns}
+    count = len(owners)
+    plain = {"labels": list(range(count)), "ignore": [False] * count, "areas": [float("nan")] * count}
+    columns = {**plain, "where": lambda row: f"row {row}", **columns}
     return Annotations(("a",), (1,), images, BoxColumns(owners=owners, xyxy=xyxy, **columns))
 
 
@@ -106,7 +108,9 @@ def test_declared_sizes_that_are_none(wrong):
 
 def test_the_classes_asked_for(entries):
     def found(*names):
-        boxes = BoxColumns([0] * len(names), [[0, 0, 9, 9]] * len(names), range(len(names)), lambda row: f"row {row}")
+        count = len(names)
+        columns = ([0] * count, [[0, 0, 9, 9]] * count, range(count), lambda row: f"row {row}")
+        boxes = BoxColumns(*columns, ignore=[False] * count, areas=[float("nan")] * count)
         return Annotations(names, tuple(range(5, 5 + len(names))), entries((9, 9)), boxes)
 
     assert select_classes(found("a", "b"), None, Notes()).category_ids == (5, 6)

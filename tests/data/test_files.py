@@ -85,7 +85,7 @@ def test_images_are_found_in_the_likeliest_folder(tmp_path):
     first.mkdir()
     for file in (first / "a.jpg", second / "a.jpg", second / "b.png", second / "b.JPG", second / "deep" / "c.jpg"):
         file.touch()
-    finder = ImageFinder([first, second])
+    finder = ImageFinder([first, second], tmp_path, "")
     assert finder.find("a.jpg") == first / "a.jpg"
     assert finder.find("b.png") == second / "b.png"
     assert finder.find("deep/c.jpg") == finder.find("deep\\c.jpg") == second / "deep" / "c.jpg"

@@ -41,6 +41,12 @@ def test_every_choice_has_a_reason_and_the_same_facts_give_the_same_plan(make):
     assert make() == plan
 
 
+def test_what_was_given_wins_and_the_rule_is_told(make):
+    choices = {choice.option: choice for choice in make({"epochs": 5}).choices}
+    assert choices["epochs"].value == 5 and choices["epochs"].given and not choices["batch_size"].given
+    assert "by the rules 49: so that few images" in choices["epochs"].reason
+
+
 @pytest.mark.parametrize("minutes", [15, 30, 60, 240, 3000])
 def test_a_budget_is_kept_and_used(make, minutes):
     plan = make(budget=60 * minutes)

@@ -101,10 +101,3 @@ def test_sides_in_names_forbid_mirror_images(names, chance):
 )
 def test_a_side_that_is_left_out(given, sides):
     assert rules.complete_size(given, (800, 1333)) == sides
-
-
-def test_what_was_given_wins_and_the_rule_is_told():
-    draft = rules.Draft({"epochs": 5})
-    assert draft.set("epochs", 12, "the paper's") == 5 and draft.set("batch_size", 8, "why") == 8
-    assert draft.choices["epochs"].given and "by the rules 12: the paper's" in draft.choices["epochs"].reason
-    assert not draft.choices["batch_size"].given

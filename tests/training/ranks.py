@@ -19,7 +19,7 @@ from retinanet.detector import Detector
 from retinanet.errors import UserError
 from retinanet.evaluation.evaluate import one_pass
 from retinanet.training import loop
-from retinanet.training.build import build_training
+from retinanet.training.build import Training
 from retinanet.training.config import ImageConfig, LossConfig, OptimConfig, PostprocessConfig, RunConfig, TrainConfig
 from retinanet.training.precision import build_fabric
 from retinanet.training.ranks import on_any
@@ -52,7 +52,7 @@ def measure(devices: str, data: str, model: str, folder: str) -> dict[str, objec
     fabric = build_fabric(config.run)
     fabric.launch()
     detector = Detector.load(model)
-    training = build_training(config, fabric, detector, load_dataset(data, "train"), load_dataset(data, "val"))
+    training = Training(config, fabric, detector, load_dataset(data, "train"), load_dataset(data, "val"))
     batches = training_batches(
         training.train_set, preprocess=detector.spec.preprocess, augment=config.augment, sampler=training.sampler
     )

@@ -165,8 +165,8 @@ def test_the_average_follows_every_step(assembled):
 
 def test_a_batch_without_objects_is_a_step(assembled, data):
     training = assembled()
-    empty = training.train_set.subset([1, 1, 1], "empty")
-    training = replace(training, train_set=empty, sampler=replace(training.sampler, length=3))
+    training.train_set = training.train_set.subset([1, 1, 1], "empty")
+    training.sampler = replace(training.sampler, length=3)
     losses, norm = loop.train_step(training, parts_of(training), 0)
     assert losses.positives == 0 and float(losses.box) == 0 and float(losses.classification) > 0
     assert math.isfinite(norm) and norm > 0

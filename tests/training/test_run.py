@@ -20,6 +20,7 @@ from retinanet.data.transforms import Augment
 from retinanet.detector import Detector
 from retinanet.errors import Interrupted, UserError
 from retinanet.images.preprocess import Preprocess
+from retinanet.planning.planner import Origin
 from retinanet.training import describe, start
 from retinanet.training import run as train_run
 from retinanet.training.config import ImageConfig, LossConfig
@@ -266,8 +267,9 @@ def test_the_same_classes_in_another_order_keep_those_of_the_model(
     assert load_dataset(data_copy, "train").class_names == ("square", "disc")
     train(str(data_copy), str(tmp_path / "next"), **folder_options(tiny, trained))
     assert Detector.load(tmp_path / "next").spec.class_names == ("disc", "square")
+    origin = Origin.find(str(trained))
     one, two = (
-        start.load_sets(train_config(data=str(path), output="out", strict=True), trained) for path in (data_copy, data)
+        start.load_sets(train_config(data=str(path), output="out", strict=True), origin) for path in (data_copy, data)
     )
     labels = [[sample.target.labels.tolist() for sample in sets[0].samples] for sets in (one, two)]
     assert labels[0] == labels[1]

@@ -15,6 +15,7 @@ from retinanet.images.preprocess import Preprocess
 from retinanet.model.postprocess import Postprocess
 from retinanet.model.presets import Architecture
 from retinanet.plain import to_plain
+from retinanet.planning.planner import Origin
 from retinanet.spec import ModelSpec
 from retinanet.training.config import ImageConfig, OptimConfig, PostprocessConfig, RunConfig
 from retinanet.training.output import check_output
@@ -22,7 +23,6 @@ from retinanet.training.resume import STATE
 from retinanet.training.start import (
     adapt_detector,
     build_detector,
-    find_origin,
     magnification,
     starts_anew,
 )
@@ -247,11 +247,11 @@ def test_thresholds_are_the_folders_where_options_are_at_their_defaults(go_on):
 
 
 def test_a_model_is_a_preset_or_a_folder(trained, tmp_path):
-    assert find_origin("lite") is None and find_origin(str(trained)) == trained
+    assert Origin.find("lite").folder is None and Origin.find(str(trained)).folder == trained
     with pytest.raises(UserError, match=r"unknown model 'resnet5'.*did you mean 'resnet50'"):
-        find_origin("resnet5")
+        Origin.find("resnet5")
     with pytest.raises(UserError, match=r"no model in .*: expected a folder with config\.json"):
-        find_origin(str(tmp_path))
+        Origin.find(str(tmp_path))
 
 
 def test_the_scale_is_the_median_over_the_training_images(data):

@@ -17,6 +17,7 @@ from retinanet.evaluation.evaluate import evaluate, one_pass
 from retinanet.images.tiling import Tiling
 from retinanet.inference.predictor import Predictor
 from retinanet.model_folder import read_spec
+from retinanet.planning.planner import Origin
 from retinanet.prediction import predict
 from retinanet.training.config import ImageConfig
 from retinanet.training.log import RunLog, read_log
@@ -126,8 +127,9 @@ def test_fine_tuning_keeps_the_windows(run, data, tiny, train_config, tmp_path):
         given = {**tiny(), "image": ImageConfig(**image), "model": str(run), "weights": "imagenet"}
         del given["architecture"]
         config = train_config(data=str(data), output=str(tmp_path / "run"), **given)
-        known = Detector.load(run).spec.tiling
-        train_set, val_set = cut_sets(load_sets(config, run), known, config.image.tile, config.image.overlap)
+        origin = Origin.find(str(run))
+        sets = load_sets(config, origin)
+        train_set, val_set = cut_sets(sets, origin.tiling, config.image.tile, config.image.overlap)
         return adapt_detector(config, run, train_set)[0].spec, train_set, val_set
 
     spec, train_set, val_set = build()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,6 +23,24 @@ class ImageEntry(NamedTuple):
     size: tuple[int, int] | None
 
 
+class Box(NamedTuple):
+    """An annotated box as a file has it.
+
+    Attributes:
+        xyxy: its corners.
+        name: of its class.
+        where: whose text is its place in the files, for messages.
+        ignore: it is an ignore region.
+        area: as annotated, NaN where there is none.
+    """
+
+    xyxy: Sequence[float]
+    name: str
+    where: object
+    ignore: bool = False
+    area: float = math.nan
+
+
 @dataclass(frozen=True)
 class BoxColumns:
     """The B boxes of a data set, as its files have them and not checked yet.
@@ -31,8 +50,8 @@ class BoxColumns:
         xyxy: (B, 4).
         labels: (B,) in [0, K).
         where: the place of a box in the files, for messages.
-        ignore: (B,) bool, or None for none.
-        areas: (B,) annotated areas, NaN where there is none, or None for none at all.
+        ignore: (B,) bool.
+        areas: (B,) annotated areas, NaN where there is none.
         relative: the boxes are fractions of the image's sides, not pixels.
         first_pixel: the number of the first pixel; with 1 (Pascal VOC) the last pixel belongs to the box.
     """
@@ -41,10 +60,27 @@ class BoxColumns:
     xyxy: Sequence[Sequence[float]] | np.ndarray
     labels: Sequence[int]
     where: Callable[[int], str]
-    ignore: Sequence[bool] | None = None
-    areas: Sequence[float] | None = None
+    ignore: Sequence[bool]
+    areas: Sequence[float]
     relative: bool = False
     first_pixel: int = 0
+
+    @classmethod
+    def collect(cls, rows: Sequence[tuple[int, Box]], class_names: Sequence[str], **how: Any) -> BoxColumns:
+        """The columns of boxes and their owners; ``how`` are other attributes.
+
+        A box of none of the classes, which is a box that will be left out as faulty, is given the first one.
+        """
+        label_of = {name: label for label, name in enumerate(class_names)}
+        return cls(
+            owners=[owner for owner, _ in rows],
+            xyxy=[box.xyxy for _, box in rows],
+            labels=[label_of.get(box.name, 0) for _, box in rows],
+            where=lambda row: str(rows[row][1].where),
+            ignore=[box.ignore for _, box in rows],
+            areas=[box.area for _, box in rows],
+            **how,
+        )
 
 
 @dataclass(frozen=True)
@@ -117,11 +153,9 @@ def _plain(name: str) -> str:
 
 
 def _select_rows(boxes: BoxColumns, rows: list[int]) -> BoxColumns:
-    columns = {
-        key: None if (column := getattr(boxes, key)) is None else [column[row] for row in rows]
-        for key in ("owners", "xyxy", "ignore", "areas")
-    }
-    return replace(boxes, where=lambda row: boxes.where(rows[row]), **columns)  # type: ignore[arg-type]  # by key
+    names = ("owners", "xyxy", "ignore", "areas")
+    columns: dict[str, Any] = {name: [getattr(boxes, name)[row] for row in rows] for name in names}
+    return replace(boxes, where=lambda row: boxes.where(rows[row]), **columns)
 
 
 def declared_size(height: object, width: object, where: str, faults: Faults) -> tuple[int, int] | None:

@@ -6,7 +6,8 @@ import os
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import cast
 
@@ -36,14 +37,15 @@ _REASONS = (
 )
 
 
-@dataclass(frozen=True)
 class Split:
-    """One split, read and judged: its N images and B boxes, and what is wrong with each box.
+    """One split, read and judged: its N images and B boxes, in pixels and clipped, and what is wrong with each box.
 
-    Attributes:
+    Args:
         name: of the split, "" for a set without splits.
         annotations: what its files say.
         images: N, with their sizes, None where they cannot be known.
+
+    Attributes:
         owners: (B,) int64, which image each box belongs to.
         labels: (B,) int64.
         ignore: (B,) bool.
@@ -56,40 +58,23 @@ class Split:
         usable: (B,) bool, training takes the box as an object: it is neither faulty nor an ignore region.
     """
 
-    name: str
-    annotations: Annotations
-    images: list[ImageEntry]
-    owners: np.ndarray
-    labels: np.ndarray
-    ignore: np.ndarray
-    raw: np.ndarray
-    corners: np.ndarray
-    boxes: np.ndarray
-    limits: np.ndarray
-    known: np.ndarray
-    faulty: np.ndarray
-    usable: np.ndarray
-
-    @staticmethod
-    def judge(name: str, annotations: Annotations, images: list[ImageEntry]) -> Split:
-        """The boxes in pixels, clipped to ``images``, and what is wrong with each."""
+    def __init__(self, name: str, annotations: Annotations, images: list[ImageEntry]) -> None:
+        self.name, self.annotations, self.images = name, annotations, images
         columns = annotations.boxes
-        owners, labels = (np.asarray(column, dtype=np.int64) for column in (columns.owners, columns.labels))
-        raw = np.asarray(columns.xyxy, dtype=np.float64).reshape(-1, 4)
+        self.owners = np.asarray(columns.owners, dtype=np.int64)
+        self.labels = np.asarray(columns.labels, dtype=np.int64)
+        self.raw = np.asarray(columns.xyxy, dtype=np.float64).reshape(-1, 4)
         sizes = np.asarray([image.size or (np.nan, np.nan) for image in images], dtype=np.float64).reshape(-1, 2)
-        limits = sizes[owners][:, [1, 0, 1, 0]]  # (B, 4): width, height, width, height
+        self.limits = sizes[self.owners][:, [1, 0, 1, 0]]  # (B, 4): width, height, width, height
         with np.errstate(all="ignore"):  # NaN and overflow are what is looked for
             if columns.relative:
-                raw = raw * limits
-            corners = raw - np.array([columns.first_pixel, columns.first_pixel, 0, 0])
-            boxes = np.clip(corners, 0, limits)
-            faulty = _find_faulty(raw, boxes.astype(np.float32), limits)  # what training will see
-        ignore = np.zeros(len(raw), bool) if columns.ignore is None else np.asarray(columns.ignore, dtype=bool)
-        known = np.asarray(np.isfinite(limits).all(1))
-        usable = known & (faulty == 0) & ~ignore
-        return Split(
-            name, annotations, images, owners, labels, ignore, raw, corners, boxes, limits, known, faulty, usable
-        )
+                self.raw = self.raw * self.limits
+            self.corners = self.raw - np.array([columns.first_pixel, columns.first_pixel, 0, 0])
+            self.boxes = np.clip(self.corners, 0, self.limits)
+            self.faulty = _find_faulty(self.raw, self.boxes.astype(np.float32), self.limits)  # what training will see
+        self.ignore = np.asarray(columns.ignore, dtype=bool)
+        self.known = np.asarray(np.isfinite(self.limits).all(1))
+        self.usable = self.known & (self.faulty == 0) & ~self.ignore
 
     def fault(self, kind: str, row: int, reason: str) -> Fault:
         """A fault of a box."""
@@ -150,10 +135,9 @@ class Split:
         """One sample per image with its sound boxes, clipped; each owns its memory."""
         keep = self.sound_rows
         boxes = self.boxes[keep]
-        areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
-        if self.annotations.boxes.areas is not None:
-            annotated = np.asarray(self.annotations.boxes.areas, dtype=np.float64)[keep]
-            areas = np.where(np.isfinite(annotated) & (annotated > 0), annotated, areas)
+        annotated = np.asarray(self.annotations.boxes.areas, dtype=np.float64)[keep]
+        known = np.isfinite(annotated) & (annotated > 0)
+        areas = np.where(known, annotated, (boxes[:, 2:] - boxes[:, :2]).prod(1))
         lengths = np.bincount(self.owners[keep], minlength=len(self.images)).tolist()
         columns = (boxes, self.labels[keep], self.ignore[keep], areas)
         split = (torch.from_numpy(column).split(lengths) for column in columns)
@@ -180,10 +164,10 @@ def judge_split(name: str, found: Annotations, faults: Faults) -> Split:
             ``faults`` returns.
     """
     images = size_images(found.images, faults) if found.source is None else list(found.images)
-    part = Split.judge(name, found, images)
+    part = Split(name, found, images)
     if fault := part.find_fractions():
         faults(fault)
-        part = Split.judge(name, replace(found, boxes=replace(found.boxes, relative=True)), part.images)
+        part = Split(name, replace(found, boxes=replace(found.boxes, relative=True)), part.images)
     for fault in part.doubtful_boxes():
         faults(fault)
     return part
@@ -204,7 +188,8 @@ def size_images(images: Sequence[ImageEntry], faults: Faults) -> list[ImageEntry
             reason = f"the image id {short(image.image_id)} stands for both {first} and {image.path}"
             faults(Fault("duplicate-image-id", "", reason, members=[image.path]))
 
-    missing = _find_missing([image.path for image in images])
+    listed = cache(list_folder)
+    missing = [path for path, *_ in images if os.path.basename(path) not in listed(os.path.dirname(path))]
     if missing:
         reason = f"{len(missing)} of {len(images)} images are missing: {name_list(missing, 3)}"
         remedy = "Put them there, or correct their names in the annotations."
@@ -222,19 +207,6 @@ def size_images(images: Sequence[ImageEntry], faults: Faults) -> list[ImageEntry
             else:
                 sized[number] = images[number]._replace(size=size)
     return sized
-
-
-def _find_missing(paths: Sequence[Path]) -> list[Path]:
-    """The images that are not there; each folder is listed once."""
-    present: dict[str, frozenset[str]] = {}
-    missing = []
-    for path in paths:
-        folder, name = os.path.split(path)
-        if folder not in present:
-            present[folder] = list_folder(folder)
-        if name not in present[folder]:
-            missing.append(path)
-    return missing
 
 
 def _read_size(path: Path) -> tuple[int, int] | Fault:

@@ -13,19 +13,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from retinanet.data.annotations import Annotations, BoxColumns, ImageEntry, declared_size, refuse_twins
-from retinanet.data.coco_boxes import CocoFile, make_columns, whole_number
+from retinanet.data.annotations import Annotations, Box, BoxColumns, ImageEntry, declared_size, refuse_twins
+from retinanet.data.coco_boxes import CocoFile, read_boxes, whole_number
 from retinanet.data.faults import Fault, Faults, name_list, short
 from retinanet.data.files import (
     ImageFinder,
     decode,
     files_in,
+    find_home,
     name_splits,
     read_text,
     split_folders,
-    split_word,
     sub_folders,
 )
 from retinanet.files import open_file
@@ -38,53 +36,10 @@ _OTHER_TASKS = ("captions_", "person_keypoints_", "panoptic_", "stuff_", "image_
 _USUAL_NAMES = ("_annotations.coco.json", "annotations.json")
 
 
-def splits(path: Path) -> tuple[str, ...] | None:
-    """The splits that the file names speak of, () where they do not, None where this is not COCO."""
-    files = _json_files(path)
-    return None if files is None else tuple(name for name in files if name)
-
-
-def read(path: Path, split: str | None, class_names: Sequence[str] | None, faults: Faults) -> Annotations:
-    """The annotations of one split, or of all files together.
-
-    Raises:
-        Fault: JSON that is broken or lacks something, or a category that is not declared. Where ``faults`` returns,
-            images and annotations that are faulty are left out.
-    """
-    known = _json_files(path) or {}
-    root = path if path.is_dir() else _home(path)
-    files = [_read_file(file, name, root, faults) for name, file in known.items() if split in (None, name)]
-    categories: dict[int, str] = {}
-    for file in files:
-        for key, name in file.categories.items():
-            if categories.setdefault(key, name) != name:
-                reason = f"category {key} is {name!r}, but {categories[key]!r} in {files[0].path}"
-                raise Fault("class-names", file.path, reason, "Name one split.")
-    refuse_twins(list(categories.values()))
-    ids = sorted(categories)
-    label_of = {key: label for label, key in enumerate(ids)}
-    columns = [make_columns(file, label_of, faults) for file in files]
-    starts = np.cumsum([0, *(len(file.images) for file in files)])
-    annotations = [(file, n) for file, part in zip(files, columns, strict=True) for n in part.numbers]
-    return Annotations(
-        class_names=tuple(categories[key] for key in ids),
-        category_ids=tuple(ids),
-        images=[image for file in files for image in file.images],
-        boxes=BoxColumns(
-            owners=[owner + int(start) for part, start in zip(columns, starts, strict=False) for owner in part.owners],
-            xyxy=np.concatenate([part.boxes for part in columns]),
-            labels=[label for part in columns for label in part.labels],
-            where=lambda row: annotations[row][0].place(annotations[row][1]),
-            ignore=[crowd for part in columns for crowd in part.crowds],
-            areas=[area for part in columns for area in part.areas],
-        ),
-    )
-
-
-def _json_files(path: Path) -> dict[str, Path] | None:
-    """The JSON file of each split; under "" where the name of an only file speaks of none."""
+def find_parts(path: Path) -> dict[str, Path] | None:
+    """The JSON file of each split; under "" where the name of an only file speaks of none; None where it is no COCO."""
     if path.is_file():
-        return {split_word(path.stem) or "": path} if path.suffix.lower() == ".json" else None
+        return name_splits([path]) if path.suffix.lower() == ".json" else None
     for folder in (path / "annotations", path / "Annotations", path):
         files = [file for file in files_in(folder, (".json",)) if not file.name.startswith(_OTHER_TASKS)]
         instances = [file for file in files if file.name.startswith("instances")]
@@ -100,6 +55,31 @@ def _json_files(path: Path) -> dict[str, Path] | None:
         if found:
             parts[folder.name] = found[0]
     return parts or None
+
+
+def read(path: Path, split: str | None, class_names: Sequence[str] | None, faults: Faults) -> Annotations:
+    """The annotations of one split, or of all files together.
+
+    Raises:
+        Fault: JSON that is broken or lacks something, or a category that is not declared. Where ``faults`` returns,
+            images and annotations that are faulty are left out.
+    """
+    known, root = find_parts(path) or {}, find_home(path)
+    files = [_read_file(file, name, root, faults) for name, file in known.items() if split in (None, name)]
+    categories: dict[int, str] = {}
+    for file in files:
+        for key, name in file.categories.items():
+            if categories.setdefault(key, name) != name:
+                reason = f"category {key} is {name!r}, but {categories[key]!r} in {files[0].path}"
+                raise Fault("class-names", file.path, reason, "Name one split.")
+    refuse_twins(list(categories.values()))
+    names = {key: categories[key] for key in sorted(categories)}
+    rows: list[tuple[int, Box]] = []
+    images: list[ImageEntry] = []
+    for file in files:
+        rows += read_boxes(file, len(images), names, faults)
+        images += file.images
+    return Annotations(tuple(names.values()), tuple(names), images, BoxColumns.collect(rows, tuple(names.values())))
 
 
 def _is_coco(file: Path) -> bool:
@@ -153,13 +133,9 @@ def _read_file(path: Path, split: str, root: Path, faults: Faults) -> CocoFile:
     return CocoFile(path, categories, images, frozenset(faulty), annotations)
 
 
-def _home(file: Path) -> Path:
-    return file.parent.parent if file.parent.name.lower() == "annotations" else file.parent
-
-
 def _image_folders(path: Path, split: str) -> list[Path]:
     """Where the images of a file may lie, the likeliest place first."""
-    home, root = path.parent, _home(path)
+    home, root = path.parent, find_home(path)
     full = path.stem.removeprefix("instances_")  # train2017
     named = [name for name in (full, split, f"{split}2017", f"{split}2014") if name and split]
     likely = [place / name for name in named for place in (root / "images", root)]

@@ -1,17 +1,19 @@
-"""The annotations of a COCO file as columns of numbers, and what is wrong with one."""
+"""The annotations of a COCO file as boxes, and what is wrong with one."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from retinanet.data.annotations import ImageEntry
+from retinanet.data.annotations import Box, ImageEntry
 from retinanet.data.faults import Fault, Faults, short
 
+_ID = (int, str)  # of an image
 _TRUTH = {"": False, "0": False, "false": False, "no": False, "none": False, "1": True, "true": True, "yes": True}
 
 
@@ -25,130 +27,98 @@ class CocoFile:
     faulty_ids: frozenset[object]  # of images that were left out
     annotations: list[dict[str, Any] | None]
 
-    def place(self, number: int) -> str:
-        """Where an annotation is, for messages."""
-        return f"{self.path}, annotation {short((self.annotations[number] or {}).get('id', f'number {number + 1}'))}"
+
+class _Place(NamedTuple):
+    """Where an annotation is, by its id or number; a text only where one is wanted."""
+
+    path: Path
+    key: object
+
+    def __str__(self) -> str:
+        return f"{self.path}, annotation {short(self.key)}"
 
 
-@dataclass(frozen=True)
-class CocoColumns:
-    """The sound annotations of a file; ``numbers`` are their positions in it."""
+def read_boxes(file: CocoFile, first: int, categories: Mapping[int, str], faults: Faults) -> Iterator[tuple[int, Box]]:
+    """The sound annotations of a file, with the image that each belongs to.
 
-    numbers: Sequence[int]
-    owners: list[int]
-    boxes: np.ndarray
-    labels: list[int]
-    crowds: list[bool]
-    areas: list[float]
-
-
-def make_columns(file: CocoFile, label_of: dict[int, int], faults: Faults) -> CocoColumns:
-    """The annotations of a file as columns: all at once, and one by one only if that fails, to name the faulty ones."""
-    owner_of = {image.image_id: number for number, image in enumerate(file.images)}
-    try:
-        return _all_columns(file.annotations, range(len(file.annotations)), owner_of, label_of)
-    except (KeyError, TypeError, ValueError, OverflowError):
-        pass
-    sound, entries = [], []
-    outlines: list[int] = []
-    for number, entry in enumerate(file.annotations):
-        if entry is None or _is_left_out(entry, file):
+    Args:
+        file: which holds them.
+        first: number of its first image.
+        categories: names by id, of all files.
+        faults: is given what is wrong with the others.
+    """
+    owner_of = {image.image_id: number for number, image in enumerate(file.images, first)}
+    outlines = []
+    for number, entry in enumerate(file.annotations, 1):
+        image = None if entry is None else entry.get("image_id")
+        if entry is None or (file.faulty_ids and isinstance(image, _ID) and image in file.faulty_ids):  # told already
             continue
+        where = _Place(file.path, entry.get("id", f"number {number}"))
         try:
-            plain = _check_annotation(file, number, entry, owner_of, label_of)
+            owner, box, is_outline = _read_box(entry, where, owner_of, categories)
         except Fault as fault:
             faults(fault)
             continue
-        sound.append(number)
-        entries.append(plain)
-        if entry.get("bbox") != plain["bbox"] and np.isfinite(plain["bbox"]).all():
-            outlines.append(number)
+        if is_outline:
+            outlines.append(where)
+        yield owner, box
     if outlines:
         reason = f"{len(outlines)} annotations have polygons and no box"
-        faults(Fault("outline", file.place(outlines[0]), reason))
-    try:
-        return _all_columns(entries, sound, owner_of, label_of)
-    except (KeyError, TypeError, ValueError, OverflowError):
-        reason = "its annotations do not have the form of COCO"
-        raise Fault("broken-file", file.path, reason, "Export the file anew.") from None
+        faults(Fault("outline", outlines[0], reason))
 
 
-def _all_columns(
-    annotations: Sequence[Any], numbers: Sequence[int], owner_of: dict[int | str, int], label_of: dict[int, int]
-) -> CocoColumns:
-    """Raises whatever a faulty annotation leads to."""
-    xywh = np.array([entry["bbox"] for entry in annotations], dtype=np.float64)
-    if annotations and xywh.shape != (len(annotations), 4):
-        raise ValueError
-    xywh = xywh.reshape(-1, 4)
-    if isinstance(numbers, range) and len(xywh) and not (xywh[:, 2:] > 0).any():
-        raise ValueError  # a tool that writes no boxes: look for outlines
-    return CocoColumns(
-        numbers=numbers,
-        owners=[owner_of[entry["image_id"]] for entry in annotations],
-        boxes=np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1),
-        labels=[label_of[entry["category_id"]] for entry in annotations],
-        crowds=[_is_crowd(entry.get("iscrowd")) for entry in annotations],
-        areas=[float("nan") if (area := entry.get("area")) is None else float(area) for entry in annotations],
-    )
-
-
-def _is_crowd(value: object) -> bool:
-    return _TRUTH[value.strip().lower()] if isinstance(value, str) else bool(value)
-
-
-def _is_left_out(entry: dict[str, Any], file: CocoFile) -> bool:
-    """Whether the fault lies with the image, and is told already."""
-    image = entry.get("image_id")
-    return isinstance(image, int | str) and image in file.faulty_ids
-
-
-def _check_annotation(
-    file: CocoFile, number: int, entry: dict[str, Any], owner_of: dict[int | str, int], label_of: dict[int, int]
-) -> dict[str, Any]:
-    """The annotation with its ids as numbers and with a box.
+def _read_box(
+    entry: dict[str, Any], where: _Place, owner_of: Mapping[int | str, int], categories: Mapping[int, str]
+) -> tuple[int, Box, bool]:
+    """The image and the box of an annotation, and whether it is the extent of polygons.
 
     Raises:
         Fault: something is wrong with it.
     """
-    where = file.place(number)
     category, image, area = whole_number(entry.get("category_id")), entry.get("image_id"), entry.get("area")
-    if category not in label_of:
-        declared = ", ".join(f"{key} {name}" for key, name in sorted(file.categories.items())[:12])
+    if category is None or category not in categories:
+        declared = ", ".join(f"{key} {name}" for key, name in sorted(categories.items())[:12])
         reason = f"category id {short(entry.get('category_id'))} is not declared"
         raise Fault("undeclared-class", where, reason, f"Declared are: {declared or 'none'}.")
-    if not isinstance(image, int | str) or image not in owner_of:
-        number_of = whole_number(image)
-        if number_of not in owner_of:
-            raise Fault("unknown-image", where, f"image id {short(image)} is not among the images of the file")
-        image = number_of
-    box = entry.get("bbox")
-    if not box or (isinstance(box, list) and all(side == 0 for side in box)):
-        box = _extent(entry.get("segmentation")) or box or ([float("nan")] * 4 if "bbox" in entry else None)
-    if not isinstance(box, list) or len(box) != 4 or not all(_is_number(value) for value in box):
+    if not isinstance(image, _ID) or image not in owner_of:
+        image = whole_number(image)
+        if image is None or image not in owner_of:
+            reason = f"image id {short(entry.get('image_id'))} is not among the images of the file"
+            raise Fault("unknown-image", where, reason)
+    box, outline = entry.get("bbox"), None
+    if not box or (isinstance(box, list) and not any(box)):
+        outline = _extent(entry.get("segmentation"))
+        box = outline or box or ([math.nan] * 4 if "bbox" in entry else None)
+    numbers = _find_numbers([*box, area]) if isinstance(box, list) and len(box) == 4 else None
+    if numbers is None:
+        if isinstance(box, list) and len(box) == 4 and _find_numbers(box):
+            raise Fault("broken-annotation", where, f"'area' is {short(area)}", "Expected a number.")
         reason = f"'bbox' is {box!s:.80}"
         raise Fault("broken-annotation", where, reason, "Expected four numbers: x, y, width, height.")
-    if area is not None and not _is_number(area):
-        raise Fault("broken-annotation", where, f"'area' is {short(area)}", "Expected a number.")
-    if isinstance(entry.get("iscrowd"), str) and entry["iscrowd"].strip().lower() not in _TRUTH:
-        raise Fault("broken-annotation", where, f"'iscrowd' is {short(entry['iscrowd'])}", "Expected 0 or 1.")
-    return {**entry, "category_id": category, "image_id": image, "bbox": box}
+    crowd = entry.get("iscrowd")
+    if isinstance(crowd, str):
+        crowd = _TRUTH.get(crowd.strip().lower())
+        if crowd is None:
+            raise Fault("broken-annotation", where, f"'iscrowd' is {short(entry['iscrowd'])}", "Expected 0 or 1.")
+    x, y, width, height, area = numbers
+    found = Box((x, y, x + width, y + height), categories[category], where, bool(crowd), area)
+    return owner_of[image], found, outline is not None and all(map(math.isfinite, outline))
 
 
 def _extent(outline: object) -> list[float] | None:
     """x, y, width, height of polygons [[x1, y1, x2, y2, ...], ...], None where these are none."""
     if not isinstance(outline, list) or not all(isinstance(part, list) and len(part) >= 6 for part in outline):
         return None
-    numbers = [value for part in outline for value in part[: len(part) // 2 * 2]]
-    if not numbers or not all(_is_number(value) for value in numbers):
+    numbers = _find_numbers([value for part in outline for value in part[: len(part) // 2 * 2]])
+    if not numbers:
         return None
-    points = np.array(numbers, dtype=np.float64).reshape(-1, 2)
+    points = np.array(numbers).reshape(-1, 2)
     return [*points.min(0).tolist(), *(points.max(0) - points.min(0)).tolist()]
 
 
 def whole_number(value: object) -> int | None:
     """An id as a number: 1, 1.0 and "1" are the same; None for what is none."""
-    if isinstance(value, int | None):
+    if value is None or isinstance(value, int):
         return None if isinstance(value, bool) else value
     try:
         number = float(value)  # type: ignore[arg-type]  # that is what is being found out
@@ -157,9 +127,9 @@ def whole_number(value: object) -> int | None:
     return int(number) if number.is_integer() else None
 
 
-def _is_number(value: object) -> bool:
+def _find_numbers(values: Sequence[Any]) -> list[float] | None:
+    """The values as numbers, null as NaN; None where one is neither."""
     try:
-        float(value)  # type: ignore[arg-type]  # as above
+        return [math.nan if value is None else float(value) for value in values]
     except (TypeError, ValueError, OverflowError):
-        return False
-    return True
+        return None

@@ -23,9 +23,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from retinanet.data.annotations import Annotations, BoxColumns, ImageEntry, declared_size
+from retinanet.data.annotations import Annotations, Box, BoxColumns, ImageEntry, declared_size
 from retinanet.data.faults import Fault, Faults, name_list, short
-from retinanet.data.files import ImageFinder, files_in, name_splits, read_start, read_text, split_word
+from retinanet.data.files import ImageFinder, files_in, name_splits, read_start, read_text
 
 LOOKED_FOR = "CSV: a .csv file, or a folder with some, of path,x1,y1,x2,y2,class without a header or named columns"
 
@@ -63,15 +63,22 @@ class _Row:
         return f"{self.file}, line {self.line}"
 
     @property
+    def is_finite(self) -> bool:
+        """All corners are numbers."""
+        return all(map(math.isfinite, self.box or ()))
+
+    @property
     def is_blank(self) -> bool:
         """The corners are all 0 or all NaN, as some tools write an image without objects."""
         return self.box is not None and (not any(self.box) or all(map(math.isnan, self.box)))
 
 
-def splits(path: Path) -> tuple[str, ...] | None:
-    """The splits that the file names speak of, () where they do not, None where this is not CSV."""
-    files = _csv_files(path)
-    return None if files is None else tuple(name for name in files if name)
+def find_parts(path: Path) -> dict[str, Path] | None:
+    """The CSV file of each split, under "" where the name of an only file speaks of none; None where this is no CSV."""
+    if path.is_file():
+        return name_splits([path]) if path.suffix.lower() in _SUFFIXES else None
+    found = [file for file in files_in(path, _SUFFIXES) if file.name not in _CLASS_FILES and why_not(file) is None]
+    return name_splits(found) if found else None
 
 
 def read(path: Path, split: str | None, class_names: Sequence[str] | None, faults: Faults) -> Annotations:
@@ -81,7 +88,7 @@ def read(path: Path, split: str | None, class_names: Sequence[str] | None, fault
         Fault: a line that cannot be read, or a class that is not declared. Where ``faults`` returns, lines that are
             faulty are left out.
     """
-    files = _csv_files(path) or {}
+    files = find_parts(path) or {}
     home = path if path.is_dir() else path.parent
     declared = None if class_names is not None else _declared_names(home)
     wanted = [file for name, file in files.items() if split in (None, name)]
@@ -100,40 +107,22 @@ def read(path: Path, split: str | None, class_names: Sequence[str] | None, fault
     }
     names = declared
     if names is None:  # a faulty row names no class: what it holds may be anything
-        sound = {row.name for part in boxes.values() for row in part if all(map(math.isfinite, row.box or ()))}
+        sound = {row.name for part in boxes.values() for row in part if row.is_finite}
         names = tuple(sorted(sound - {""}))
-    chosen = [row for file in wanted for row in boxes[file]]
-    label_of = {name: label for label, name in enumerate(names)}
+    known, chosen = set(names), [row for file in wanted for row in boxes[file]]
     for row in chosen:
         if not row.name and not row.is_blank:
             faults(Fault("broken-annotation", row.where, "the box has no class", "Expected its name."))
-        elif row.name and row.name not in label_of and (declared is not None or all(map(math.isfinite, row.box or ()))):
+        elif row.name and row.name not in known and (declared is not None or row.is_finite):
             reason = f"class {short(row.name)} is not declared"
             faults(Fault("undeclared-class", row.where, reason, f"Expected: {name_list(names)}."))
     # A row that is blank or not finite is left out later, with its place; its class does not matter.
     chosen = [
-        row for row in chosen if row.name in label_of or (names and (row.is_blank or (row.name and declared is None)))
+        row for row in chosen if row.name in known or (names and (row.is_blank or (row.name and declared is None)))
     ]
     owner_of = {image: owner for owner, image in enumerate(images)}
-    return Annotations(
-        class_names=names,
-        category_ids=(),
-        images=entries,
-        boxes=BoxColumns(
-            owners=[owner_of[row.image] for row in chosen],
-            xyxy=[row.box for row in chosen if row.box is not None],
-            labels=[label_of.get(row.name, 0) for row in chosen],
-            where=lambda row: chosen[row].where,
-        ),
-    )
-
-
-def _csv_files(path: Path) -> dict[str, Path] | None:
-    """The CSV file of each split; under "" where the name of an only file speaks of none."""
-    if path.is_file():
-        return {split_word(path.stem) or "": path} if path.suffix.lower() in _SUFFIXES else None
-    found = [file for file in files_in(path, _SUFFIXES) if file.name not in _CLASS_FILES and why_not(file) is None]
-    return name_splits(found) if found else None
+    owned = [(owner_of[row.image], Box(row.box or (), row.name, row.where)) for row in chosen]
+    return Annotations(names, (), entries, BoxColumns.collect(owned, names))
 
 
 def why_not(file: Path) -> Fault | None:
@@ -200,16 +189,13 @@ def _rows(file: Path, faults: Faults) -> Iterator[_Row]:
                     raise _unknown_dialect(where, fields)
                 if columns is not _HEADERLESS and columns is not _INDEXED:
                     continue
-            if len(fields) != count:
-                reason = f"has {len(fields)} fields, the first line {count}"
-                faults(Fault("broken-annotation", where, reason, "Fix it."))
-                continue
             try:
-                row = _row(file, reader.line_num, {key: fields[at].strip() for key, at in columns.items()}, faults)
+                if len(fields) != count:
+                    reason = f"has {len(fields)} fields, the first line {count}"
+                    raise Fault("broken-annotation", where, reason, "Fix it.")
+                yield _row(file, reader.line_num, {key: fields[at].strip() for key, at in columns.items()}, faults)
             except Fault as fault:
                 faults(fault)
-            else:
-                yield row
     except csv.Error as error:
         where = f"{file}, line {reader.line_num}"
         raise Fault("broken-file", where, f"broken CSV ({error})", "Fix the line.") from None

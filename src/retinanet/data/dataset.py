@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,11 @@ from retinanet.images.io import MAX_PIXELS, read_image, to_planes
 from retinanet.types import Sample, Target
 
 
+@dataclass(eq=False, repr=False)
 class DetectionDataset(Dataset[Sample]):
     """Annotated images. An item is a ``Sample`` with its pixels read.
 
-    Args:
+    Attributes:
         samples: the images without pixels.
         class_names: K names.
         category_ids: K ids under which COCO results name the classes; label + 1 if not given.
@@ -39,30 +40,21 @@ class DetectionDataset(Dataset[Sample]):
         UserError: there is no image, or no class.
     """
 
-    def __init__(
-        self,
-        samples: Sequence[Sample],
-        class_names: Sequence[str],
-        category_ids: Sequence[int] | None = None,
-        name: str = "",
-        *,
-        skipped: Sequence[Fault] = (),
-        notes: Sequence[str] = (),
-        max_pixels: int = MAX_PIXELS,
-        source: Callable[[int | str], np.ndarray] | None = None,
-    ) -> None:
-        if not samples:
-            raise UserError(f"the data set {name} holds no image. Check the path and the split.")
-        if not class_names:
-            raise UserError(f"the data set {name} declares no class. It needs at least one annotated object.")
-        self.samples = list(samples)
-        self.class_names = tuple(class_names)
-        self.category_ids = tuple(range(1, len(class_names) + 1) if category_ids is None else category_ids)
-        self.name = name
-        self.skipped = tuple(skipped)
-        self.notes = tuple(notes)
-        self.max_pixels = max_pixels
-        self.source = source
+    samples: list[Sample]
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...] = ()
+    name: str = ""
+    skipped: tuple[Fault, ...] = ()
+    notes: tuple[str, ...] = ()
+    max_pixels: int = MAX_PIXELS
+    source: Callable[[int | str], np.ndarray] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.samples:
+            raise UserError(f"the data set {self.name} holds no image. Check the path and the split.")
+        if not self.class_names:
+            raise UserError(f"the data set {self.name} declares no class. It needs at least one annotated object.")
+        self.category_ids = self.category_ids or tuple(range(1, len(self.class_names) + 1))
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -102,17 +94,11 @@ class DetectionDataset(Dataset[Sample]):
 
     def subset(self, indices: Sequence[int], name: str, notes: Sequence[str] | None = None) -> DetectionDataset:
         """Some of the images, with the same classes and the notes on the whole, or with other notes if given."""
-        paths = {self.samples[index].path for index in indices}
-        return DetectionDataset(
-            [self.samples[index] for index in indices],
-            self.class_names,
-            self.category_ids,
-            name,
-            skipped=[fault for fault in self.skipped if fault.image in paths],
-            notes=self.notes if notes is None else notes,
-            max_pixels=self.max_pixels,
-            source=self.source,
-        )
+        samples = [self.samples[index] for index in indices]
+        paths = {sample.path for sample in samples}
+        skipped = tuple(fault for fault in self.skipped if fault.image in paths)
+        notes = self.notes if notes is None else tuple(notes)
+        return replace(self, samples=samples, name=name, skipped=skipped, notes=notes)
 
     def __getstate__(self) -> dict[str, Any]:
         """Arrays in place of tensors: a spawned worker would be sent a file handle per tensor, and run out of them."""
@@ -182,9 +168,7 @@ def load_dataset(
     name = " ".join(filter(None, [Path(name_data(path)).name or str(path), chosen]))
     found = part.annotations
     whole = DetectionDataset(
-        *(part.samples(), found.class_names, found.category_ids, name),
-        skipped=skipped,
-        notes=list(dict.fromkeys(notes)),
+        *(part.samples(), found.class_names, found.category_ids, name, tuple(skipped), tuple(dict.fromkeys(notes))),
         source=found.source,
     )
     if split is None or chosen is not None:

@@ -8,6 +8,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -133,6 +134,11 @@ def list_folder(folder: str | Path) -> frozenset[str]:
         return frozenset()
 
 
+def find_home(path: Path) -> Path:
+    """The folder of a data set: ``path``, or that of an annotation file, or of the ``annotations`` it lies in."""
+    return path if path.is_dir() else path.parent.parent if path.parent.name.lower() == "annotations" else path.parent
+
+
 def report_other_files(folders: Iterable[Path], faults: Faults) -> None:
     """Tell how many files of kinds that look like pictures but are not read lie in the folders of the images."""
     for folder in folders:
@@ -154,8 +160,7 @@ def report_outside(path: Path, images: Sequence[Path], confine: bool, faults: Fa
         UserError: there is one, and ``confine`` is set; links are followed then, which takes longer.
     """
     resolve = os.path.realpath if confine else os.path.abspath
-    home = path if path.is_dir() else path.parent.parent if path.parent.name.lower() == "annotations" else path.parent
-    root = os.path.join(resolve(home), "")
+    root = os.path.join(resolve(find_home(path)), "")
     outside = [image for image in images if not resolve(image).startswith(root)]
     if outside:
         reason = (
@@ -175,12 +180,12 @@ class ImageFinder:
         split: of the annotations; an image of another split is never taken in place of a missing one.
     """
 
-    def __init__(self, folders: Iterable[Path], root: Path | None = None, split: str = "") -> None:
+    def __init__(self, folders: Iterable[Path], root: Path, split: str) -> None:
         self._folders = list(dict.fromkeys(str(folder) for folder in folders))
         self._root = root
         self._split = split_word(split)
-        self._names: dict[str, frozenset[str]] = {}
-        self._stems: dict[str, dict[str, list[str]]] = {}
+        self._list = cache(list_folder)  # asking the file system for each of 100,000 images is slow
+        self._group = cache(_group_images)
         self._below: dict[str, list[Path]] | None = None
         self._last = self._folders[0]  # that held one
         self.elsewhere: dict[str, Path] = {}
@@ -207,27 +212,17 @@ class ImageFinder:
 
     def with_stem(self, stem: str) -> list[Path]:
         """The images of this name with any image suffix, in the first folder that holds one."""
-        for folder in self._folders:
-            if folder not in self._stems:
-                stems: dict[str, list[str]] = {}
-                for name in sorted(self._list(folder)):
-                    base, suffix = os.path.splitext(name)
-                    if suffix.lower() in IMAGE_SUFFIXES and not name.startswith("."):
-                        stems.setdefault(base, []).append(name)
-                self._stems[folder] = stems
-            if stem in self._stems[folder]:
-                return [Path(folder, name) for name in self._stems[folder][stem]]
-        return []
+        return next((paths for folder in self._folders if (paths := self._group(Path(folder)).get(stem))), [])
 
     def report(self, faults: Faults) -> None:
         """Tell which images were found by their base name alone."""
         for name, path in list(self.elsewhere.items())[:1]:
             reason = f"{len(self.elsewhere)} names lead nowhere, and were found by the end of their paths"
-            faults(Fault("found-elsewhere", self._root or "", f"{reason}: {name!r} is taken to be {path}"))
+            faults(Fault("found-elsewhere", self._root, f"{reason}: {name!r} is taken to be {path}"))
 
     def _find_below(self, name: str) -> Path | None:
         """The only image below the data set whose path ends like this name: the more folders agree the better."""
-        if self._root is None or _ADDRESS.match(name):
+        if _ADDRESS.match(name):
             return None
         if self._below is None:
             self._below = {}
@@ -243,16 +238,18 @@ class ImageFinder:
 
     def _may_take(self, path: Path) -> bool:
         """Whether no folder of the path names another split: 0001.jpg of val is not the missing 0001.jpg of train."""
-        if self._root is None or not self._split:
+        if not self._split:
             return True
         words = {split_word(part) for part in path.relative_to(self._root).parts[:-1]} - {None}
         return not words or any(word is not None and word[:3] == self._split[:3] for word in words)
 
-    def _list(self, folder: str) -> frozenset[str]:
-        """The names in a folder, read once: asking the file system for each of 100,000 images is slow."""
-        if folder not in self._names:
-            self._names[folder] = list_folder(folder)
-        return self._names[folder]
+
+def _group_images(folder: Path) -> dict[str, list[Path]]:
+    """The images in a folder by their names without suffix."""
+    groups: dict[str, list[Path]] = {}
+    for path in files_in(folder, IMAGE_SUFFIXES):
+        groups.setdefault(path.stem, []).append(path)
+    return groups
 
 
 def _plain(name: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -28,11 +28,11 @@ class Format(Protocol):
 
     LOOKED_FOR: str
 
-    def splits(self, path: Path) -> tuple[str, ...] | None:
-        """The splits that the files name, () for none, None where the path is not of this format."""
+    def find_parts(self, path: Path) -> Mapping[str, object] | None:
+        """What holds each split, "" for a set that names none; None where the path is not of this format."""
 
     def read(self, path: Path, split: str | None, class_names: Sequence[str] | None, faults: Faults) -> Annotations:
-        """The annotations of a split (one of ``splits``), or of the whole set; what is faulty goes to ``faults``.
+        """The annotations of a split, or of the whole set; what is faulty goes to ``faults``.
 
         The classes are the set's own. ``class_names`` are those that will be asked for: with them, the files of other
         splits need not be read to know all classes.
@@ -76,17 +76,17 @@ def recognise(data: Data) -> tuple[Format, tuple[str, ...]]:
         UserError: no such path, or none of the four formats or several of them, with what comes nearest.
     """
     if is_object(data):
-        return objects, objects.splits(data) or ()
+        return objects, _name_parts(objects.find_parts(data))
     path = Path(data)  # type: ignore[arg-type]  # no object
     if not os.path.exists(path):  # unlike Path.exists it answers for names that no file can have
         raise UserError(f"{path}: no such file or folder. Expected the path of a data set.")
-    found = [(form, names) for form in FORMATS if (names := form.splits(path)) is not None]
+    found = [(form, parts) for form in FORMATS if (parts := form.find_parts(path)) is not None]
     if len(found) == 1:
-        form, names = found[0]
+        form, parts = found[0]
         if path.is_file() and (foreign := _find_foreign(path)):
             raise UserError(foreign)
-        return form, names
-    wanted = "; ".join(form.LOOKED_FOR for form, _ in found or [(form, ()) for form in FORMATS])
+        return form, _name_parts(parts)
+    wanted = "; ".join(form.LOOKED_FOR for form in [form for form, _ in found] or FORMATS)
     if found:
         files = files_in(path, (".json", ".yaml", ".yml", ".csv"))
         one = f" For instance {files[0]}." if files else ""
@@ -95,6 +95,10 @@ def recognise(data: Data) -> tuple[Format, tuple[str, ...]]:
         )
     hint = _find_foreign(path) or _find_nearest(path)
     raise UserError(f"{path}: is none of the four known formats. {hint or f'Looked for: {wanted}.'}")
+
+
+def _name_parts(parts: Mapping[str, object]) -> tuple[str, ...]:
+    return tuple(name for name in parts if name)
 
 
 def read_split(
@@ -176,6 +180,6 @@ def _find_nearest(path: Path) -> str | None:
 
 def _holds_data(path: Path) -> bool:
     try:
-        return any(form.splits(path) is not None for form in FORMATS)
+        return any(form.find_parts(path) is not None for form in FORMATS)
     except UserError:  # faults of a folder that was not asked for
         return False

@@ -192,17 +192,12 @@ class Collate:
         if get_worker_info() is not None:
             records = targets if assignment is None else (*targets, assignment)
             columns = [column for record in records for column in vars(record).values()]
-            try:
-                _share(images, sizes, *(column for column in columns if isinstance(column, Tensor)))
+            try:  # put them where the parent reads them: torch would do it in a thread that loses the batch if it fails
+                for tensor in (images, sizes, *(column for column in columns if isinstance(column, Tensor))):
+                    tensor.share_memory_()
             except (OSError, RuntimeError) as error:
                 return UserError(f"the shared memory for images is full ({error}). Enlarge /dev/shm, or {ADVICE}")
         return Batch(images, sizes, targets, bare, assignment)
-
-
-def _share(*tensors: Tensor) -> None:
-    """Put tensors where the parent reads them; torch would do it in a thread that loses the batch if it fails."""
-    for tensor in tensors:
-        tensor.share_memory_()
 
 
 def _pixels(sample: Sample) -> Tensor:

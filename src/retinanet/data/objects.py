@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from retinanet.data.annotations import Annotations, BoxColumns, ImageEntry
+from retinanet.data.annotations import Annotations, Box, BoxColumns, ImageEntry
 from retinanet.data.faults import Faults
 from retinanet.errors import UserError, suggest
 from retinanet.images.colours import SIDES_SWAPPED, read_orientation
@@ -77,9 +77,9 @@ def name_data(data: Data) -> str:
     return type(data).__name__ if is_object(data) else str(data)
 
 
-def splits(data: Any) -> tuple[str, ...] | None:
-    """The keys of a mapping; () for one data set."""
-    return tuple(map(str, data)) if isinstance(data, Mapping) else ()
+def find_parts(data: Any) -> Mapping[str, AnnotatedImages]:
+    """The data sets of a mapping; one alone under ""."""
+    return data if isinstance(data, Mapping) else {"": data}
 
 
 def read(data: Any, split: str | None, class_names: Sequence[str] | None, faults: Faults) -> Annotations:
@@ -88,39 +88,32 @@ def read(data: Any, split: str | None, class_names: Sequence[str] | None, faults
     Raises:
         UserError: an item is no annotated image; it is named.
     """
-    parts = [data[split]] if split is not None else list(data.values()) if isinstance(data, Mapping) else [data]
-    if len(parts) != 1:
-        raise UserError(f"{name_data(data)} holds {len(parts)} splits: {', '.join(splits(data) or ())}. Name one")
-    dataset, name = parts[0], Path(name_data(data), *([split] if split else []))
+    parts = find_parts(data)
+    if split is None and len(parts) > 1:
+        raise UserError(f"{name_data(data)} holds {len(parts)} splits: {', '.join(parts)}. Name one")
+    dataset: Any = parts[split] if split is not None else next(iter(parts.values()))
+    name = Path(name_data(data), *([split] if split else []))
     names = _find_class_names(dataset, name)
     first = int(names[0] == BACKGROUND)
     images: list[ImageEntry] = []
-    owners: list[int] = []
-    columns: dict[str, list[NDArray[np.float64]]] = {key: [] for key in ("boxes", "labels", "iscrowd", "area")}
+    rows: list[tuple[int, Box]] = []
     for index in range(len(dataset)):
         where = f"{name}[{index}]"
         image, target = _split_item(dataset[index], where, names)
         xyxy = _column(target, "boxes", where).reshape(-1, 4)
-        labels = _column(target, "labels", where, len(xyxy)) - first
-        if len(labels) and not 0 <= labels.min() <= labels.max() < len(names) - first:
+        labels = _column(target, "labels", where, len(xyxy))
+        if len(labels) and not first <= labels.min() <= labels.max() < len(names):
             raise UserError(
-                f"{where}: labels go from {labels.min() + first:g} to {labels.max() + first:g}, and the "
-                f"{len(names)} class names are for {first} to {len(names) - 1}"
+                f"{where}: labels go from {labels.min():g} to {labels.max():g}, and the {len(names)} class names are "
+                f"for {first} to {len(names) - 1}"
             )
         images.append(ImageEntry(Path(where), index, _size(image, where)))
-        owners += [index] * len(xyxy)
         crowd = _column(target, "iscrowd", where, len(xyxy), 0.0)
         area = _column(target, "area", where, len(xyxy), np.nan)
-        for key, column in zip(columns, (xyxy, labels, crowd, area), strict=True):
-            columns[key].append(column)
-    whole = {key: np.concatenate(parts or [np.zeros(0)]) for key, parts in columns.items()}
-    found = BoxColumns(
-        *(owners, whole["boxes"].reshape(-1, 4), whole["labels"].astype(np.int64).tolist()),
-        where=lambda row: f"{name}[{owners[row]}]",
-        ignore=whole["iscrowd"].astype(bool).tolist(),
-        areas=whole["area"].tolist(),
-    )
-    return Annotations(tuple(names[first:]), (), images, found, partial(_read_image, dataset))
+        for box, label, *other in zip(*(column.tolist() for column in (xyxy, labels, crowd, area)), strict=True):
+            rows.append((index, Box(box, names[int(label)], where, bool(other[0]), other[1])))
+    classes = tuple(names[first:])
+    return Annotations(classes, (), images, BoxColumns.collect(rows, classes), partial(_read_image, dataset))
 
 
 def read_item(data: Data, path: Path) -> Path | NDArray[np.uint8]:

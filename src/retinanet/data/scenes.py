@@ -156,7 +156,8 @@ class _Placement:
         hidden = hidden[hidden >= 0]
         if inside < LEAST_VISIBLE * total or (len(hidden) and not overlap):
             return False
-        left = {i: self.visible[i] - c for i, c in zip(*_count(hidden), strict=True)}
+        different, counts = np.unique(hidden, return_counts=True)
+        left = {i: self.visible[i] - c for i, c in zip(different.tolist(), counts.tolist(), strict=True)}
         if any(seen < LEAST_VISIBLE * self.total[i] for i, seen in left.items()):
             return False
         below[shown] = len(self.things)
@@ -173,12 +174,6 @@ class _Placement:
         seen = self.owner[canvas] == index
         rows, columns = np.flatnonzero(seen.any(1)) + canvas[0].start, np.flatnonzero(seen.any(0)) + canvas[1].start
         return [columns[0] / FINE, rows[0] / FINE, (columns[-1] + 1) / FINE, (rows[-1] + 1) / FINE]
-
-
-def _count(values: Array) -> tuple[list[int], list[int]]:
-    """The different values, and how often each occurs."""
-    different, counts = np.unique(values, return_counts=True)
-    return different.tolist(), counts.tolist()
 
 
 def plan_scene(seed: int, split: str, index: int, size: tuple[int, int], objects: int | None = None) -> Scene:

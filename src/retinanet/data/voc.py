@@ -19,7 +19,7 @@ from xml.etree.ElementTree import Element, ParseError
 
 from defusedxml import DefusedXmlException, ElementTree
 
-from retinanet.data.annotations import Annotations, BoxColumns, ImageEntry, declared_size
+from retinanet.data.annotations import Annotations, Box, BoxColumns, ImageEntry, declared_size
 from retinanet.data.faults import Fault, Faults, short
 from retinanet.data.files import ImageFinder, files_in, read_start, read_text, split_folders
 from retinanet.files import open_file
@@ -34,24 +34,14 @@ _MANY_BYTES = re.compile(
 
 
 @dataclass(frozen=True)
-class _Object:
-    """One annotated object; ``number`` is its place in the file, counted from 1 as people do."""
-
-    number: int
-    name: str
-    box: list[float]
-    difficult: bool
-    outline: bool  # the box is the extent of one
-
-
-@dataclass(frozen=True)
 class _File:
     """One XML file."""
 
     path: Path
     image_name: str
     size: tuple[int, int] | None
-    objects: list[_Object]
+    boxes: list[Box]
+    outlines: int  # of which so many are the extent of one
 
     def find_image(self, images: ImageFinder) -> Path:
         """The image named like this file (that is what ImageSets go by), else the one that ``filename`` names."""
@@ -61,12 +51,10 @@ class _File:
         return next((path for path in same if path.name == self.image_name), same[0])
 
 
-def splits(path: Path) -> tuple[str, ...] | None:
-    """The names in ImageSets/Main or of the split folders, () where there are none, None where this is not VOC."""
+def find_parts(path: Path) -> dict[str, Path] | None:
+    """The lists of ImageSets/Main, or the folders of XML files; None where this is not VOC."""
     folders = _xml_folders(path)
-    if not folders:
-        return None
-    return tuple(_image_sets(path)) if "" in folders else tuple(folders)
+    return _image_sets(path) or folders if "" in folders else folders or None
 
 
 def read(path: Path, split: str | None, class_names: Sequence[str] | None, faults: Faults) -> Annotations:
@@ -85,42 +73,25 @@ def read(path: Path, split: str | None, class_names: Sequence[str] | None, fault
             files[file] = _read_file(file, faults)
         except Fault as fault:
             faults(fault)
-    names = tuple(sorted({thing.name for file in files.values() for thing in file.objects}))
-    label_of = {name: label for label, name in enumerate(names)}
+    names = tuple(sorted({box.name for file in files.values() for box in file.boxes}))
     picked = [files[file] for file in chosen if file in files]
     finders = {
         folder: ImageFinder(_image_folders(folder), path, split or "")
         for folder in {file.path.parent for file in picked}
     }
     images = [ImageEntry(file.find_image(finders[file.path.parent]), file.path.stem, file.size) for file in picked]
-    rows = [(owner, thing) for owner, file in enumerate(picked) for thing in file.objects]
     for finder in finders.values():
         finder.report(faults)
-    if outlines := [(owner, thing) for owner, thing in rows if thing.outline]:
-        reason = f"{len(outlines)} objects have an outline or a rotated box in place of <bndbox>"
-        faults(Fault("outline", picked[outlines[0][0]].path, reason))
+    if outlined := [file for file in picked if file.outlines]:
+        count = sum(file.outlines for file in outlined)
+        reason = f"{count} objects have an outline or a rotated box in place of <bndbox>"
+        faults(Fault("outline", outlined[0].path, reason))
     if split is None:
         _report_unannotated(
             {image.path for image in images} | {file.with_suffix("") for file in chosen}, finders, faults
         )
-
-    def place(row: int) -> str:
-        owner, thing = rows[row]
-        return f"{picked[owner].path}, object {thing.number} ({thing.name})"
-
-    return Annotations(
-        class_names=names,
-        category_ids=(),
-        images=images,
-        boxes=BoxColumns(
-            owners=[owner for owner, _ in rows],
-            xyxy=[thing.box for _, thing in rows],
-            labels=[label_of[thing.name] for _, thing in rows],
-            where=place,
-            ignore=[thing.difficult for _, thing in rows],
-            first_pixel=1,
-        ),
-    )
+    rows = [(owner, box) for owner, file in enumerate(picked) for box in file.boxes]
+    return Annotations(names, (), images, BoxColumns.collect(rows, names, first_pixel=1))
 
 
 def _xml_folders(path: Path) -> dict[str, Path]:
@@ -139,14 +110,10 @@ def _xml_folder(path: Path) -> Path | None:
     if files_in(path / "Annotations", (".xml",)):
         return path / "Annotations"
     for folder in (path / "annotations", path):
-        if any(_is_voc(file) for file in files_in(folder, (".xml",))[:20]):
+        starts = (read_start(file, 4096) for file in files_in(folder, (".xml",))[:20])
+        if any(re.search(r"<annotation[\s>]", start) for start in starts):  # the root; other tools write XML too
             return folder
     return None
-
-
-def _is_voc(file: Path) -> bool:
-    """Whether the root element seems to be ``annotation``; other tools write XML too."""
-    return re.search(r"<annotation[\s>]", read_start(file, 4096)) is not None
 
 
 def _image_folders(xml_folder: Path) -> list[Path]:
@@ -211,19 +178,21 @@ def _report_unannotated(known: set[Path], finders: dict[Path, ImageFinder], faul
 def _read_file(path: Path, faults: Faults) -> _File:
     root = _read_root(path)
     size = declared_size(_text(root, "size/height"), _text(root, "size/width"), str(path), faults)
-    objects = []
-    for number, element in enumerate(root.findall("object"), 1):
+    boxes, outlines = [], 0
+    for number, element in enumerate(root.findall("object"), 1):  # counted as people do
         where = f"{path}, object {number}"
         try:
             name = _text(element, "name")
             if not name:
                 raise Fault("broken-annotation", where, "has no <name>", "Expected the class of the object there.")
             outline = None if element.find("bndbox") is not None else _outline_extent(element)
-            box, difficult = outline or _box(element, where), _text(element, "difficult") == "1"
-            objects.append(_Object(number, name, box, difficult, outline is not None))
+            xyxy = outline or _read_box(element, where)
         except Fault as fault:
             faults(fault)
-    return _File(path, _text(root, "filename").replace("\\", "/").rpartition("/")[2], size, objects)
+            continue
+        boxes.append(Box(xyxy, name, f"{where} ({name})", _text(element, "difficult") == "1"))
+        outlines += outline is not None
+    return _File(path, _text(root, "filename").replace("\\", "/").rpartition("/")[2], size, boxes, outlines)
 
 
 def _read_root(path: Path) -> Element:
@@ -255,7 +224,7 @@ def _text(element: Element, tag: str) -> str:
     return (element.findtext(tag) or "").strip()
 
 
-def _box(element: Element, where: str) -> list[float]:
+def _read_box(element: Element, where: str) -> list[float]:
     box = []
     for side in ("xmin", "ymin", "xmax", "ymax"):
         text = _text(element, f"bndbox/{side}")

@@ -56,22 +56,12 @@ class WindowDataset(DetectionDataset):
             for index, sample in enumerate(whole.samples)
             for window in tiling.windows(sample.size)
         ]
-        occupied = [entry for entry in every if not bool(entry[2].target.ignore.all())]
-        empty = [entry for entry in every if bool(entry[2].target.ignore.all())]
-        super().__init__(
-            [sample for _, _, sample in occupied + empty],
-            whole.class_names,
-            whole.category_ids,
-            whole.name,
-            skipped=whole.skipped,
-            notes=whole.notes,
-            max_pixels=whole.max_pixels,
-            source=whole.source,
-        )
+        every.sort(key=lambda entry: not _has_object(entry[2]))  # stable
+        super().__init__(**{**vars(whole), "samples": [sample for _, _, sample in every]})
         self.whole = whole
         self.tiling = tiling
-        self.places: list[tuple[int, Window]] = [(index, window) for index, window, _ in occupied + empty]
-        self.occupied = len(occupied)
+        self.places: list[tuple[int, Window]] = [(index, window) for index, window, _ in every]
+        self.occupied = sum(map(_has_object, self.samples))
         self._decoded: tuple[Path, ImageWindows] | None = None
 
     @property
@@ -131,6 +121,10 @@ class WindowDataset(DetectionDataset):
     def __getstate__(self) -> dict[str, Any]:
         """Without the pixels of the last image."""
         return {**super().__getstate__(), "_decoded": None}
+
+
+def _has_object(sample: Sample) -> bool:
+    return not bool(sample.target.ignore.all())
 
 
 def _cut(sample: Sample, window: Window) -> Sample:

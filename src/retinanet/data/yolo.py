@@ -41,10 +41,10 @@ class _Layout:
     keypoints: bool = False
 
 
-def splits(path: Path) -> tuple[str, ...] | None:
-    """The splits that data.yaml or the folders name, () for none, None where this is not YOLO."""
+def find_parts(path: Path) -> dict[str, list[str]] | None:
+    """What data.yaml or the folders say of each split; None where this is not YOLO."""
     layout = _layout(path)
-    return None if layout is None else tuple(name for name in layout.parts if name)
+    return None if layout is None else layout.parts
 
 
 def read(path: Path, split: str | None, class_names: Sequence[str] | None, faults: Faults) -> Annotations:
@@ -56,42 +56,36 @@ def read(path: Path, split: str | None, class_names: Sequence[str] | None, fault
     """
     layout = _layout(path)
     assert layout is not None
-    declared = tuple(layout.names if layout.names is not None else class_names or ())
+    root, declared = layout.root, tuple(layout.names if layout.names is not None else class_names or ())
     if not declared:
         remedy = "Write a data.yaml with 'names:', or a classes.txt with one name a line."
         raise Fault("class-names", layout.source, "no class names", remedy)
-    finder = ImageFinder([layout.root], layout.root, split or "")
-    images = _list_images(layout, split, finder)
+    finder, images = _find_images(layout, split)
     finder.report(faults)
     files = _label_files(images, layout.source, faults)
     reader = LabelReader(declared, layout.keypoints, faults)
     for owner, file in enumerate(files):
         if file is not None:
             reader.read_file(owner, file)
-    return Annotations(
-        class_names=declared,
-        category_ids=(),
-        images=[ImageEntry(image, _relative(image, layout.root), None) for image in images],
-        boxes=BoxColumns(
-            owners=reader.owners,
-            xyxy=reader.boxes,
-            labels=reader.labels,
-            where=lambda row: reader.places[row],
-            relative=not reader.finish(),
-        ),
-    )
+    relative = not reader.finish()
+    entries = [
+        ImageEntry(image, (image.relative_to(root) if image.is_relative_to(root) else image).as_posix(), None)
+        for image in images
+    ]
+    return Annotations(declared, (), entries, BoxColumns.collect(reader.rows, declared, relative=relative))
 
 
 def list_images(path: Path, split: str | None) -> list[Path]:
     """The images of one split, or of the whole set; no label file is read."""
     layout = _layout(path)
     assert layout is not None
-    return _list_images(layout, split, ImageFinder([layout.root], layout.root, split or ""))
+    return _find_images(layout, split)[1]
 
 
-def _list_images(layout: _Layout, split: str | None, finder: ImageFinder) -> list[Path]:
+def _find_images(layout: _Layout, split: str | None) -> tuple[ImageFinder, list[Path]]:
+    finder = ImageFinder([layout.root], layout.root, split or "")
     entries = [entry for name, part in layout.parts.items() if split in (None, name) for entry in part]
-    return list(dict.fromkeys(image for entry in entries for image in _images(layout, entry, finder)))
+    return finder, list(dict.fromkeys(image for entry in entries for image in _images(layout, entry, finder)))
 
 
 def _layout(path: Path) -> _Layout | None:
@@ -217,15 +211,13 @@ def _images(layout: _Layout, entry: str, finder: ImageFinder) -> list[Path]:
 
 def _label_files(images: Sequence[Path], source: Path, faults: Faults) -> list[Path | None]:
     """The label file of each image, None where it has none: .../labels/... mirrors .../images/..., else beside it."""
-    folders: dict[str, tuple[str, dict[str, str]]] = {}
+    folders: dict[str, tuple[str, dict[str, Path]]] = {}
     files: list[Path | None] = []
     for image in images:
-        folder, name = os.path.split(image)
+        folder = os.path.dirname(image)
         if folder not in folders:
             folders[folder] = _label_folder(folder, faults)
-        place, labels = folders[folder]
-        label = labels.get(os.path.splitext(name)[0])
-        files.append(Path(place, label) if label else None)
+        files.append(folders[folder][1].get(image.stem))
     bare = [image for image, file in zip(images, files, strict=True) if file is None]
     looked = name_list(sorted({place for place, _ in folders.values()}), 3)
     if files and len(bare) == len(files):
@@ -245,8 +237,8 @@ def _label_files(images: Sequence[Path], source: Path, faults: Faults) -> list[P
     return files
 
 
-def _label_folder(folder: str, faults: Faults) -> tuple[str, dict[str, str]]:
-    """The folder of the label files of a folder of images, and the name of each by its stem; in any case of letters."""
+def _label_folder(folder: str, faults: Faults) -> tuple[str, dict[str, Path]]:
+    """The folder of the label files of a folder of images, in any case of letters, and each of them by its stem."""
     parts = list(Path(folder).parts)
     place = folder
     for at in reversed([at for at, part in enumerate(parts) if part.lower() == "images"][-1:]):
@@ -255,23 +247,13 @@ def _label_folder(folder: str, faults: Faults) -> tuple[str, dict[str, str]]:
             mirrored = os.path.join(above, name, *parts[at + 1 :])
             if name.lower() == "labels" and os.path.isdir(mirrored):
                 place = mirrored
-    labels = {
-        os.path.splitext(name)[0]: name
-        for name in sorted(list_folder(place))
-        if name.lower().endswith(".txt") and not name.startswith(".")
-    }
+    labels = {file.stem: file for file in files_in(Path(place), (".txt",))}
     if place != folder:
         images = {os.path.splitext(name)[0] for name in list_folder(folder)} | {"classes"}
-        bare = [name for stem, name in labels.items() if stem not in images]
+        bare = [file for stem, file in labels.items() if stem not in images]
         if bare:
-            reason = f"{len(bare)} label files have no image: {name_list(bare, 3)} in {place}"
+            names = name_list([file.name for file in bare], 3)
             remedy = f"Put the images into {folder}, or remove the labels."
-            faults(Fault("label-without-image", "", reason, remedy, members=[Path(place, name) for name in bare]))
+            reason = f"{len(bare)} label files have no image: {names} in {place}"
+            faults(Fault("label-without-image", "", reason, remedy, members=bare))
     return place, labels
-
-
-def _relative(image: Path, root: Path) -> str:
-    try:
-        return image.relative_to(root).as_posix()
-    except ValueError:
-        return image.as_posix()

@@ -6,12 +6,13 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from retinanet.data.annotations import Box
 from retinanet.data.faults import Fault, Faults, name_list, short
 from retinanet.data.files import read_text
 
 
 class LabelReader:
-    """Collects the boxes of label files as columns.
+    """Collects the boxes of label files.
 
     Args:
         class_names: K names, by id.
@@ -19,17 +20,11 @@ class LabelReader:
         faults: is given what is wrong with a line, which is then left out.
 
     Attributes:
-        owners: (B,) which image each box belongs to.
-        boxes: (B, 4) xyxy as fractions.
-        labels: (B,) in [0, K).
-        places: (B,) file and line.
+        rows: which image each box belongs to, and the box as fractions of it.
     """
 
     def __init__(self, class_names: Sequence[str], keypoints: bool, faults: Faults) -> None:
-        self.owners: list[int] = []
-        self.boxes: list[list[float]] = []
-        self.labels: list[int] = []
-        self.places: list[str] = []
+        self.rows: list[tuple[int, Box]] = []
         self._class_names = class_names
         self._keypoints = keypoints
         self._faults = faults
@@ -50,32 +45,31 @@ class LabelReader:
             where = f"{file}, line {line}"
             try:
                 numbers = self._read_numbers(where, text)
-                label = self._read_label(where, numbers[0])
+                name = self._read_name(where, numbers[0])
             except Fault as fault:
                 self._faults(fault)
-                continue
-            self.owners.append(owner)
-            self.labels.append(label)
-            self.places.append(where)
-            self.boxes.append(self._read_box(numbers[1:]))
+            else:
+                self.rows.append((owner, Box(self._read_box(numbers[1:]), name, where)))
 
     def finish(self) -> bool:
         """Tell what the lines hold beside boxes; whether the numbers are pixels, not fractions."""
         if 2 * sum(map(_has_landmarks, self._of_14.values())) >= max(1, len(self._of_14)):
             self._with_points += self._of_14
             for row, numbers in self._of_14.items():
-                self.boxes[row] = _from_centre(numbers)
+                owner, box = self.rows[row]
+                self.rows[row] = owner, box._replace(xyxy=_from_centre(numbers))
         if self._with_points:
             reason = f"{len(self._with_points)} lines hold keypoints behind the box"
-            self._faults(Fault("keypoints", self.places[self._with_points[0]], reason))
+            self._faults(Fault("keypoints", self.rows[self._with_points[0]][1].where, reason))
         if self._with_confidence:
             reason = f"{len(self._with_confidence)} lines have a sixth number"
             self._faults(Fault("confidence", self._with_confidence[0], reason))
-        large = [row for row, box in enumerate(self.boxes) if max(box[2] - box[0], box[3] - box[1]) > 2]
-        if 2 * len(large) <= len(self.boxes):
+        boxes = [box for _, box in self.rows]
+        large = [box for box in boxes if max(box.xyxy[2] - box.xyxy[0], box.xyxy[3] - box.xyxy[1]) > 2]
+        if 2 * len(large) <= len(boxes):
             return False
-        reason = f"{len(large)} of {len(self.boxes)} boxes are twice as large as their image, so they seem to be pixels"
-        self._faults(Fault("pixels", self.places[large[0]], reason))
+        reason = f"{len(large)} of {len(boxes)} boxes are twice as large as their image, so they seem to be pixels"
+        self._faults(Fault("pixels", large[0].where, reason))
         return True
 
     def _read_numbers(self, where: str, text: str) -> list[float]:
@@ -94,20 +88,20 @@ class LabelReader:
             raise Fault("broken-annotation", where, short(text.strip()), remedy)
         return numbers
 
-    def _read_label(self, where: str, number: float) -> int:
+    def _read_name(self, where: str, number: float) -> str:
         if not (number == number // 1 and 0 <= number < len(self._class_names)):
             remedy = f"Expected 0 to {len(self._class_names) - 1}: {name_list(self._class_names)}."
             raise Fault("undeclared-class", where, f"class id {number:g} is not declared", remedy)
-        return int(number)
+        return self._class_names[int(number)]
 
     def _read_box(self, numbers: list[float]) -> list[float]:
         """xyxy: of a centre and sides, or the extent of a polygon."""
         if len(numbers) > 5 and self._keypoints:
-            self._with_points.append(len(self.boxes))
+            self._with_points.append(len(self.rows))
         if len(numbers) <= 5 or self._keypoints:
             return _from_centre(numbers)
         if len(numbers) == 14:
-            self._of_14[len(self.boxes)] = numbers
+            self._of_14[len(self.rows)] = numbers
         if not all(map(math.isfinite, numbers)):  # min and max would step over a NaN
             return [math.nan] * 4
         return [min(numbers[::2]), min(numbers[1::2]), max(numbers[::2]), max(numbers[1::2])]

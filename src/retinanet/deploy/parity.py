@@ -17,7 +17,8 @@ from retinanet.data.painting import paint
 from retinanet.data.scenes import plan_scene
 from retinanet.detector import Detector
 from retinanet.errors import UserError
-from retinanet.images.io import picture_pixels, read_image
+from retinanet.images.colours import picture_array
+from retinanet.images.io import read_image, to_planes
 from retinanet.images.preprocess import Preprocess
 from retinanet.images.windows import ImageWindows
 from retinanet.inference.exported import Graph
@@ -164,7 +165,7 @@ def proof_batches(preprocess: Preprocess, images: Sequence[Tensor] = ()) -> list
         preprocess: of the model.
         images: (3, H, W) uint8 pictures of the kind that the model is for; without any, there are rendered ones.
     """
-    scene, crowd = (picture_pixels(paint(plan_scene(0, "proof", index, size))) for index, size in SCENES)
+    scene, crowd = (to_planes(picture_array(paint(plan_scene(0, "proof", index, size)))) for index, size in SCENES)
     # Nothing but grain: on one grey, neighbouring cells tie, and rounding would decide which of them suppresses which.
     dice = torch.Generator().manual_seed(0)
     empty = torch.randint(96, 160, (3, 200, 300), dtype=torch.uint8, generator=dice)

@@ -84,11 +84,6 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Tensor:
     return to_planes(read_pixels(path, max_pixels=max_pixels))
 
 
-def picture_pixels(picture: Image.Image) -> Tensor:
-    """What :func:`picture_array` makes of a picture, as a tensor (3, H, W) uint8, contiguous."""
-    return to_planes(picture_array(picture))
-
-
 def to_planes(pixels: NDArray[np.uint8]) -> Tensor:
     """(H, W, 3) -> (3, H, W), contiguous."""
     import torch

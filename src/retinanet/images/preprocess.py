@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args, get_type_hints
 
 from retinanet.errors import UserError
 
@@ -45,13 +45,10 @@ class PreprocessCompat:
             raise UserError(f"compat.margin of images is at least 0, got {self.margin}")
         if not self.divisor > 0:
             raise UserError(f"compat.divisor of images is above 0, got {self.divisor}")
-        for name, choices in (
-            ("channels", ("RGB", "BGR")),
-            ("rounding", ("nearest", "floor")),
-            ("resampling", ("antialiased", "plain", "normalised")),
-        ):
-            if getattr(self, name) not in choices:
-                raise UserError(f"compat.{name} of images is {' or '.join(choices)}, got {getattr(self, name)!r}")
+        for name, hint in get_type_hints(type(self)).items():
+            value, choices = getattr(self, name), get_args(hint)  # of a Literal
+            if choices and value not in choices:
+                raise UserError(f"compat.{name} of images is {' or '.join(choices)}, got {value!r}")
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,8 @@ import importlib.util
 import os
 import threading
 import warnings
-from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -59,9 +58,7 @@ class ImageWindows:
     def __enter__(self) -> ImageWindows:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         if self._blocks:
             self._blocks.close()
 
@@ -106,22 +103,17 @@ def overview(windows: ImageWindows, longest: int = 4096) -> tuple[NDArray[np.uin
     height, width = windows.size
     factor = -(-max(height, width) // longest)
     picture = np.empty((-(-height // factor), -(-width // factor), 3), np.uint8)
-    for y, x, part in _parts(windows, factor):
+    tall, wide = windows.rows_at_once(factor)
+    for y, x in product(range(0, height, tall), range(0, width, wide)):
+        part = windows.read(y, x, min(y + tall, height), min(x + wide, width))
         rows, columns = np.arange(0, part.shape[0], factor), np.arange(0, part.shape[1], factor)
         sums = np.add.reduceat(part, rows, axis=0, dtype=np.uint32)
         sums = np.add.reduceat(sums, columns, axis=1)  # (h', w', 3)
-        tall, wide = np.diff(rows, append=part.shape[0]), np.diff(columns, append=part.shape[1])  # the last are smaller
-        counts = (tall[:, None] * wide[None, :])[:, :, None]
+        heights, widths = np.diff(rows, append=part.shape[0]), np.diff(columns, append=part.shape[1])  # the last: less
+        counts = (heights[:, None] * widths[None, :])[:, :, None]
         means = (2 * sums + counts) // (2 * counts)  # rounded
         picture[y // factor : y // factor + len(rows), x // factor : x // factor + len(columns)] = means
     return picture, factor
-
-
-def _parts(windows: ImageWindows, factor: int) -> Iterator[tuple[int, int, NDArray[np.uint8]]]:
-    (height, width), (rows, columns) = windows.size, windows.rows_at_once(factor)
-    for y in range(0, height, rows):
-        for x in range(0, width, columns):
-            yield y, x, windows.read(y, x, min(y + rows, height), min(x + columns, width))
 
 
 def _whole(path: Path) -> NDArray[np.uint8]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from retinanet.anchors.geometry import iou
 from retinanet.data.dataset import DetectionDataset
@@ -112,20 +110,18 @@ class Fingerprint:
 def take_fingerprint(train_set: DetectionDataset, val_set: DetectionDataset) -> Fingerprint:
     """The facts about two sets; 100,000 boxes take a second or two."""
     samples = [*train_set.samples, *val_set.samples]
-    known = [sample.target.boxes[~sample.target.ignore] for sample in samples]
-    boxes = torch.cat([torch.zeros(0, 4, dtype=torch.float64), *known]).double().numpy()
-    labels = torch.cat([sample.target.labels[~sample.target.ignore] for sample in samples]).numpy()
+    targets = [sample.target.select(~sample.target.ignore) for sample in samples]
+    boxes = torch.cat([torch.zeros(0, 4, dtype=torch.float64), *(target.boxes for target in targets)]).double().numpy()
+    labels = [target.labels for target in targets]
+    counts = torch.cat(labels[: len(train_set)]).bincount(minlength=len(train_set.class_names)).tolist()
     width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
-    side = np.sqrt(width * height)
-    counts = Counter(
-        label for sample in train_set.samples for label in sample.target.labels[~sample.target.ignore].tolist()
-    )
-    classes = [side[labels == label] for label in np.unique(labels)]
+    side, label = np.sqrt(width * height), torch.cat(labels).numpy()
+    classes = [side[label == number] for number in np.unique(label)]
     objects = np.array([len(sample.target) for sample in samples])
     return Fingerprint(
         images=len(train_set),
         val_images=len(val_set),
-        classes={name: counts[label] for label, name in enumerate(train_set.class_names)},
+        classes=dict(zip(train_set.class_names, counts, strict=True)),
         short=Spread.of([min(sample.size) for sample in samples]),
         long=Spread.of([max(sample.size) for sample in samples]),
         side=Spread.of(side),
@@ -144,17 +140,14 @@ def measure_crowding(samples: Sequence[Sample]) -> float:
     crowded = judged = 0
     for sample in samples:
         target = sample.target.select(~sample.target.ignore)
-        crowded += sum(_count_crowded(target.boxes[target.labels == label]) for label in target.labels.unique())
+        for label in target.labels.unique():
+            boxes = target.boxes[target.labels == label]
+            overlap = iou(boxes, boxes).fill_diagonal_(0)
+            crowded += int((overlap >= CROWDED).any(dim=1).sum())
         judged += len(target)
         if judged >= JUDGED:
             break
     return crowded / judged if judged else 0.0
-
-
-def _count_crowded(boxes: Tensor) -> int:
-    overlap = iou(boxes, boxes)
-    overlap.fill_diagonal_(0)
-    return int((overlap >= CROWDED).any(dim=1).sum())
 
 
 def count_copies(train: Sequence[Sample], val: Sequence[Sample]) -> int:

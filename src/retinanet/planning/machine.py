@@ -99,10 +99,9 @@ def find_host(machine: Machine, accelerator: str = "auto", folder: Path = Path()
     Raises:
         UserError: a GPU that is not here, without its memory.
     """
-    wanted = machine.device or ("cuda" if accelerator == "gpu" else accelerator)
-    device = "cpu" if wanted == "cpu" else wanted
+    device = machine.device or ("cuda" if accelerator == "gpu" else accelerator)
     try:
-        device = choose_device(wanted).type
+        device = choose_device(device).type
         present = True
     except UserError:
         present = False
@@ -111,7 +110,8 @@ def find_host(machine: Machine, accelerator: str = "auto", folder: Path = Path()
             f"there is no {device} device here. Take --device cpu; to plan for one, say its memory: "
             "--machine.device_memory 24"
         )
-    own_memory = _device_memory(device) if present else None
+    is_gpu = present and device == "cuda"
+    own_memory = float(torch.cuda.get_device_properties(0).total_memory) if is_gpu else None
     existing = next((parent for parent in (folder, *folder.absolute().parents) if parent.is_dir()), Path("/"))
     return Host(
         device=device,
@@ -135,10 +135,6 @@ def find_free_memory() -> float:
     if limit.is_file() and used.is_file() and (most := limit.read_text().strip()).isdigit():
         free = min(free, float(most) - float(used.read_text()))
     return free
-
-
-def _device_memory(device: str) -> float | None:
-    return float(torch.cuda.get_device_properties(0).total_memory) if device == "cuda" else None
 
 
 def _computes_bf16(device: str, present: bool) -> bool:

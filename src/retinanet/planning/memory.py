@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -93,13 +92,9 @@ def _walk(architecture: Architecture, num_classes: int, size: tuple[int, int]) -
             kept.setdefault(piece, tensor)
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, _unchanged):
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         raw = net(batch)
     sizes = [tensor.untyped_storage().nbytes() for tensor in kept.values()]
     outputs = sum(tensor.nbytes for tensor in (*raw.logits, *raw.deltas))
     # the loss keeps a gradient of the outputs
     return sum(sizes) + 2 * outputs, max(sizes, default=0), sum(p.nbytes for p in net.parameters())
-
-
-def _unchanged(value: Any) -> Any:
-    return value

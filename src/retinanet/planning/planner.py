@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from retinanet.analysis.anchors.propose import propose
 from retinanet.errors import UserError
 from retinanet.images.preprocess import Preprocess
 from retinanet.images.tiling import Tiling
+from retinanet.interop.pretrained import model_folder
 from retinanet.model.postprocess import Postprocess
-from retinanet.model.presets import Architecture
+from retinanet.model.presets import PRESETS, Architecture, preset
+from retinanet.model_folder import read_spec
 from retinanet.plain import with_changes
 from retinanet.planning import rules
 from retinanet.planning.fingerprint import Fingerprint
 from retinanet.planning.machine import GB, Host
 from retinanet.planning.memory import MemoryNeed, predict_memory
 from retinanet.planning.plan import Choice, Plan
-from retinanet.planning.rules import Draft, Size
+from retinanet.planning.rules import Size
 from retinanet.planning.speed import EVALUATED, Speed
 from retinanet.plotting.html import format_time
 from retinanet.types import Sample
@@ -38,11 +40,32 @@ class Origin:
         architecture: of the network.
         preprocess: of a saved model; None for a preset.
         postprocess: of a saved model, whose limits are not lowered.
+        tiling: of a saved model that was trained on windows.
+        class_names: that a saved model knows.
+        folder: of a saved model; None for a preset.
     """
 
     architecture: Architecture
     preprocess: Preprocess | None = None
     postprocess: Postprocess = Postprocess()
+    tiling: Tiling | None = None
+    class_names: tuple[str, ...] = ()
+    folder: Path | None = None
+
+    @classmethod
+    def find(cls, model: str) -> Origin:
+        """What the name of a preset or of a model stands for.
+
+        Raises:
+            UserError: neither a preset nor a model, or a folder without one.
+        """
+        folder = model_folder(model)
+        if folder is None:
+            if model not in PRESETS and Path(model).exists():
+                read_spec(model)  # which says what is wrong with it
+            return cls(preset(model))
+        spec = read_spec(folder)
+        return cls(spec.architecture, spec.preprocess, spec.postprocess, spec.tiling, spec.class_names, folder)
 
 
 @dataclass(frozen=True)
@@ -62,6 +85,7 @@ class Planner:
         time: times a step of an architecture at a size (height, width), or None where none can be timed.
         tiling: the windows that are trained on, of which ``samples`` and ``facts`` are; None for whole images.
         why_tiling: and why.
+        choices: what is decided so far.
     """
 
     name: str
@@ -76,11 +100,16 @@ class Planner:
     time: Callable[[Architecture, tuple[int, int]], Speed] | None
     tiling: Tiling | None = None
     why_tiling: str = ""
+    choices: dict[str, Choice] = field(default_factory=dict)
 
-    @cached_property
-    def draft(self) -> Draft:
-        """What is decided so far."""
-        return Draft(dict(self.given))
+    def decide(self, option: str, value: Any, reason: str) -> Any:
+        """Decide an option; returns its value, which is the user's where one was given."""
+        if option in self.given:
+            yours = self.given[option]
+            text = f"yours; by the rules {value}: {reason}" if yours != value else f"yours, and the rule's; {reason}"
+            value, reason = yours, text
+        self.choices[option] = Choice(option, value, reason, given=option in self.given)
+        return value
 
     @property
     def planned(self) -> bool:
@@ -93,31 +122,30 @@ class Planner:
         Raises:
             UserError: nothing fits into the budget or the memory, or a given value is impossible.
         """
-        draft, facts = self.draft, self.facts
-        origin = self._choose_network()
+        facts, origin = self.facts, self._choose_network()
         if self.tiling is not None:
-            draft.set("image.tile", self.tiling.tile, self.why_tiling)
-            draft.set("image.overlap", self.tiling.overlap, "more than nearly all objects have")
-        batch, speed = self._choose_batch(), None
+            self.decide("image.tile", self.tiling.tile, self.why_tiling)
+            self.decide("image.overlap", self.tiling.overlap, "more than nearly all objects have")
+        batch, why = rules.choose_batch(facts, self.host.device) if self.planned else (16, "the recipe's")
+        batch, speed = int(self.decide("batch_size", batch, why)), None
         if self.time is not None:
             speed = self.time(origin.architecture, self._list_sizes(origin)[-1].input(facts))
         size, memory = self._choose_size(origin, batch, speed)
-        epochs = draft.choices["epochs"].value
+        epochs = self.choices["epochs"].value
         self._choose_anchors(origin, size)
-        limits = rules.choose_limits(facts)
-        for name, (value, why) in zip(("max_detections", "topk"), limits, strict=True):
+        for name, (value, why) in zip(("max_detections", "topk"), rules.choose_limits(facts), strict=True):
             known = getattr(origin.postprocess, name)
-            draft.set(f"postprocess.{name}", max(value, known), why if value >= known else "the model's")
-        interval = draft.set("run.evaluate_every", *rules.choose_interval(epochs))
-        draft.set("run.workers", *rules.choose_workers(self.host))
+            self.decide(f"postprocess.{name}", max(value, known), why if value >= known else "the model's")
+        interval = self.decide("run.evaluate_every", *rules.choose_interval(epochs))
+        self.decide("run.workers", *rules.choose_workers(self.host))
         if self.planned and "augment" not in self.given:
-            draft.set("augment.hflip", *rules.choose_flip(self.class_names))
+            self.decide("augment.hflip", *rules.choose_flip(self.class_names))
         seconds = self._time_epoch(speed, size, interval) if speed else None
         return Plan(
             self.name,
             facts,
             self.host,
-            tuple(draft.choices.values()),
+            tuple(self.choices.values()),
             memory,
             None if seconds is None else START_SECONDS + epochs * seconds,
             seconds,
@@ -125,23 +153,16 @@ class Planner:
         )
 
     def _choose_network(self) -> Origin:
-        draft = self.draft
         model, why = rules.choose_model(self.host) if self.planned else ("resnet50", "the recipe's")
-        name = draft.set("model", model, why)
+        name = self.decide("model", model, why)
         origin = self.find_origin(name)
         if self.planned and origin.preprocess is None and (depth := rules.choose_depth(name)):
-            draft.set("architecture.depth", *depth)
-        parts = {option.partition(".")[2]: value for option, value in draft.given.items() if _of_network(option)}
-        if "architecture.depth" in draft.choices:
-            parts = {"depth": draft.choices["architecture.depth"].value, **parts}
+            self.decide("architecture.depth", *depth)
+        group = "architecture."
+        parts = {key.removeprefix(group): value for key, value in self.given.items() if key.startswith(group)}
+        if "architecture.depth" in self.choices:
+            parts = {"depth": self.choices["architecture.depth"].value, **parts}
         return replace(origin, architecture=with_changes(origin.architecture, parts, "architecture"))
-
-    def _choose_batch(self) -> int:
-        if self.planned:
-            value, why = rules.choose_batch(self.facts, self.host.device)
-        else:
-            value, why = 16, "the recipe's"
-        return int(self.draft.set("batch_size", value, why))
 
     def _list_sizes(self, origin: Origin) -> list[Size]:
         """The sizes to choose from, the wanted one first."""
@@ -176,7 +197,6 @@ class Planner:
                 raise UserError("budget: a step can be timed on this machine only, so a plan for another one has none")
             chosen, epochs, why = self._spend(possible, full, speed)
         size, parts, memory = chosen
-        draft = self.draft
         reason = rules.explain_size(size, self.facts, self.host.device) if self.planned else "the recipe's"
         if origin.preprocess is not None:
             reason = "as the model that it starts from was trained"
@@ -184,11 +204,11 @@ class Planner:
             reason += f"; {possible[0][0].short} would leave too few epochs in the budget"
         elif size is not sizes[0]:
             reason += f"; {sizes[0].short} does not fit into the memory"
-        draft.set("image.short", size.short, reason)
-        draft.set("image.long", size.long, "in the shape of the images" if self.tiling is None else "of a window")
-        draft.set("epochs", epochs, why)
+        self.decide("image.short", size.short, reason)
+        self.decide("image.long", size.long, "in the shape of the images" if self.tiling is None else "of a window")
+        self.decide("epochs", epochs, why)
         need = f"{memory.peak / GB:.1f} GB of {self.host.room / GB:.1f} at once"
-        draft.set("optim.accumulate", parts, need if parts == 1 else f"the batch in {parts} parts takes {need}")
+        self.decide("optim.accumulate", parts, need if parts == 1 else f"the batch in {parts} parts takes {need}")
         return size, memory
 
     def _share_batch(self, origin: Origin, size: Size, batch: int) -> tuple[int, MemoryNeed]:
@@ -253,15 +273,15 @@ class Planner:
     def _choose_anchors(self, origin: Origin, size: Size) -> None:
         if not self.planned or origin.preprocess is not None or not self.facts.boxes:
             return
-        if "architecture.anchors" in self.given:
-            anchors = self.given["architecture.anchors"]
-            self.draft.choices["architecture.anchors"] = Choice("architecture.anchors", anchors, "yours", given=True)
+        option = "architecture.anchors"
+        if option in self.given:
+            self.choices[option] = Choice(option, self.given[option], "yours", given=True)
             return
         rule = Preprocess(short=size.short, long=size.long)
         lattice = origin.architecture.anchors
         proposal = propose(self.samples, self.class_names, lattice=lattice, preprocess=rule, most_pixels=1.0)
         if proposal.architecture_anchors:
-            self.draft.set("architecture.anchors", proposal.architecture_anchors, proposal.reason)
+            self.decide(option, proposal.architecture_anchors, proposal.reason)
 
     def _list_notes(self, seconds: float | None, epochs: int) -> list[str]:
         notes, facts = [], self.facts
@@ -278,7 +298,3 @@ class Planner:
             whole = format_time(epochs * seconds + START_SECONDS)
             notes.append(f"with your values it takes about {whole}, more than the budget of {format_time(self.budget)}")
         return notes
-
-
-def _of_network(option: str) -> bool:
-    return option.startswith("architecture.")

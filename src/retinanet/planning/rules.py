@@ -9,13 +9,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 from retinanet.images.preprocess import Preprocess
 from retinanet.planning.fingerprint import Fingerprint
 from retinanet.planning.machine import GB, Host
-from retinanet.planning.plan import Choice
 
 LARGE_GPU = 7 * GB  # from which on a ResNet-50 with images of 800 pixels is trained
 SMALL_SIDE = 32  # pixels that small boxes should have: COCO's border of small, four cells of the finest level
@@ -35,28 +33,6 @@ FILL = 0.85  # of the memory that a plan may take
 SPARE = 0.9  # of a budget that a plan uses
 EVALUATIONS = 20  # of a training, at most
 SIDES = ("left", "right")
-
-
-@dataclass
-class Draft:
-    """The options decided so far; what the user gave wins over a rule.
-
-    Args:
-        given: the user's options by dotted name.
-    """
-
-    given: dict[str, Any]
-    choices: dict[str, Choice] = field(default_factory=dict)
-
-    def set(self, option: str, value: Any, reason: str) -> Any:
-        """Decide an option; returns its value, which is the user's where one was given."""
-        if option in self.given:
-            yours = self.given[option]
-            text = f"yours; by the rules {value}: {reason}" if yours != value else f"yours, and the rule's; {reason}"
-            self.choices[option] = Choice(option, yours, text, given=True)
-        else:
-            self.choices[option] = Choice(option, value, reason)
-        return self.choices[option].value
 
 
 def choose_model(host: Host) -> tuple[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -29,35 +29,60 @@ from retinanet.types import Assignment, Batch, RawOutput
 
 @dataclass
 class Training:
-    """Everything that takes part in a run, built.
+    """Everything that takes part in a run, put together on the device of this process.
 
     Attributes:
         config: the options.
-        fabric: devices, precision and processes.
-        detector: what is trained; its ``net`` is the bare network.
+        fabric: devices, precision and processes, launched.
+        detector: what is trained; its ``net`` is the bare network, which is changed and moved in place.
+        train_set: what is learned from.
+        val_set: what is evaluated on.
+        untrained: whether the heads start from their initialisation.
         net: the network with its loss, a :class:`LossModule` as fabric wraps it.
         optimizer: over the parameters of ``net``.
         criterion: the loss.
         average: moving average of the weights, or None.
-        train_set: what is learned from.
-        val_set: what is evaluated on.
         sampler: of the whole run, from step 0.
-        untrained: whether the heads start from their initialisation.
         data: what the data are, for the state: :func:`retinanet.training.resume.describe_data`.
     """
 
     config: TrainConfig
     fabric: Fabric
     detector: Detector
-    net: Any
-    optimizer: torch.optim.Optimizer
-    criterion: DetectionLoss
-    average: AveragedModel | None
     train_set: DetectionDataset
     val_set: DetectionDataset
-    sampler: StepSampler
-    untrained: bool
-    data: dict[str, str]
+    untrained: bool = True
+    net: Any = field(init=False)
+    optimizer: torch.optim.Optimizer = field(init=False)
+    criterion: DetectionLoss = field(init=False)
+    average: AveragedModel | None = field(init=False)
+    sampler: StepSampler = field(init=False)
+    data: dict[str, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        config, fabric, net = self.config, self.fabric, self.detector.net
+        net.to(fabric.device).to(memory_format=torch.channels_last)
+        if fabric.device.type == "cpu":
+            prepare_for_cpu(net)
+        self.average = average_weights(net, config.optim.ema) if config.optim.ema else None
+        optimizer = build_optimizer(net, config.optim, config.batch_size)
+        self.net, self.optimizer = fabric.setup(LossModule(net), optimizer)
+        self.net.train()
+        always, turns = count_drawn(self.train_set)
+        self.sampler = StepSampler(
+            length=always + turns,
+            batch_size=config.batch_size,
+            start=0,
+            stop=-(-(always + turns) // config.batch_size) * config.epochs,
+            seed=config.seed,
+            parts=config.parts,
+            rank=fabric.global_rank,
+            world=fabric.world_size,
+            in_turns=len(self.train_set) - always,
+            turns=turns,
+        )
+        self.criterion = config.loss.build()
+        self.data = describe_data(self.train_set, self.val_set, Path(config.data))
 
     @property
     def best_net(self) -> RetinaNet:
@@ -113,49 +138,3 @@ class LossModule(nn.Module):
             ) from None
         losses = loss(raw)
         return losses.classification, losses.box
-
-
-def build_training(
-    config: TrainConfig,
-    fabric: Fabric,
-    detector: Detector,
-    train_set: DetectionDataset,
-    val_set: DetectionDataset,
-    *,
-    untrained: bool = True,
-) -> Training:
-    """The optimiser, the loss and the order of the images for a detector, on the device of this process.
-
-    Args:
-        config: the options.
-        fabric: devices, precision and processes, launched.
-        detector: what is trained; its network is changed and moved in place.
-        train_set: what is learned from.
-        val_set: what is evaluated on.
-        untrained: whether the heads are as initialised.
-    """
-    detector.net.to(fabric.device).to(memory_format=torch.channels_last)
-    if fabric.device.type == "cpu":
-        prepare_for_cpu(detector.net)
-    average = average_weights(detector.net, config.optim.ema) if config.optim.ema else None
-    optimizer = build_optimizer(detector.net, config.optim, config.batch_size)
-    net, optimizer = fabric.setup(LossModule(detector.net), optimizer)
-    net.train()
-    always, turns = count_drawn(train_set)
-    sampler = StepSampler(
-        length=always + turns,
-        batch_size=config.batch_size,
-        start=0,
-        stop=-(-(always + turns) // config.batch_size) * config.epochs,
-        seed=config.seed,
-        parts=config.parts,
-        rank=fabric.global_rank,
-        world=fabric.world_size,
-        in_turns=len(train_set) - always,
-        turns=turns,
-    )
-    criterion = config.loss.build()
-    data = describe_data(train_set, val_set, Path(config.data))
-    return Training(
-        config, fabric, detector, net, optimizer, criterion, average, train_set, val_set, sampler, untrained, data
-    )

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from retinanet import __version__
 from retinanet.analysis.anchors import report as anchor_report
@@ -27,12 +27,10 @@ from retinanet.data.objects import Data, is_object, name_data
 from retinanet.errors import UserError
 from retinanet.files import check_new_file, check_output_folder
 from retinanet.images.preprocess import Preprocess
-from retinanet.interop.pretrained import model_folder
-from retinanet.model.presets import Architecture, preset
-from retinanet.model_folder import read_spec
 from retinanet.options import explain_unknown_options
 from retinanet.plain import with_changes
 from retinanet.planning.plan import Plan, format_value
+from retinanet.planning.planner import Origin
 from retinanet.plotting.html import Verdict
 from retinanet.training.config import ImageConfig
 from retinanet.training.given import UNPLANNED
@@ -140,9 +138,14 @@ def check(
     report = doctor.examine(
         data, preprocess=preprocess, min_side=min_side, pixels=pixels, workers=workers, confine=confine
     )
-    report, fit, samples = _judge_anchors(data, report, lattice, preprocess, larger=made is None or short is not None)
-    notes = [] if fit.problem is None else [fit.problem]
-    anchors, proposal = fit.anchors, fit.proposal
+    samples: list[Sample] = []
+    anchors, proposal, notes = None, None, []
+    try:
+        larger = made is None or short is not None
+        samples, anchors, proposal = _judge_anchors(data, lattice, preprocess, larger=larger)
+    except UserError as error:
+        notes.append(f"the anchors were not judged, because training would stop here: {error}")
+        report = _add_problem(report, data, error)
     if write is not None:
         notes.append(_write(Path(write), proposal))
     refused = _write_fixed(str(data), fix, report, corrections, notes) if fix is not None else None
@@ -152,14 +155,9 @@ def check(
     sections = [doctor.section(report)]
     if anchors is not None:
         sections.append(anchor_report.section(anchors, proposal))
-    about = {
-        "data": name,
-        "model": model or (made.values["model"] if made else ""),
-        "images": f"{preprocess.short} to {preprocess.long} pixels",
-    }
-    about["version"] = __version__
-    pictures = picture_findings(report, data, samples, anchors)
-    title = f"Check of {Path(name).name}"
+    judged, size = model or (made.values["model"] if made else ""), f"{preprocess.short} to {preprocess.long} pixels"
+    about = {"data": name, "model": judged, "images": size, "version": __version__}
+    pictures, title = picture_findings(report, data, samples, anchors), f"Check of {Path(name).name}"
     write_report(folder, RESULTS, title, sections, about, result.to_dict(), verdict, pictures)
     if refused is not None:
         raise UserError(f"{refused}\nAll findings are in {folder / RESULTS[0]}")
@@ -180,35 +178,27 @@ def _refuse_options(
         refuse_output(Path(str(data)), Path(fix))
 
 
-class _Fit(NamedTuple):
-    """How the anchors fit, or why that was not judged."""
-
-    anchors: AnchorAudit | None = None
-    proposal: Proposal | None = None
-    problem: str | None = None
-
-
 def _judge_anchors(
-    data: Data, report: DoctorReport, lattice: AnchorLattice, preprocess: Preprocess, *, larger: bool
-) -> tuple[DoctorReport, _Fit, list[Sample]]:
-    """The report with what would stop training, how the anchors fit, and the images to train on.
+    data: Data, lattice: AnchorLattice, preprocess: Preprocess, *, larger: bool
+) -> tuple[list[Sample], AnchorAudit, Proposal]:
+    """The images to train on, how the anchors fit, and what would fit better.
 
     ``larger``: propose larger images too; the plan has chosen their size already.
     """
-    try:
-        train_set, _ = training_datasets(data)
-        samples, names = train_set.samples, train_set.class_names
-        anchors = audit(samples, names, lattice=lattice, preprocess=preprocess)
-        most = 4.0 if larger else 1.0
-        proposal = propose(samples, names, lattice=lattice, preprocess=preprocess, most_pixels=most)
-    except UserError as error:
-        problem = f"the anchors were not judged, because training would stop here: {error}"
-        if isinstance(error, Fault) and error.kind == "nothing-to-learn":
-            report = replace(report, findings=(error, *report.findings))
-        elif not report.stops:
-            report = replace(report, findings=(Fault("no-training", name_data(data), str(error)), *report.findings))
-        return report, _Fit(problem=problem), []
-    return report, _Fit(anchors, proposal), samples
+    train_set, _ = training_datasets(data)
+    samples, names = train_set.samples, train_set.class_names
+    anchors = audit(samples, names, lattice=lattice, preprocess=preprocess)
+    most = 4.0 if larger else 1.0
+    return samples, anchors, propose(samples, names, lattice=lattice, preprocess=preprocess, most_pixels=most)
+
+
+def _add_problem(report: DoctorReport, data: Data, error: UserError) -> DoctorReport:
+    """The report with what would stop training, where it does not say so yet."""
+    if isinstance(error, Fault) and error.kind == "nothing-to-learn":
+        return replace(report, findings=(error, *report.findings))
+    if report.stops:
+        return report
+    return replace(report, findings=(Fault("no-training", name_data(data), str(error)), *report.findings))
 
 
 def _read_suspects(suspects: str | None, fix: str | None) -> list[Correction]:
@@ -254,15 +244,9 @@ def _planned(
     model: str, changes: Mapping[str, Any], sides: Mapping[str, int | None]
 ) -> tuple[AnchorLattice, Preprocess]:
     """The anchors and the resize of the training to come."""
-    given = {key: value for key, value in sides.items() if value is not None}
-    architecture: Architecture
-    home = model_folder(model)
-    if home is None:
-        architecture, preprocess = preset(model), Preprocess()
-    else:
-        spec = read_spec(home)
-        architecture, preprocess = spec.architecture, spec.preprocess
-    return with_changes(architecture, changes, "architecture").anchors, with_changes(preprocess, given, "image")
+    origin, given = Origin.find(model), {key: value for key, value in sides.items() if value is not None}
+    architecture = with_changes(origin.architecture, changes, "architecture")
+    return architecture.anchors, with_changes(origin.preprocess or Preprocess(), given, "image")
 
 
 def _write(path: Path, proposal: Proposal | None) -> str:

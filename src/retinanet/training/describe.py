@@ -15,14 +15,16 @@ BADLY_COVERED = 0.05  # share of boxes without an anchor at the background IoU f
 
 def describe(training: Training, moved: Transfer | None) -> None:
     """Tell the person what is going to happen, what was left out, how the anchors fit, what is kept of a model."""
-    detector, fabric = training.detector, training.fabric
+    detector, fabric, spec = training.detector, training.fabric, training.detector.spec
+    size = f"images of {spec.preprocess.short} to {spec.preprocess.long} pixels"
+    if spec.tiling is not None:
+        size = f"windows of {spec.tiling.tile} pixels shown with {spec.preprocess.short}"
     parameters = sum(p.numel() for p in detector.net.parameters() if p.requires_grad)
     lines = [
-        f"classes: {', '.join(detector.spec.class_names)}",
+        f"classes: {', '.join(spec.class_names)}",
         f"train: {training.train_set.summary()}",
         f"validation: {training.val_set.summary()}",
-        f"model: {detector.spec.architecture.backbone}, {parameters / 1e6:.1f} M trained parameters, "
-        f"{describe_size(training)}",
+        f"model: {spec.architecture.backbone}, {parameters / 1e6:.1f} M trained parameters, {size}",
         f"device: {fabric.world_size} x {fabric.device.type}, precision {fabric.strategy.precision.precision}",
         *describe_anchors(training),
     ]
@@ -35,14 +37,6 @@ def describe(training: Training, moved: Transfer | None) -> None:
     if moved is not None:
         lines += [f"weights from {training.config.model}:", *(f"  {line}" for line in moved.summary().splitlines())]
     say("\n".join(lines))
-
-
-def describe_size(training: Training) -> str:
-    """What the network sees of an image."""
-    spec = training.detector.spec
-    if spec.tiling is not None:
-        return f"windows of {spec.tiling.tile} pixels shown with {spec.preprocess.short}"
-    return f"images of {spec.preprocess.short} to {spec.preprocess.long} pixels"
 
 
 def say(text: str) -> None:

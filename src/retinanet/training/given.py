@@ -20,12 +20,8 @@ from retinanet.yaml_files import find_line, read_mapping
 
 UNPLANNED = {"model": "resnet50", "epochs": 12, "batch_size": 8}
 UNPLANNED_IN: dict[str, dict[str, Any]] = {"optim": {"accumulate": 1}, "run": {"workers": 2, "evaluate_every": 1}}
-AUGMENT, IMAGE, LOSS, OPTIM = (
-    Augment(),
-    ImageConfig(),
-    LossConfig(),
-    OptimConfig(),
-)  # left out, they are the plan's or the recipe's
+# Groups that are left out: they are the plan's or the recipe's.
+AUGMENT, IMAGE, LOSS, OPTIM = Augment(), ImageConfig(), LossConfig(), OptimConfig()
 POSTPROCESS, RUN = PostprocessConfig(), RunConfig()
 NESTED = ("image", "optim", "postprocess", "run")  # groups in which null leaves an option to the plan
 PLANNED = {"optim": ("accumulate", "optimizer"), "run": ("workers", "evaluate_every")}  # of those, where not all

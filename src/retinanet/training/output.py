@@ -12,14 +12,15 @@ import re
 import shutil
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from retinanet.errors import UserError
 from retinanet.files import check_writable, tensor_bytes
-from retinanet.plain import to_plain
+from retinanet.plain import flatten_fields, to_plain
+from retinanet.planning.memory import MOMENTS
 from retinanet.spec import CONFIG, TENSORS
 from retinanet.training.build import Training
 from retinanet.training.config import TrainConfig
@@ -29,7 +30,6 @@ from retinanet.yaml_files import read_mapping
 OPTIONS = "config.yaml"
 LOCK = "run.lock"
 _held: set[Path] = set()  # by this process, to which its own locks are no obstacle
-MOMENTS = {"adamw": 2, "sgd": 1}  # copies of the trained weights that an optimiser keeps
 # What may differ when a run goes on: where it is computed, not what. The second kind changes the rounding of sums.
 FREE = {"run.workers", "run.save_every", "run.accept_changed_data", "run.log"}
 ROUNDING = {"run.accelerator", "run.devices", "run.nodes", "optim.accumulate"}
@@ -184,7 +184,7 @@ def _check_options(config: TrainConfig) -> list[str]:
         raise UserError(_describe_lone_model(folder))
     if not os.path.isfile(folder / STATE) or not os.path.isfile(folder / OPTIONS):
         raise UserError(f"nothing to resume: {folder} holds no saved state of a run. Start the run without --resume")
-    then, now = _flat(read_mapping(folder / OPTIONS)), _flat(to_plain(config))
+    then, now = flatten_fields(read_mapping(folder / OPTIONS)), flatten_fields(to_plain(config))
     names = [name for name in {**now, **then} if name not in FREE and then.get(name) != now.get(name)]
     differing = {name: f"{name} {then.get(name)} -> {now.get(name)}" for name in names}
     if others := [text for name, text in differing.items() if name not in ROUNDING]:
@@ -207,11 +207,3 @@ def _describe_lone_model(folder: Path) -> str:
 def resume_command(folder: Path) -> str:
     """What a person types to go on with the run in a folder."""
     return f"retinanet train --config {folder}/{OPTIONS} --resume"
-
-
-def _flat(options: Mapping[str, Any], group: str = "") -> dict[str, Any]:
-    """Nested options under dotted names."""
-    flat: dict[str, Any] = {}
-    for key, value in options.items():
-        flat.update(_flat(value, f"{group}{key}.") if isinstance(value, Mapping) else {f"{group}{key}": value})
-    return flat

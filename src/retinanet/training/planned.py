@@ -14,9 +14,7 @@ from retinanet.data.transforms import Augment
 from retinanet.data.windows import WindowDataset, count_drawn
 from retinanet.errors import UserError
 from retinanet.files import check_new_file, write_atomically
-from retinanet.interop.pretrained import model_folder
-from retinanet.model.presets import Architecture, preset
-from retinanet.model_folder import read_spec
+from retinanet.model.presets import Architecture
 from retinanet.options import accept_short_names, explain_unknown_options
 from retinanet.planning.fingerprint import take_fingerprint
 from retinanet.planning.machine import Host, Machine, find_host
@@ -39,7 +37,7 @@ from retinanet.training.given import (
 )
 from retinanet.training.ranks import count_processes
 from retinanet.training.recipes import find_recipe
-from retinanet.training.start import Sets, cut_sets, find_origin, load_sets
+from retinanet.training.start import Sets, cut_sets, load_sets
 
 NONE = "none"  # in place of the file of a plan: no plan
 TIMED_IMAGES = {"cpu": 2, "mps": 2, "cuda": 8}
@@ -71,12 +69,11 @@ def make_plan(
     seconds = None if budget is None else parse_budget(budget)
     bf16 = host.bf16 if config.run.precision == "auto" else config.run.precision != "32"
     host = replace(host, bf16=bf16)
-    facts, origin = take_fingerprint(*sets), find_origin(str(given["model"])) if "model" in given else None
+    facts, origin = take_fingerprint(*sets), Origin.find(str(given["model"])) if "model" in given else None
     tile, why = given.get("image.tile"), "yours"
-    if tile is None and origin is None and config.recipe == "default":
+    if tile is None and not (origin and origin.folder) and config.recipe == "default":
         tile, why = choose_tile(facts, host.device)
-    known = read_spec(origin).tiling if origin else None
-    sets = cut_sets(sets, known, tile, given.get("image.overlap"))
+    sets = cut_sets(sets, origin.tiling if origin else None, tile, given.get("image.overlap"))
     tiling = sets[0].tiling if isinstance(sets[0], WindowDataset) else None
     if tiling:
         facts = replace(take_fingerprint(*sets), images=sum(count_drawn(sets[0])))
@@ -90,20 +87,12 @@ def make_plan(
         )
     planner = Planner(
         *(sets[0].name, sets[0].samples, names, facts, host, {**many, **given}, config.recipe, seconds),
-        find_origin=_find_origin,
+        find_origin=Origin.find,
         time=time,
         tiling=tiling,
         why_tiling=why,
     )
     return planner.make()
-
-
-def _find_origin(model: str) -> Origin:
-    folder = model_folder(model)
-    if folder is None:
-        return Origin(preset(model))
-    spec = read_spec(folder)
-    return Origin(spec.architecture, spec.preprocess, spec.postprocess)
 
 
 def _time(dataset: DetectionDataset, host: Host, architecture: Architecture, size: tuple[int, int]) -> Speed:
@@ -213,7 +202,7 @@ def plan(
         }
     )
     host = find_host(machine, run.accelerator)
-    sets = load_sets(config, find_origin(model) if model else None, data)
+    sets = load_sets(config, Origin.find(model) if model else None, data)
     made = make_plan(config, find_given(options), sets, host=host, budget=budget, timed=timed)
     follow(config, made.values)  # which checks them
     if write is not None:

@@ -14,14 +14,14 @@ from retinanet.data.objects import Data, name_data
 from retinanet.data.transforms import Augment
 from retinanet.data.workers import end_if_imported_by_a_worker
 from retinanet.files import explain_failed_write, write_atomically
-from retinanet.model_folder import read_spec
 from retinanet.options import accept_short_names, explain_unknown_options
 from retinanet.plain import to_plain
 from retinanet.planning.fingerprint import take_fingerprint
 from retinanet.planning.plan import NAME as PLAN
 from retinanet.planning.plan import Plan
+from retinanet.planning.planner import Origin
 from retinanet.plotting.figures import save_figure, training_curves
-from retinanet.training.build import Training, build_training
+from retinanet.training.build import Training
 from retinanet.training.config import ImageConfig, LossConfig, OptimConfig, PostprocessConfig, RunConfig, TrainConfig
 from retinanet.training.describe import describe, say
 from retinanet.training.given import (
@@ -44,7 +44,7 @@ from retinanet.training.precision import build_fabric
 from retinanet.training.ranks import is_first_process
 from retinanet.training.recipes import find_recipe, follow_recipe
 from retinanet.training.resume import Progress, digest_data, load_state, save_state
-from retinanet.training.start import adapt_detector, build_detector, check_images, cut_sets, find_origin, load_sets
+from retinanet.training.start import adapt_detector, build_detector, check_images, cut_sets, load_sets
 from retinanet.training.trackers import choose_trackers, open_trackers
 from retinanet.training.transfer import Transfer
 from retinanet.yaml_files import dump_plain
@@ -171,15 +171,15 @@ def run_training(
     if first:  # the others may find what this one makes
         check_not_in_use(config.folder)
         check_output(config, resume=resume)
-    origin = find_origin(config.model) if resume or "model" in (given or vars(config)) else None
-    sets, made = load_sets(config, origin, data), None
+    is_chosen = resume or "model" in (given or vars(config))
+    sets, made = load_sets(config, Origin.find(config.model) if is_chosen else None, data), None
     if not resume:
         config, made = settle(config, given or {}, sets, plan=plan, budget=budget)
-        origin = find_origin(config.model)
-    tiling = read_spec(origin).tiling if origin else None
-    train_set, val_set = cut_sets(sets, tiling, config.image.tile, config.image.overlap)
+    origin = Origin.find(config.model)
+    train_set, val_set = cut_sets(sets, origin.tiling, config.image.tile, config.image.overlap)
     torch.manual_seed(config.seed)
-    detector, moved = adapt_detector(config, origin, train_set) if origin else (build_detector(config, train_set), None)
+    home = origin.folder
+    detector, moved = adapt_detector(config, home, train_set) if home else (build_detector(config, train_set), None)
     known = recall_plan(config.folder, train_set.class_names) if resume else {}
     detector = detector.with_spec(plan=made.to_dict()["options"] if made else known)
     if first and not resume:
@@ -187,10 +187,11 @@ def run_training(
 
     fabric = build_fabric(config.run)
     fabric.launch()
-    training = build_training(config, fabric, detector, train_set, val_set, untrained=origin is None)
+    training = Training(config, fabric, detector, train_set, val_set, untrained=home is None)
     if fabric.is_global_zero:
-        facts, digest = take_fingerprint(*sets).to_dict(), digest_data(training.data)
-        about = {"train": sets[0].name, "validation": sets[1].name, "sha256": digest, "fingerprint": facts}
+        facts = take_fingerprint(*sets) if made is None or detector.spec.tiling else made.facts  # else of windows
+        names, digest = (sets[0].name, sets[1].name), digest_data(training.data)
+        about = {"train": names[0], "validation": names[1], "sha256": digest, "fingerprint": facts.to_dict()}
         training.detector = training.detector.with_spec(data=about)
     with lock(config.folder) if fabric.is_global_zero else nullcontext():
         progress = go_on(training) if resume else begin(training, moved, made)

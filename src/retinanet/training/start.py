@@ -20,41 +20,25 @@ from retinanet.detector import Detector
 from retinanet.errors import UserError
 from retinanet.images.preprocess import Preprocess
 from retinanet.images.tiling import Tiling, choose_tiling
-from retinanet.interop.pretrained import model_folder
 from retinanet.model.postprocess import Postprocess
-from retinanet.model.presets import PRESETS, Architecture, preset
+from retinanet.model.presets import Architecture, preset
 from retinanet.model.retinanet import RetinaNet
-from retinanet.model_folder import read_spec
 from retinanet.plain import find_differences, flatten_fields, with_changes
+from retinanet.planning.planner import Origin
 from retinanet.spec import ModelSpec
 from retinanet.training.config import ImageConfig, TrainConfig
 from retinanet.training.recipes import VOTES
 from retinanet.training.transfer import Transfer, named_as, transfer
 
-
-def find_origin(model: str) -> Path | None:
-    """The local folder of a model to start from; None for the name of a preset.
-
-    Raises:
-        UserError: neither a preset nor a model, or a folder without one.
-    """
-    folder = model_folder(model)
-    if folder is None and model not in PRESETS:
-        if Path(model).exists():
-            read_spec(model)  # which says what is wrong with it
-        preset(model)
-    return folder
-
-
 Sets = tuple[DetectionDataset, DetectionDataset]
 
 
-def load_sets(config: TrainConfig, origin: Path | None, data: Data | None = None) -> Sets:
+def load_sets(config: TrainConfig, origin: Origin | None, data: Data | None = None) -> Sets:
     """What to learn from and what to evaluate on; labels in the order of a model that knows the same classes.
 
     Args:
         config: names the data.
-        origin: folder of the model that the run starts from, if any.
+        origin: what the run starts from, where that is known already.
         data: the data themselves, which may be no files; by default those that the options name.
 
     Raises:
@@ -69,7 +53,7 @@ def load_sets(config: TrainConfig, origin: Path | None, data: Data | None = None
         confine=config.confine,
     )
     train_set, val_set = load()
-    known = read_spec(origin).class_names if origin else ()
+    known = origin.class_names if origin else ()
     if sorted(known) != sorted(train_set.class_names) or known == train_set.class_names:
         return train_set, val_set
     return load(class_names=known)
@@ -136,16 +120,7 @@ def build_detector(config: TrainConfig, dataset: DetectionDataset) -> Detector:
     postprocess = config.postprocess.apply(Postprocess())
     if postprocess.vote is None:
         postprocess = replace(postprocess, vote=VOTES.get(config.recipe))
-    spec = ModelSpec(
-        class_names=dataset.class_names,
-        preprocess=preprocess,
-        postprocess=postprocess,
-        architecture=architecture,
-        scale=magnification(dataset, preprocess),
-        tiling=_tiling(dataset),
-        loss=config.loss,
-    )
-    return Detector(spec, net)
+    return Detector(_make_spec(config, dataset, architecture, preprocess, postprocess), net)
 
 
 def adapt_detector(config: TrainConfig, origin: Path, dataset: DetectionDataset) -> tuple[Detector, Transfer]:
@@ -166,16 +141,26 @@ def adapt_detector(config: TrainConfig, origin: Path, dataset: DetectionDataset)
     fresh = starts_anew(old, new, saved.spec.class_names, dataset.class_names)
     moved = transfer(named_as(saved.net, net), net, fresh=fresh)
     preprocess = choose_size(saved.spec.preprocess, saved.spec.tiling, config.image, dataset)
-    spec = ModelSpec(
+    postprocess = config.postprocess.apply(saved.spec.postprocess)
+    return Detector(_make_spec(config, dataset, new, preprocess, postprocess), net), moved
+
+
+def _make_spec(
+    config: TrainConfig,
+    dataset: DetectionDataset,
+    architecture: Architecture,
+    preprocess: Preprocess,
+    postprocess: Postprocess,
+) -> ModelSpec:
+    return ModelSpec(
         class_names=dataset.class_names,
         preprocess=preprocess,
-        postprocess=config.postprocess.apply(saved.spec.postprocess),
-        architecture=new,
+        postprocess=postprocess,
+        architecture=architecture,
         scale=magnification(dataset, preprocess),
         tiling=_tiling(dataset),
         loss=config.loss,
     )
-    return Detector(spec, net), moved
 
 
 def choose_size(base: Preprocess, known: Tiling | None, image: ImageConfig, dataset: DetectionDataset) -> Preprocess:

@@ -130,7 +130,7 @@ def _correct(part: Split, corrections: Sequence[tuple[int, Correction]], done: l
     columns, names = part.annotations.boxes, list(part.annotations.class_names)
     count = len(part.labels)
     boxes, labels, kept = part.corners.copy(), part.labels.copy(), np.ones(count, bool)
-    areas = np.full(count, np.nan) if columns.areas is None else np.asarray(columns.areas, np.float64).copy()
+    areas = np.array(columns.areas, np.float64)
     free = kept.copy()
     added: list[tuple[int, int, tuple[float, ...], str]] = []  # image, class, box, place
     for number, one in corrections:
@@ -164,7 +164,7 @@ def _correct(part: Split, corrections: Sequence[tuple[int, Correction]], done: l
         relative=False,
         first_pixel=0,
     )
-    return Split.judge(part.name, replace(part.annotations, boxes=changed), part.images)
+    return Split(part.name, replace(part.annotations, boxes=changed), part.images)
 
 
 def _find(part: Split, number: int, one: Correction, free: np.ndarray) -> int:

@@ -196,7 +196,7 @@ def _resized(part: Split, copy: _Copy) -> Split:
         # Boxes that lie on the declared size as well may have been drawn on an image of that size.
         if _lie_on(corners, true) and (kind == "swapped-size" or not _lie_on(corners, image.size)):
             images[number] = image._replace(size=true)
-    return Split.judge(part.name, part.annotations, images)
+    return Split(part.name, part.annotations, images)
 
 
 def _scalable(declared: tuple[int, int], true: tuple[int, int], corners: np.ndarray) -> bool:
@@ -275,7 +275,7 @@ def _annotation(part: Split, row: int, box: list[float]) -> dict[str, Any]:
     x1, y1, x2, y2 = box
     area = (x2 - x1) * (y2 - y1)
     old = part.boxes[row]
-    annotated = float("nan") if columns.areas is None else float(columns.areas[row])
+    annotated = float(columns.areas[row])
     if np.isfinite(annotated) and annotated > 0:  # scaled where the box was
         area *= annotated / float((old[2] - old[0]) * (old[3] - old[1]))
     return {
