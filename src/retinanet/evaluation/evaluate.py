@@ -19,8 +19,7 @@ from retinanet.data.windows import WindowDataset
 from retinanet.detector import Detector
 from retinanet.errors import UserError
 from retinanet.evaluation.coco import coco_metrics
-from retinanet.evaluation.cut import find_cut_images
-from retinanet.evaluation.report import EvaluationResult, save_coco_results
+from retinanet.evaluation.report import EvaluationResult, find_cut_images, save_coco_results
 from retinanet.files import check_output_folder
 from retinanet.images.tiling import choose_tiling, usual_overlap
 from retinanet.inference.predictor import Predictor

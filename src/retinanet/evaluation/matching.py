@@ -18,8 +18,9 @@ from retinanet.types import Detections, Sample, Target
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 Flags = NDArray[np.bool_]
+Names = NDArray[np.str_]
 
-# What a detection is, by code: it has found an object, is one of TIDE's errors, or lies in an ignore region.
+# What a detection is: it has found an object, is one of TIDE's errors, or lies in an ignore region.
 HIT, IGNORED = "hit", "ignored"
 KINDS = (HIT, "classification", "localisation", "both", "duplicate", "background", IGNORED)
 
@@ -125,7 +126,7 @@ class Overlaps:
         counted = ~np.append(self.ignore, False)[matched]  # index -1 is the entry appended
         return (matched >= 0) & counted, counted
 
-    def kinds(self, matched: Integers, foreground: float = 0.5, background: float = 0.1) -> tuple[Integers, Integers]:
+    def kinds(self, matched: Integers, foreground: float = 0.5, background: float = 0.1) -> tuple[Names, Integers]:
         """What each detection is, in the words of TIDE (Bolya et al., ECCV 2020), by the first rule that holds.
 
         ==============  ==========================================================  ===============
@@ -147,7 +148,7 @@ class Overlaps:
             background: IoU below which a detection has nothing to do with an object.
 
         Returns:
-            (D,) indices into ``KINDS`` and (D,) the object that each kind refers to, -1 for none.
+            (D,) entries of ``KINDS`` and (D,) the object that each kind refers to, -1 for none.
         """
         objects = ~self.ignore[self.pair_truth]
         own, own_iou = self.nearest(objects & self.same_class)
@@ -163,8 +164,7 @@ class Overlaps:
             "both": (np.ones_like(hits), other),
         }
         conditions, partners = zip(*rules.values(), strict=True)
-        codes = [np.full_like(matched, KINDS.index(kind)) for kind in rules]
-        return np.select(conditions, codes), np.select(conditions, partners)
+        return np.select(conditions, list(rules), ""), np.select(conditions, partners)
 
     def nearest(self, pairs: Flags) -> tuple[Integers, Floats]:
         """Of the chosen pairs (P,), each detection's object of highest IoU (D,), -1 for none, and the IoU (D,)."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -215,30 +216,45 @@ def render_text(renderable: object, width: int = 100) -> str:
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines()).rstrip()
 
 
-def write_html(
-    path: str | Path,
+def write_report(
+    folder: Path,
+    names: Sequence[str],
+    title: str,
+    sections: Sequence[Section],
+    about: Mapping[str, object],
+    numbers: Mapping[str, Any],
+    verdict: Verdict,
+    pictures: Sequence[Picture] = (),
+) -> None:
+    """Write a page with everything inside one file, and the same numbers as JSON, each whole or not at all.
+
+    Args:
+        folder: made if need be; see :func:`~retinanet.files.check_output_folder` for what is checked before.
+        names: of the page and of the JSON file; further names are ignored.
+        title: of the page.
+        sections: of the page, in order.
+        about: what the report is of, such as the model, the data and the version.
+        numbers: the same as plain values, without NaN.
+        verdict: what comes first on the page, and is among the numbers.
+        pictures: what comes next on the page.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    page = render_page(title, sections, about, verdict, pictures)
+    write_atomically(folder / names[0], page.encode("utf-8", errors="replace"))  # UTF-8 cannot hold all names of files
+    text = json.dumps({"about": dict(about), "verdict": verdict.to_dict(), **numbers}, indent=1, allow_nan=False)
+    write_atomically(folder / names[1], text + "\n")
+
+
+def render_page(
     title: str,
     sections: Sequence[Section],
     about: Mapping[str, object],
     verdict: Verdict | None = None,
     pictures: Sequence[Picture] = (),
-) -> Path:
-    """Write a report with everything inside one file, whole or not at all.
-
-    Args:
-        path: the file; missing folders are made.
-        title: of the page.
-        sections: in order.
-        about: what the report is of, such as the model, the data and the version.
-        verdict: what comes first.
-        pictures: what comes next.
-
-    Returns:
-        The file.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
+) -> str:
+    """The page of a report, as HTML; see :func:`write_report`."""
     from jinja2 import Environment, PackageLoader, StrictUndefined  # predict without torch has no use for it
 
     environment = Environment(
@@ -249,11 +265,9 @@ def write_html(
         lstrip_blocks=True,
     )
     environment.filters["address"] = _make_address
-    page = environment.get_template("report.html.jinja").render(
+    return environment.get_template("report.html.jinja").render(
         title=title, sections=sections, about=about, verdict=verdict, pictures=pictures
     )
-    write_atomically(path, page.encode("utf-8", errors="replace"))  # names of files may hold what UTF-8 cannot
-    return Path(path)
 
 
 def _make_address(image: Figure | Image.Image) -> str:

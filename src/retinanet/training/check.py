@@ -19,7 +19,6 @@ from retinanet.analysis.data.findings import DoctorReport
 from retinanet.analysis.data.fix import refuse_output, write_fixed_copy
 from retinanet.analysis.data.pictures import picture_findings
 from retinanet.analysis.data.verdict import judge_data
-from retinanet.analysis.output import write_report
 from retinanet.anchors.lattice import AnchorLattice
 from retinanet.data.dataset import training_datasets
 from retinanet.data.faults import Fault
@@ -33,7 +32,7 @@ from retinanet.model_folder import read_spec
 from retinanet.options import explain_unknown_options
 from retinanet.plain import with_changes
 from retinanet.planning.plan import Plan, format_value
-from retinanet.plotting.html import Verdict
+from retinanet.plotting.html import Verdict, write_report
 from retinanet.training.config import ImageConfig
 from retinanet.training.given import UNPLANNED
 from retinanet.training.planned import plan

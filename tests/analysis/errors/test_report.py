@@ -13,7 +13,7 @@ from retinanet.analysis.errors.report import error_report, picture_worst, sectio
 from retinanet.analysis.errors.tide import TYPES
 from retinanet.data.dataset import DetectionDataset
 from retinanet.evaluation.matching import match_image
-from retinanet.plotting.html import write_html
+from retinanet.plotting.html import render_page
 
 NAMES = ("a", "b", "c")
 
@@ -61,7 +61,7 @@ def test_the_worst_images_come_first(scene):
     assert worst_images(report.shown, 0) == []
 
 
-def test_numbers_and_page(scene, tmp_path):
+def test_numbers_and_page(scene):
     samples, detections = scene
     report = error_report(samples, detections, NAMES)
     table = json.loads(json.dumps(report.to_dict(), allow_nan=False))
@@ -76,11 +76,11 @@ def test_numbers_and_page(scene, tmp_path):
     costs = sections[0].tables[0].rows
     gains = [row[3] for row in costs[:6]]
     assert gains == sorted(gains, reverse=True) and {row[0] for row in costs[:6]} == set(TYPES)
-    page = write_html(tmp_path / "page.html", "errors", sections, {}, None, pictures).read_text()
+    page = render_page("errors", sections, {}, None, pictures)
     assert page.count("<img") == 7 and "nan" not in page.split("base64")[0]
 
 
-def test_a_class_never_seen_and_never_found(make_sample, make_detections, tmp_path):
+def test_a_class_never_seen_and_never_found(make_sample, make_detections):
     sample = make_sample([[0, 0, 10, 10]], [0])
     found = make_detections([], [], [])
     report = error_report([sample], [found], NAMES)
@@ -88,5 +88,5 @@ def test_a_class_never_seen_and_never_found(make_sample, make_detections, tmp_pa
     assert (
         "a: no detection is right, 1 objects" in report.summary() and "AP by sizes: small 0.000 (1)" in report.summary()
     )
-    write_html(tmp_path / "page.html", "errors", section(report), {})
+    render_page("errors", section(report), {})
     assert torch.isnan(torch.tensor(report.curves[1].f1))

@@ -10,7 +10,7 @@ import torch
 
 from retinanet.analysis.errors.tide import SPECIAL, TYPES, analyse_errors
 from retinanet.evaluation.coco import coco_metrics
-from retinanet.evaluation.matching import KINDS, find_overlaps
+from retinanet.evaluation.matching import find_overlaps
 from retinanet.types import Target
 
 NAMES = ("a", "b", "c")
@@ -24,7 +24,7 @@ def by_image(result, detections):
     for index, found in enumerate(detections):
         kinds, partners = ["left out"] * len(found), [-1] * len(found)
         for d in np.flatnonzero(overlaps.image == index):
-            kinds[overlaps.row[d]] = KINDS[result.kind[d]]
+            kinds[overlaps.row[d]] = result.kind[d]
             partners[overlaps.row[d]] = int(np.append(overlaps.truth_row, -1)[result.partner[d]])
         there = overlaps.truth_image == index
         missed, unmatched = (tuple(overlaps.truth_row[there & part]) for part in (result.missed, result.unmatched))

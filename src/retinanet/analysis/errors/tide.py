@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from retinanet.evaluation.coco import mean
-from retinanet.evaluation.matching import HIT, IGNORED, KINDS, Flags, Floats, Integers, Overlaps
+from retinanet.evaluation.matching import HIT, IGNORED, KINDS, Flags, Floats, Integers, Names, Overlaps
 from retinanet.files import make_json_safe
 
 FALSE = tuple(kind for kind in KINDS if kind not in (HIT, IGNORED))
@@ -36,7 +36,7 @@ class ErrorAnalysis:
 
     Attributes:
         overlaps: of D detections and T objects.
-        kind: (D,) index into ``KINDS``.
+        kind: (D,) what each detection is, of ``KINDS``.
         partner: (D,) the object that the kind refers to, -1 for none.
         unmatched: (T,) objects that no detection found.
         missed: (T,) those to which no classification or localisation error refers.
@@ -44,7 +44,7 @@ class ErrorAnalysis:
     """
 
     overlaps: Overlaps
-    kind: Integers
+    kind: Names
     partner: Integers
     unmatched: Flags
     missed: Flags
@@ -63,7 +63,7 @@ class ErrorAnalysis:
     @property
     def false(self) -> Flags:
         """(D,) detections that are errors."""
-        return np.isin(self.kind, [KINDS.index(kind) for kind in FALSE])
+        return np.isin(self.kind, FALSE)
 
     @cached_property
     def counts(self) -> dict[str, Integers]:
@@ -104,10 +104,9 @@ class ErrorAnalysis:
         whose objects all left the count has AP 1 if no false detection of it is left, else 0.
         """
         overlaps = self.overlaps
-        named = np.array([kind in types for kind in KINDS])[self.kind]
-        hits = self.kind == KINDS.index(HIT)
+        named, hits = np.isin(self.kind, np.array([*types], np.str_)), self.kind == HIT
         becomes = named & self.fixes
-        keep = (self.kind != KINDS.index(IGNORED)) & (~named | becomes)
+        keep = (self.kind != IGNORED) & (~named | becomes)
         if "false positives" in types:
             keep &= hits
         label = np.where(becomes, np.append(overlaps.truth_label, -1)[self.partner], overlaps.label)
@@ -120,8 +119,8 @@ class ErrorAnalysis:
     def judge_image(self, image: int) -> tuple[Integers, Integers, Integers]:
         """Of one image the rows of its hits, of its false detections and of the objects that no detection found."""
         here, there = self.overlaps.image == image, self.overlaps.truth_image == image
-        hits, row = self.kind == KINDS.index(HIT), self.overlaps.row
-        return row[here & hits], row[here & self.false], self.overlaps.truth_row[there & self.unmatched]
+        row = self.overlaps.row
+        return row[here & (self.kind == HIT)], row[here & self.false], self.overlaps.truth_row[there & self.unmatched]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, without the single images."""
@@ -153,7 +152,7 @@ class ErrorAnalysis:
 
     def _count(self, kind: str) -> Integers:
         """(K,) detections of a kind by the class that they were given."""
-        labels = self.overlaps.label[self.kind == KINDS.index(kind)]
+        labels = self.overlaps.label[self.kind == kind]
         return np.bincount(labels, minlength=len(self.overlaps.class_names))
 
 
@@ -169,7 +168,7 @@ def analyse_errors(overlaps: Overlaps) -> ErrorAnalysis:
     unmatched[matched[matched >= 0]] = False
 
     # of the errors on an object that nobody found, the best-scoring one can be fixed
-    wrong = np.isin(kind, [KINDS.index("classification"), KINDS.index("localisation")])
+    wrong = np.isin(kind, ("classification", "localisation"))
     hopeful = np.flatnonzero(wrong & np.append(unmatched, False)[partner])  # index -1 is the entry appended
     objects, first = np.unique(partner[hopeful], return_index=True)  # detections are in the order of their scores
     fixes, missed = np.zeros(len(kind), bool), unmatched.copy()

@@ -218,6 +218,11 @@ class ImageTrace:
     class_names: tuple[str, ...]
 
     @property
+    def missed(self) -> tuple[BoxTrace, ...]:
+        """The boxes that no detection counts for."""
+        return tuple(box for box in self.boxes if not box.found)
+
+    @property
     def counts(self) -> dict[str, int]:
         """How many boxes ended at each gate; gates without any are left out."""
         counted = Counter(box.gate for box in self.boxes)
@@ -232,7 +237,7 @@ class ImageTrace:
         kinds = Counter(detection.kind for detection in self.detections if detection.false)
         listed = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
         first = f"{self.counts.get(FOUND, 0)} of {len(self.boxes)} boxes found by {len(self.detections)} detections"
-        lines = [f"  {self.name_box(box)}: {self.explain(box)}" for box in self.boxes if not box.found]
+        lines = [f"  {self.name_box(box)}: {self.explain(box)}" for box in self.missed]
         return "\n".join([first, *lines, f"{kinds.total()} false positives" + (f": {listed}" if listed else "")])
 
     def name_box(self, box: BoxTrace) -> str:

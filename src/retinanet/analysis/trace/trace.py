@@ -40,7 +40,7 @@ from retinanet.analysis.trace.outcomes import Anchor, AssignedAnchor, BoxTrace, 
 from retinanet.anchors.atss import ATSS
 from retinanet.anchors.geometry import clip, iou, paired_iou
 from retinanet.anchors.matching import BACKGROUND, Matcher
-from retinanet.evaluation.matching import HIT, IGNORED, KINDS, overlap_boxes
+from retinanet.evaluation.matching import HIT, IGNORED, overlap_boxes
 from retinanet.model.postprocess import CAPPED, DETECTION, SUPPRESSED, Candidates, Postprocess
 from retinanet.types import Detections, RawOutput, Target
 
@@ -181,14 +181,13 @@ class _Tracer:
             column[chosen] for column in (self.candidates.shown, self.candidates.labels, self.candidates.scores)
         )
         overlaps = overlap_boxes([Detections(shown, scores, labels, names)], [self.target], names)
-        codes, partners = overlaps.kinds(overlaps.match(IN_PLACE), IN_PLACE)
+        kinds, partners = overlaps.kinds(overlaps.match(IN_PLACE), IN_PLACE)
         _, best_iou = overlaps.nearest(~overlaps.ignore[overlaps.pair_truth])
-        ious = np.where(codes == KINDS.index("background"), best_iou, overlaps.iou_with(partners))
-        ious[codes == KINDS.index(IGNORED)] = 0.0
-        kinds, anchors = [KINDS[code] for code in codes], self.describe_anchors(self.candidates.place[chosen])
-        matched = [int(row) if kind == HIT else None for row, kind in zip(partners, kinds, strict=True)]
-        boxes = map(self.to_original, shown)
-        columns = (labels.tolist(), scores.tolist(), boxes, anchors, kinds, matched, ious.tolist())
+        ious = np.where(kinds == "background", best_iou, overlaps.iou_with(partners))
+        ious[kinds == IGNORED] = 0.0
+        matched = [row if hit else None for row, hit in zip(partners.tolist(), kinds == HIT, strict=True)]
+        boxes, anchors = map(self.to_original, shown), self.describe_anchors(self.candidates.place[chosen])
+        columns = (labels.tolist(), scores.tolist(), boxes, anchors, kinds.tolist(), matched, ious.tolist())
         return tuple(DetectionTrace(i, *row) for i, row in enumerate(zip(*columns, strict=True)))
 
     def to_original(self, box: Tensor) -> outcomes.Box:
