@@ -146,26 +146,21 @@ def _wrong_size(path: Path, declared: tuple[int, int], look: Look) -> Fault:
         f"the image is {look.size[1]} x {look.size[0]} pixels (width x height, upright), but declared as "
         f"{declared[1]} x {declared[0]}"
     )
-    if declared != look.size[::-1]:
-        return Fault("wrong-size", path, reason, image=path)
-    if look.orientation in _SIDES_SWAPPED:
-        reason += f": its EXIF orientation is {look.orientation}"
-        return Fault("exif-rotation", path, reason, image=path)
-    return Fault("swapped-size", path, reason, image=path)
+    if declared == look.size[::-1] and look.orientation in _SIDES_SWAPPED:
+        return Fault("exif-rotation", path, f"{reason}: its EXIF orientation is {look.orientation}", image=path)
+    return Fault("swapped-size" if declared == look.size[::-1] else "wrong-size", path, reason, image=path)
 
 
 def unused_findings(parts: Sequence[Split], spoken_of: Sequence[Path]) -> list[Fault]:
     """Image files beside the annotated ones that nothing names; ``spoken_of`` are annotation files told as broken."""
     named = {image.path for part in parts for image in part.images}
     stems = {path.stem for path in spoken_of}
-    folders = sorted({path.parent for path in named})
-    unused = [
-        path
-        for folder in folders
+    return [
+        Fault("unused-image", path, "no annotation or list names it", image=path)
+        for folder in sorted({path.parent for path in named})
         for path in files_in(folder, IMAGE_SUFFIXES)
         if path not in named and path.stem not in stems
     ]
-    return [Fault("unused-image", path, "no annotation or list names it", image=path) for path in unused]
 
 
 def copy_findings(parts: Sequence[Split], looks: Mapping[Path, Look]) -> list[Fault]:
