@@ -87,7 +87,7 @@ class Diagnosis:
 
     def advise_nms(self) -> str:
         """The one advice on the NMS threshold, from both errors that depend on it; "" where they weigh the same."""
-        lost, twice = self.missed.crowded, int(self.errors.shown.counts["duplicate"].sum())
+        lost, twice = self.missed.crowded, self.errors.shown.totals["duplicate"]
         if lost == twice:
             return ""
         return (

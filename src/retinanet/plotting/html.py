@@ -111,11 +111,6 @@ class Section:
     pictures: Sequence[tuple[str, Image.Image]] = ()
     point: str = ""
 
-    @property
-    def paragraphs(self) -> list[str]:
-        """Those of the text."""
-        return [paragraph for paragraph in self.text.split("\n\n") if paragraph.strip()]
-
 
 class Picture(NamedTuple):
     """A picture among the first things on a page."""

@@ -149,13 +149,11 @@ def worst_images(shown: ErrorAnalysis, most: int) -> list[tuple[int, int]]:
 
 
 def _show_costs(report: ErrorReport) -> Section:
-    errors, shown, gains = report.errors, report.shown, report.errors.dap
-    counts = {kind: int(errors.counts[kind].sum()) for kind in TYPES}
+    errors, counts, gains = report.errors, report.errors.totals, report.errors.dap
     special = {f"all {kind}": gains[kind] for kind in SPECIAL}
     ranked = sorted(TYPES, key=lambda kind: -gains[kind])
-    rows: list[tuple[object, ...]] = [
-        (kind, counts[kind], int(shown.counts[kind].sum()), gains[kind], REMEDIES[kind]) for kind in ranked
-    ]
+    shown = report.shown.totals
+    rows: list[tuple[object, ...]] = [(kind, counts[kind], shown[kind], gains[kind], REMEDIES[kind]) for kind in ranked]
     rows += [(f"{name} removed", "", "", gain, "") for name, gain in special.items()]
     names, by_class = errors.overlaps.class_names, errors.ap50_by_class.tolist()
     by_type = [errors.dap_by_class[kind].tolist() for kind in TYPES]

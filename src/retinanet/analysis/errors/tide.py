@@ -71,6 +71,11 @@ class ErrorAnalysis:
         missed = np.bincount(self.overlaps.truth_label[self.missed], minlength=len(self.overlaps.class_names))
         return {**{kind: self._count(kind) for kind in FALSE}, "missed": missed}
 
+    @property
+    def totals(self) -> dict[str, int]:
+        """Errors of each of ``TYPES``."""
+        return {kind: int(number.sum()) for kind, number in self.counts.items()}
+
     @cached_property
     def ap50_by_class(self) -> Floats:
         """(K,) AP50 as it is, NaN where a class has no object."""
@@ -147,7 +152,7 @@ class ErrorAnalysis:
         gains = self.dap
         lines = [f"AP50 {self.ap50:.3f} of {int(self.objects.sum())} objects. Fixing every error of one type adds:"]
         for kind in sorted(TYPES, key=lambda kind: -gains[kind]):
-            lines.append(f"  {kind:<15} {gains[kind]:+.3f}   ({int(self.counts[kind].sum())} errors)")
+            lines.append(f"  {kind:<15} {gains[kind]:+.3f}   ({self.totals[kind]} errors)")
         return "\n".join([*lines, *(f"  all {kind} removed: {gains[kind]:+.3f}" for kind in SPECIAL)])
 
     def _count(self, kind: str) -> Integers:

@@ -7,6 +7,7 @@ are sorted by loss, so one histogram per sign holds the paper's Figure 4 for eve
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,19 +99,19 @@ class Windows:
             not from the histogram. The class of a negative is that of its logit.
         histogram: (len(LOGIT_EDGES) - 1,) windows by logit, that is by probability; exact. What lies beyond an end is
             counted in the bin there.
-        spreads: one for each gamma, ascending.
+        spreads: one for each gamma, by gamma, ascending.
     """
 
     losses: Floats
     histogram: Counts
-    spreads: tuple[Spread, ...]
+    spreads: Mapping[float, Spread]
 
     @staticmethod
     def summarise(bins: Counts, losses: Floats, gammas: tuple[float, ...], *, positive: bool) -> Windows:
         """From the histogram (BINS,) of the logits of one sign and their exact losses (L, K); ``gammas`` ascend."""
         edges = ((LOGIT_EDGES + REACH) * PER_UNIT).astype(np.int64)
         edges[0] = 0
-        spreads = tuple(spread_losses(bins, gamma, positive=positive) for gamma in gammas)
+        spreads = {gamma: spread_losses(bins, gamma, positive=positive) for gamma in gammas}
         return Windows(losses, np.add.reduceat(bins, edges[:-1]), spreads)
 
     @property
@@ -123,11 +124,7 @@ class Windows:
         """The sum of their losses."""
         return float(self.losses.sum())
 
-    def spread(self, gamma: float) -> Spread:
-        """The one of that gamma."""
-        return next(spread for spread in self.spreads if spread.gamma == gamma)
-
     def to_dict(self) -> dict[str, Any]:
         """For JSON, by :func:`~retinanet.files.make_json_safe`."""
-        spreads = [vars(spread) | {"curve_tolerance": spread.tolerance} for spread in self.spreads]
+        spreads = [vars(spread) | {"curve_tolerance": spread.tolerance} for spread in self.spreads.values()]
         return {"count": self.count, "loss": self.loss, "histogram": self.histogram, "spreads": spreads}
