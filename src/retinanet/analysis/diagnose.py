@@ -16,8 +16,7 @@ from retinanet.analysis.anchors import report as anchor_report
 from retinanet.analysis.anchors.audit import AnchorAudit, audit
 from retinanet.analysis.errors import report as error_report
 from retinanet.analysis.errors.curves import best_thresholds
-from retinanet.analysis.errors.report import ErrorReport
-from retinanet.analysis.errors.verdict import judge_model
+from retinanet.analysis.errors.report import ErrorReport, judge_model
 from retinanet.analysis.loss import report as focal_report
 from retinanet.analysis.loss.statistics import FocalStatistics
 from retinanet.analysis.trace import shares as gate_report

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -65,17 +66,9 @@ class Look:
 def look_at(data: Data, paths: Sequence[Path], workers: int | None = None) -> list[Look]:
     """Decode images of a data set in parallel threads, with a progress bar on a terminal."""
     console = Console(stderr=True)
+    how: dict[str, Any] = {"console": console, "transient": True, "disable": not console.is_terminal}
     with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
-        return list(
-            track(
-                pool.map(partial(_look, data), paths),
-                "images",
-                total=len(paths),
-                console=console,
-                transient=True,
-                disable=not console.is_terminal,
-            )
-        )
+        return list(track(pool.map(partial(_look, data), paths), "images", len(paths), **how))
 
 
 def _look(data: Data, path: Path) -> Look:

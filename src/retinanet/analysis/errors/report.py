@@ -1,4 +1,4 @@
-"""All numbers about a model's errors from one matching, and the part of the report that shows them."""
+"""All numbers about a model's errors from one matching, the part of the report that shows them, and the verdict."""
 
 from __future__ import annotations
 
@@ -22,26 +22,16 @@ from retinanet.analysis.errors.curves import (
 )
 from retinanet.analysis.errors.groups import GROUPINGS, GroupAP, by_group
 from retinanet.analysis.errors.tide import SPECIAL, TYPES, ErrorAnalysis, analyse_errors, round_numbers
+from retinanet.analysis.trace.shares import Shares
 from retinanet.data.dataset import DetectionDataset
 from retinanet.data.faults import short
 from retinanet.evaluation.matching import find_overlaps
 from retinanet.plotting.draw import draw_comparison
-from retinanet.plotting.html import Picture, Section, Table
+from retinanet.plotting.html import KeyNumber, Picture, Point, Section, State, Table, Verdict, format_percent
 from retinanet.types import Detections, Sample
 
 LEGIBLE, WIDEST = 600, 1100  # pixels of the short side that small images are enlarged to; of a picture at most
-REMEDIES = {
-    "classification": "Right boxes get the wrong class. The confusion matrix names the pairs: check their annotations, "
-    "then add examples of them.",
-    "localisation": "Boxes lie near their object but not well enough. Check that the annotated boxes are tight and "
-    "drawn by one rule, then try larger images or a longer training.",
-    "both": "Boxes lie near an object of another class. Mostly such detections are weak: a higher score removes them.",
-    "duplicate": "One object is found twice. Look for objects annotated twice. A lower NMS threshold removes "
-    "duplicates, but also detections of objects that overlap.",
-    "background": "Something is found where nothing is annotated. Look at the dashed boxes in the pictures below: if "
-    "they are objects, the annotations are incomplete and AP is underrated; if not, add images without objects.",
-    "missed": "Objects have no detection near them at any score. Check that anchors reach them and how small they are.",
-}
+COSTS_LITTLE = 0.01  # AP50 below which no type of error is worth the words
 
 
 @dataclass(frozen=True)
@@ -153,7 +143,9 @@ def _show_costs(report: ErrorReport) -> Section:
     special = {f"all {kind}": gains[kind] for kind in SPECIAL}
     ranked = sorted(TYPES, key=lambda kind: -gains[kind])
     shown = report.shown.totals
-    rows: list[tuple[object, ...]] = [(kind, counts[kind], shown[kind], gains[kind], REMEDIES[kind]) for kind in ranked]
+    rows: list[tuple[object, ...]] = [
+        (kind, counts[kind], shown[kind], gains[kind], TYPES[kind].remedy) for kind in ranked
+    ]
     rows += [(f"{name} removed", "", "", gain, "") for name, gain in special.items()]
     names, by_class = errors.overlaps.class_names, errors.ap50_by_class.tolist()
     by_type = [errors.dap_by_class[kind].tolist() for kind in TYPES]
@@ -234,3 +226,50 @@ def _name_ends(groups: Mapping[str, Sequence[GroupAP]]) -> str:
             lowest, highest = (f"{group.name} ({group.ap:.3f})" for group in ends)
             words.append(f"By {what}, AP is lowest for {lowest}, highest for {highest}.")
     return " ".join(words)
+
+
+def judge_model(report: ErrorReport, missed: Shares, ap: float) -> Verdict:
+    """What a reader has to know about a model.
+
+    Args:
+        report: the errors of the model on a data set.
+        missed: what happened to the annotated boxes.
+        ap: AP over IoU 0.50:0.95, NaN where there are no objects.
+    """
+    errors, gains = report.errors, report.errors.dap
+    objects = int(errors.objects.sum())
+    if not objects:
+        headline = "Nothing can be judged: these images have no annotated object."
+        return Verdict("bad", headline, [Point("Next", "Choose a split with annotated objects: --split.")])
+    headline = f"AP {ap:.3f} and AP50 {errors.ap50:.3f} on {objects:,} objects in {errors.overlaps.images:,} images."
+    worst = max(TYPES, key=lambda kind: gains[kind])
+    if gains[worst] < COSTS_LITTLE:
+        costs = f"No type of error costs more than {COSTS_LITTLE:g} AP50; the most costs {worst}, {gains[worst]:.3f}."
+    else:
+        costs = (
+            f"{worst.capitalize()} errors, {TYPES[worst].meaning}: without these {errors.totals[worst]:,}, AP50 would "
+            f"be {errors.ap50 + gains[worst]:.3f} ({gains[worst]:+.3f})."
+        )
+    count, listed = sum(n for n, _ in missed.lost), ", ".join(f"{n:,} {gate}" for n, gate in missed.lost)
+    seen = f"{count:,} of {missed.boxes:,} objects are missed at score {missed.score:g}"
+    seen += f": {listed}." if count else "."
+    points = [Point("Costs most", costs), Point("Missed", seen), Point("Next", TYPES[worst].remedy)]
+    return Verdict("plain", headline, points, _list_numbers(report, ap, worst))
+
+
+def _list_numbers(report: ErrorReport, ap: float, worst: str) -> list[KeyNumber]:
+    errors, shown = report.errors, report.shown
+    hits, false = int(shown.hits.sum()), int(shown.false.sum())
+    by_class = errors.ap50_by_class
+    weakest = int(np.nanargmin(by_class))
+    name = short(errors.overlaps.class_names[weakest], 30)
+    share, right = hits / max(1, int(errors.objects.sum())), format_percent(hits / max(1, hits + false))
+    state: State = "good" if share >= 0.9 else "fair" if share >= 0.7 else "bad"
+    return [
+        KeyNumber("AP", f"{ap:.3f}", "mean over IoU 0.50 to 0.95"),
+        KeyNumber("AP50", f"{errors.ap50:.3f}", f"weakest class: {name}, {by_class[weakest]:.3f}"),
+        KeyNumber("objects found", format_percent(share), "at the thresholds of the best F1", state),
+        KeyNumber("detections right", right, f"at these thresholds; {false:,} are false"),
+        KeyNumber(f"AP50 lost to {worst}", f"{errors.dap[worst]:.3f}", f"{errors.totals[worst]:,} errors"),
+        KeyNumber("calibration error", f"{report.calibration[0].ece:.3f}", "scores against the share that is right"),
+    ]

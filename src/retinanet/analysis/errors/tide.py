@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,11 +23,50 @@ from retinanet.evaluation.matching import HIT, IGNORED, KINDS, Flags, Floats, In
 from retinanet.files import make_json_safe
 
 FALSE = tuple(kind for kind in KINDS if kind not in (HIT, IGNORED))
-TYPES = (*FALSE, "missed")  # a "missed" error is of an object, the others are of detections
+SPECIAL = ("false positives", "false negatives")
 FOREGROUND = 0.5  # IoU from which a detection has found an object: the t_f of the paper
 BACKGROUND = 0.1  # IoU below which it has nothing to do with an object: t_b
-SPECIAL = ("false positives", "false negatives")
 RECALLS = np.linspace(0, 1, 101)
+
+
+class ErrorType(NamedTuple):
+    """A type of error, for a reader who does not know the types."""
+
+    meaning: str  # what such an error is
+    remedy: str  # what to do about it
+
+
+# A "missed" error is of an object, the others are of detections: they are ``FALSE``.
+TYPES = {
+    "classification": ErrorType(
+        "right boxes with the wrong class",
+        "Right boxes get the wrong class. The confusion matrix names the pairs: check their annotations, then add "
+        "examples of them.",
+    ),
+    "localisation": ErrorType(
+        "boxes that lie near their object but not well enough",
+        "Boxes lie near their object but not well enough. Check that the annotated boxes are tight and drawn by one "
+        "rule, then try larger images or a longer training.",
+    ),
+    "both": ErrorType(
+        "loose boxes of the wrong class",
+        "Boxes lie near an object of another class. Mostly such detections are weak: a higher score removes them.",
+    ),
+    "duplicate": ErrorType(
+        "objects found twice",
+        "One object is found twice. Look for objects annotated twice. A lower NMS threshold removes duplicates, but "
+        "also detections of objects that overlap.",
+    ),
+    "background": ErrorType(
+        "detections where nothing is annotated",
+        "Something is found where nothing is annotated. Look at the dashed boxes in the pictures below: if they are "
+        "objects, the annotations are incomplete and AP is underrated; if not, add images without objects.",
+    ),
+    "missed": ErrorType(
+        "objects without any detection near them",
+        "Objects have no detection near them at any score. Check that anchors reach them and how small they are.",
+    ),
+}
 
 
 @dataclass(frozen=True)
