@@ -35,18 +35,13 @@ RESULTS = ("evaluation.json", "predictions.json")
 
 @dataclass(frozen=True)
 class Pass:
-    """What one pass over a data set gives.
+    """What one pass over a data set gives."""
 
-    Attributes:
-        detections: one entry per image, in the order of the data set.
-        loss: divided as the criterion divides it, over the whole set: ``classification``, ``box``, ``total``. Where
-            the model sees windows, it is that of the windows.
-        images_per_second: from pixels to detections, reading excluded; None if it was not measured.
-    """
-
-    detections: list[Detections]
+    detections: list[Detections]  # one entry per image, in the order of the data set
+    # divided as the criterion divides it, over the whole set: ``classification``, ``box``, ``total``. Where the model
+    # sees windows, it is that of the windows.
     loss: Mapping[str, float]
-    images_per_second: float | None
+    images_per_second: float | None  # from pixels to detections, reading excluded; None if it was not measured
 
 
 @explain_unknown_options

@@ -31,43 +31,26 @@ class Overlaps:
 
     Detections are in one order, best score first; equal scores are ranked by image, then in the order given. Areas and
     overlaps are float64.
-
-    Attributes:
-        class_names: K names.
-        images: number of images.
-        image: (D,) index of each detection's image.
-        row: (D,) its row in that image's ``Detections``.
-        label: (D,) its class.
-        score: (D,) its score.
-        area: (D,) its area in square pixels.
-        truth_image: (T,) index of each object's image.
-        truth_row: (T,) its row in that image's ``Target``.
-        truth_label: (T,) its class.
-        truth_box: (T, 4) its box, xyxy.
-        truth_area: (T,) its annotated area in square pixels.
-        ignore: (T,) whether it is an ignore region.
-        pair_detection: (P,) the first of two boxes that overlap; rising, the pairs of one in the order in which it
-            asks for objects: highest IoU first, of equal ones the last, as in pycocotools.
-        pair_truth: (P,) the second.
-        pair_iou: (P,) their IoU, above 0; for an ignore region the share of the detection that lies in it.
     """
 
-    class_names: tuple[str, ...]
-    images: int
-    image: Integers
-    row: Integers
-    label: Integers
-    score: Floats
-    area: Floats
-    truth_image: Integers
-    truth_row: Integers
-    truth_label: Integers
-    truth_box: Floats
-    truth_area: Floats
-    ignore: Flags
+    class_names: tuple[str, ...]  # K names
+    images: int  # number of images
+    image: Integers  # (D,) index of each detection's image
+    row: Integers  # (D,) its row in that image's ``Detections``
+    label: Integers  # (D,) its class
+    score: Floats  # (D,) its score
+    area: Floats  # (D,) its area in square pixels
+    truth_image: Integers  # (T,) index of each object's image
+    truth_row: Integers  # (T,) its row in that image's ``Target``
+    truth_label: Integers  # (T,) its class
+    truth_box: Floats  # (T, 4) its box, xyxy
+    truth_area: Floats  # (T,) its annotated area in square pixels
+    ignore: Flags  # (T,) whether it is an ignore region
+    # (P,) the first of two boxes that overlap; rising, the pairs of one in the order in which it asks for objects:
+    # highest IoU first, of equal ones the last, as in pycocotools.
     pair_detection: Integers
-    pair_truth: Integers
-    pair_iou: Floats
+    pair_truth: Integers  # (P,) the second
+    pair_iou: Floats  # (P,) their IoU, above 0; for an ignore region the share of the detection that lies in it
 
     @property
     def counts(self) -> Integers:

@@ -24,21 +24,13 @@ from retinanet.types import Detections, Sample
 
 @dataclass(frozen=True)
 class CutImages:
-    """The images in which ``max_detections`` of a model leaves out objects, or may do so.
+    """The images in which ``max_detections`` of a model leaves out objects, or may do so."""
 
-    Attributes:
-        cap: the most detections of an image.
-        crowded: images with more objects than that, ignore regions left out.
-        full: images with that many detections, of which the last is good enough to be shown.
-        worst: id of the image with the most objects among these.
-        objects: how many it holds.
-    """
-
-    cap: int
-    crowded: int
-    full: int
-    worst: int | str
-    objects: int
+    cap: int  # the most detections of an image
+    crowded: int  # images with more objects than that, ignore regions left out
+    full: int  # images with that many detections, of which the last is good enough to be shown
+    worst: int | str  # id of the image with the most objects among these
+    objects: int  # how many it holds
 
     def __str__(self) -> str:
         kinds = [

@@ -29,21 +29,14 @@ MOST_UNFOLDED = 30  # letters of a text that a terminal shows in one line
 
 @dataclass(frozen=True)
 class Table:
-    """A table. ``rich.print`` shows it, and so does ``print``.
+    """A table. ``rich.print`` shows it, and so does ``print``."""
 
-    Attributes:
-        columns: headings.
-        rows: as many entries each; see :func:`format_number` for numbers. Columns of numbers are set to the right.
-        note: a sentence below it.
-        digits: decimals of floats, one number for all columns or one for each.
-        point: what it says in a line, which a page shows while the table is folded.
-    """
-
-    columns: Sequence[str]
+    columns: Sequence[str]  # headings
+    # as many entries each; see :func:`format_number` for numbers. Columns of numbers are set to the right.
     rows: Sequence[Sequence[object]]
-    note: str = ""
-    digits: int | Sequence[int] = 3
-    point: str = ""
+    note: str = ""  # a sentence below it
+    digits: int | Sequence[int] = 3  # decimals of floats, one number for all columns or one for each
+    point: str = ""  # what it says in a line, which a page shows while the table is folded
 
     @property
     def cells(self) -> list[list[str]]:
@@ -93,23 +86,14 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a report. On a page its tables, figures and pictures are folded, each below a line that says its point.
+    """A part of a report. A page folds its tables, figures and pictures, each below a line that says its point."""
 
-    Attributes:
-        title: its heading.
-        text: paragraphs, with an empty line between; one that begins with four spaces is shown as it is.
-        tables: below the text.
-        figures: (caption, figure), below the tables.
-        pictures: (caption, picture), below the figures.
-        point: what it says in a sentence; where there is one, the text is folded too.
-    """
-
-    title: str
-    text: str = ""
-    tables: Sequence[Table] = ()
-    figures: Sequence[tuple[str, Figure]] = ()
-    pictures: Sequence[tuple[str, Image.Image]] = ()
-    point: str = ""
+    title: str  # its heading
+    text: str = ""  # paragraphs, with an empty line between; one that begins with four spaces is shown as it is
+    tables: Sequence[Table] = ()  # below the text
+    figures: Sequence[tuple[str, Figure]] = ()  # (caption, figure), below the tables
+    pictures: Sequence[tuple[str, Image.Image]] = ()  # (caption, picture), below the figures
+    point: str = ""  # what it says in a sentence; where there is one, the text is folded too
 
 
 class Picture(NamedTuple):
@@ -141,20 +125,13 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a reader has to know, first on a page.
+    """What a reader has to know, first on a page."""
 
-    Attributes:
-        state: its colour; the words say the same.
-        headline: the answer in a sentence.
-        points: about two sentences more.
-        numbers: four to six.
-        plan: (label, value, reason) of what is to come, as a table below; none is shown without rows.
-    """
-
-    state: State
-    headline: str
-    points: Sequence[Point] = ()
-    numbers: Sequence[KeyNumber] = ()
+    state: State  # its colour; the words say the same
+    headline: str  # the answer in a sentence
+    points: Sequence[Point] = ()  # about two sentences more
+    numbers: Sequence[KeyNumber] = ()  # four to six
+    # (label, value, reason) of what is to come, as a table below; none is shown without rows.
     plan: Sequence[tuple[str, str, str]] = ()
 
     def summary(self) -> str:

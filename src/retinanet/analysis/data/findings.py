@@ -46,25 +46,15 @@ class Harm(NamedTuple):
 
 @dataclass(frozen=True)
 class DoctorReport:
-    """What was found in a data set.
+    """What was found in a data set."""
 
-    Attributes:
-        findings: in the order of the files.
-        images: how many images the splits hold, each file counted once.
-        boxes: how many boxes could be read.
-        classes: how many classes are declared.
-        seconds: that the examination took.
-        splits: images of each split; "" is a set without splits.
-        per_class: usable boxes of each class in each split.
-    """
-
-    findings: tuple[Fault, ...]
-    images: int
-    boxes: int
-    classes: int
-    seconds: float
-    splits: Mapping[str, int] = field(default_factory=dict)
-    per_class: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    findings: tuple[Fault, ...]  # in the order of the files
+    images: int  # how many images the splits hold, each file counted once
+    boxes: int  # how many boxes could be read
+    classes: int  # how many classes are declared
+    seconds: float  # that the examination took
+    splits: Mapping[str, int] = field(default_factory=dict)  # images of each split; "" is a set without splits
+    per_class: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # usable boxes of each class in each split
 
     @property
     def stops(self) -> bool:

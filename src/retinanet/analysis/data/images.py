@@ -40,27 +40,17 @@ _ORIENTATION = 0x0112
 
 @dataclass(frozen=True)
 class Look:
-    """One decoded image.
+    """One decoded image."""
 
-    Attributes:
-        path: the file.
-        fault: why it cannot be read, or None.
-        size: (height, width) of the upright image; (0, 0) if it cannot be read.
-        orientation: EXIF orientation, 1 (upright) to 8.
-        digest: of the bytes of the file.
-        dhash: difference hash of the upright picture: bit (y, x) says whether the grey value falls from x to x + 1.
-        brightest: largest value of a pixel, 0 to 255.
-        thumb: (1024,) float32, normalised grey thumbnail; None if it is flat.
-    """
-
-    path: Path
-    fault: Fault | None = None
-    size: tuple[int, int] = (0, 0)
-    orientation: int = 1
-    digest: bytes = b""
+    path: Path  # the file
+    fault: Fault | None = None  # why it cannot be read, or None
+    size: tuple[int, int] = (0, 0)  # (height, width) of the upright image; (0, 0) if it cannot be read
+    orientation: int = 1  # EXIF orientation, 1 (upright) to 8
+    digest: bytes = b""  # of the bytes of the file
+    # difference hash of the upright picture: bit (y, x) says whether the grey value falls from x to x + 1.
     dhash: int = 0
-    brightest: int = 255
-    thumb: np.ndarray | None = None
+    brightest: int = 255  # largest value of a pixel, 0 to 255
+    thumb: np.ndarray | None = None  # (1024,) float32, normalised grey thumbnail; None if it is flat
 
 
 def look_at(data: Data, paths: Sequence[Path], workers: int | None = None) -> list[Look]:

@@ -71,23 +71,14 @@ TYPES = {
 
 @dataclass(frozen=True)
 class ErrorAnalysis:
-    """The errors of a model on a data set.
+    """The errors of a model on a data set."""
 
-    Attributes:
-        overlaps: of D detections and T objects.
-        kind: (D,) what each detection is, of ``KINDS``.
-        partner: (D,) the object that the kind refers to, -1 for none.
-        unmatched: (T,) objects that no detection found.
-        missed: (T,) those to which no classification or localisation error refers.
-        fixes: (D,) the classification and localisation errors that become hits when they are fixed.
-    """
-
-    overlaps: Overlaps
-    kind: Names
-    partner: Integers
-    unmatched: Flags
-    missed: Flags
-    fixes: Flags
+    overlaps: Overlaps  # of D detections and T objects
+    kind: Names  # (D,) what each detection is, of ``KINDS``
+    partner: Integers  # (D,) the object that the kind refers to, -1 for none
+    unmatched: Flags  # (T,) objects that no detection found
+    missed: Flags  # (T,) those to which no classification or localisation error refers
+    fixes: Flags  # (D,) the classification and localisation errors that become hits when they are fixed
 
     @property
     def objects(self) -> Integers:

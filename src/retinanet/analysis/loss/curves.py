@@ -41,25 +41,15 @@ def count_logits(logits: torch.Tensor) -> Counts:
 
 @dataclass(frozen=True, eq=False)
 class Spread:
-    """How the loss of the windows of one sign is spread over them, for one gamma; NaN where there are no windows.
+    """How the loss of the windows of one sign is spread over them, for one gamma; NaN where there are no windows."""
 
-    Attributes:
-        gamma: the focusing power that the losses are computed with; the model is the same for all.
-        loss: the sum of the losses without the weight alpha, within a factor exp(+-(gamma + 1) / 2048).
-        curve: (len(SHARES),) share of ``loss`` that the easiest ``SHARES`` of the windows carry (Figure 4).
-        hardest_fifth: share of ``loss`` that the hardest 20 % of the windows carry.
-        hardest_hundredth: the same of the hardest 1 %.
-        half: the smallest share of the windows that carries half of ``loss``.
-        ninety: the smallest share of the windows that carries 90 % of ``loss``.
-    """
-
-    gamma: float
-    loss: float
-    curve: Floats
-    hardest_fifth: float
-    hardest_hundredth: float
-    half: float
-    ninety: float
+    gamma: float  # the focusing power that the losses are computed with; the model is the same for all
+    loss: float  # the sum of the losses without the weight alpha, within a factor exp(+-(gamma + 1) / 2048)
+    curve: Floats  # (len(SHARES),) share of ``loss`` that the easiest ``SHARES`` of the windows carry (Figure 4)
+    hardest_fifth: float  # share of ``loss`` that the hardest 20 % of the windows carry
+    hardest_hundredth: float  # the same of the hardest 1 %
+    half: float  # the smallest share of the windows that carries half of ``loss``
+    ninety: float  # the smallest share of the windows that carries 90 % of ``loss``
 
     @property
     def tolerance(self) -> float:

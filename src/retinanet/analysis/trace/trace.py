@@ -117,19 +117,12 @@ def trace(
 
 @dataclass(frozen=True)
 class _Tracer:
-    """One image: its objects and candidates in pixels of the batch, and the way to plain values in original pixels.
+    """One image: its objects and candidates in pixels of the batch, and the way to plain values in original pixels."""
 
-    Attributes:
-        raw: of the batch.
-        target: M objects.
-        candidates: of the post-processing.
-        factors: (4,) original pixels for each pixel of the batch.
-    """
-
-    raw: RawOutput
-    target: Target
-    candidates: Candidates
-    factors: Tensor
+    raw: RawOutput  # of the batch
+    target: Target  # M objects
+    candidates: Candidates  # of the post-processing
+    factors: Tensor  # (4,) original pixels for each pixel of the batch
 
     def find_gate(
         self, detections: Sequence[DetectionTrace], row: int, *, passed: bool
