@@ -118,9 +118,8 @@ class DoctorReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON: the counts, the groups, and every finding."""
-        counts = {key: getattr(self, key) for key in ("images", "boxes", "classes", "seconds", "stops")}
         return {
-            **counts,
+            **{key: getattr(self, key) for key in ("images", "boxes", "classes", "seconds", "stops")},
             "splits": dict(self.splits),
             "per_class": {name: dict(counts) for name, counts in self.per_class.items()},
             "groups": [

@@ -263,7 +263,8 @@ def _list_numbers(report: ErrorReport, ap: float, worst: str) -> list[KeyNumber]
     by_class = errors.ap50_by_class
     weakest = int(np.nanargmin(by_class))
     name = short(errors.overlaps.class_names[weakest], 30)
-    share, right = hits / max(1, int(errors.objects.sum())), format_percent(hits / max(1, hits + false))
+    share = hits / max(1, int(errors.objects.sum()))
+    right = format_percent(hits / max(1, hits + false))
     state: State = "good" if share >= 0.9 else "fair" if share >= 0.7 else "bad"
     return [
         KeyNumber("AP", f"{ap:.3f}", "mean over IoU 0.50 to 0.95"),

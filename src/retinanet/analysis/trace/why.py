@@ -211,12 +211,12 @@ def judge_image(result: ImageTrace) -> Verdict:
         listed = ", ".join(f"{count:,} {MEANINGS[kind]} ({kind})" for kind, count in kinds.most_common())
         points.append(Point("False", f"{listed}."))
     strong = sum(detection.false and detection.score >= DEFAULT_THRESHOLD for detection in result.detections)
-    tones: tuple[State, ...] = ("fair" if missed else "good", "fair" if false else "good")
+    above = f"{strong:,} score {DEFAULT_THRESHOLD:g} or more"
     numbers = [
         KeyNumber("objects annotated", f"{objects:,}", f"in {result.size[1]} x {result.size[0]} pixels"),
         KeyNumber("found", f"{found:,}", f"by {len(result.detections):,} detections", "good" if objects else "plain"),
-        KeyNumber("missed", f"{missed:,}", main, tones[0]),
-        KeyNumber("false detections", f"{false:,}", f"{strong:,} score {DEFAULT_THRESHOLD:g} or more", tones[1]),
+        KeyNumber("missed", f"{missed:,}", main, "fair" if missed else "good"),
+        KeyNumber("false detections", f"{false:,}", above, "fair" if false else "good"),
         KeyNumber("score threshold", f"{result.score:g}", "detections score above it"),
     ]
     return Verdict(state, headline, points, numbers)
@@ -244,13 +244,10 @@ def sections(result: ImageTrace) -> list[Section]:
         best = (box.best.score, box.best.anchor.name) if box.best else ("", "")
         counts = (len(box.anchors), box.best_anchor_iou, box.localising)
         boxes.append((box.index, names[box.label], box.gate, *counts, *best, result.explain(box).partition(": ")[2]))
-    detections = [
-        (
-            *(one.index, names[one.label], one.score, one.kind, one.iou),
-            *("" if one.matched is None else f"#{one.matched}", one.anchor.name),
-        )
-        for one in result.detections
-    ]
+    detections = []
+    for number, shown in enumerate(result.detections):
+        matched = "" if shown.matched is None else f"#{shown.matched}"
+        detections.append((number, names[shown.label], shown.score, shown.kind, shown.iou, matched, shown.anchor.name))
     gates = [(gate, count, GATES[gate].remedy) for gate, count in result.counts.items()]
     columns = ("#", "class", "gate", "anchors", "best anchor IoU", "boxes in place", "best score", "level", "what")
     tables = [
