@@ -5,7 +5,6 @@ import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 
 from retinanet import diagnose, evaluate
@@ -91,8 +90,8 @@ def test_mistakes(options, message, diagnosed, trained, data, tmp_path):
 @pytest.mark.parametrize(("lost", "twice", "way"), [(3, 1, "higher"), (0, 2, "lower"), (0, 0, ""), (2, 2, "")])
 def test_one_advice_on_the_nms_threshold(diagnosed, lost, twice, way):
     result, _ = diagnosed
-    counts = {**result.errors.shown.counts, "duplicate": np.array([twice, 0])}
-    errors = SimpleNamespace(shown=SimpleNamespace(counts=counts), summary=str, curves=())
+    totals = {**result.errors.shown.totals, "duplicate": twice}
+    errors = SimpleNamespace(shown=SimpleNamespace(totals=totals), summary=str, curves=())
     missed = replace(result.missed, crowded=lost)
     summary = replace(result, errors=errors, missed=missed, thresholds=None).summary()
     assert [line for line in summary.splitlines() if line.endswith(" one")] == (

@@ -13,8 +13,7 @@ from rich.console import Console
 
 from retinanet.errors import UserError
 from retinanet.evaluation.coco import ClassMetrics, CocoMetrics, SizeMetrics
-from retinanet.evaluation.cut import CutImages, find_cut_images
-from retinanet.evaluation.report import EvaluationResult, save_coco_results
+from retinanet.evaluation.report import CutImages, EvaluationResult, find_cut_images, save_coco_results
 from retinanet.model.postprocess import Postprocess
 from retinanet.spec import ModelSpec
 from retinanet.types import Detections, Sample, Target

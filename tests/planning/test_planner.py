@@ -70,6 +70,11 @@ def test_a_budget_that_nothing_fits_says_the_least_that_would(make):
     assert make(budget=parse_budget(least)).values["epochs"] >= 1
 
 
+def test_a_refused_budget_tells_of_other_work(make, host):
+    with pytest.raises(UserError, match=r"--budget \d+m; other work takes about 1\.5 of the cores now$"):
+        make(budget=120, host=host(busy=1.5))
+
+
 def test_a_budget_needs_a_machine_that_is_here(make):
     with pytest.raises(UserError, match="a step can be timed on this machine only"):
         make(budget=3600, pace=None)

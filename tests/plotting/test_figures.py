@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from retinanet.errors import UserError
 from retinanet.plotting.figures import column, save_figure, smooth, training_curves
 
 
@@ -122,18 +121,9 @@ def test_column_reads_numbers_and_text():
     assert np.array_equal(column(rows, "a"), [1, 2.5, *[np.nan] * 4], equal_nan=True)
 
 
-@pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])
-def test_figures_are_saved_by_suffix(tmp_path, suffix):
+def test_a_figure_is_saved_and_changes_no_setting(tmp_path):
     before = dict(matplotlib.rcParams)
-    path = save_figure(training_curves(log()), tmp_path / "new" / f"curves{suffix}", dpi=50)
-    assert path.stat().st_size > 1000
-    if suffix == ".png":
-        with Image.open(path) as picture:
-            assert picture.size == (675, 200)
+    save_figure(training_curves(log()), tmp_path / "curves.png", dpi=50)
+    with Image.open(tmp_path / "curves.png") as picture:
+        assert picture.size == (675, 200)
     assert dict(matplotlib.rcParams) == before
-
-
-def test_an_unknown_suffix_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"curves.jpeg2.*\.png, \.svg, \.pdf"):
-        save_figure(training_curves([]), tmp_path / "curves.jpeg2")
-    assert not list(tmp_path.iterdir())

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -11,7 +12,17 @@ import rich
 from matplotlib.figure import Figure
 from PIL import Image
 
-from retinanet.plotting.html import KeyNumber, Picture, Point, Section, Table, Verdict, format_number, write_html
+from retinanet.plotting.html import (
+    KeyNumber,
+    Picture,
+    Point,
+    Section,
+    Table,
+    Verdict,
+    format_number,
+    render_page,
+    write_report,
+)
 
 NASTY = "<script>alert('1')</script> & \"x\" [red] a|b"
 VOID = {"meta", "img"}
@@ -43,16 +54,14 @@ class Page(HTMLParser):
         return ["".join(text) for t, a, text in self.elements if t == tag and attributes.items() <= a.items()]
 
 
-def page(tmp_path, *sections, title="A title", verdict=None, pictures=(), **about):
-    path = write_html(tmp_path / "new" / "report.html", title, sections, about, verdict, pictures)
-    assert path == tmp_path / "new" / "report.html" and [entry.name for entry in path.parent.iterdir()] == [path.name]
-    return Page(path.read_text(encoding="utf-8"))
+def page(*sections, title="A title", verdict=None, pictures=(), **about):
+    return Page(render_page(title, sections, about, verdict, pictures))
 
 
-def test_text_and_tables_of_a_page(tmp_path):
+def test_text_and_tables_of_a_page():
     table = Table((NASTY, "boxes", "AP"), [(f"пчела {NASTY}", 12345, 0.12345), ("b", 7, float("nan"))], NASTY)
     section = Section(NASTY, f"One {NASTY}.\n\n    as it is\n    {NASTY}", tables=[table])
-    seen = page(tmp_path, section, title=NASTY, data=NASTY, split="test")
+    seen = page(section, title=NASTY, data=NASTY, split="test")
     assert seen.texts("title") == seen.texts("h1") == seen.texts("h2", id="part0") == [NASTY]
     assert seen.texts("a", href="#part0") == [NASTY] and seen.texts("summary") == [f" {NASTY}, boxes, AP"]
     assert seen.texts("p", **{"class": "about"}) == [f"data: {NASTY} · split: test"]
@@ -64,12 +73,12 @@ def test_text_and_tables_of_a_page(tmp_path):
     assert not seen.texts("script")
 
 
-def test_figures_and_pictures_lie_inside(tmp_path):
+def test_figures_and_pictures_lie_inside():
     """No address leads out of the file, and what is inside can be read back."""
     figure = Figure(figsize=(3, 2))
     figure.subplots().plot([0, 1], [1, 0])
     picture = Image.new("RGB", (40, 30), (250, 0, 0))
-    seen = page(tmp_path, Section("Seen", figures=[(NASTY, figure)], pictures=[("a picture", picture)]))
+    seen = page(Section("Seen", figures=[(NASTY, figure)], pictures=[("a picture", picture)]))
     addresses = [a[key] for _, a, _ in seen.elements for key in ("src", "href") if key in a]
     assert all(address.startswith(("data:image/", "#")) for address in addresses)
     assert not {tag for tag, _, _ in seen.elements} & {"script", "link", "iframe", "object"}
@@ -84,7 +93,7 @@ def test_figures_and_pictures_lie_inside(tmp_path):
     assert max(abs(a - b) for a, b in zip(images[1].getpixel((20, 15)), (250, 0, 0), strict=True)) < 6
 
 
-def test_the_verdict_and_the_pictures_come_first(tmp_path):
+def test_the_verdict_and_the_pictures_come_first():
     verdict = Verdict(
         "fair",
         NASTY,
@@ -96,7 +105,7 @@ def test_the_verdict_and_the_pictures_come_first(tmp_path):
     part = Section(
         "Part", f"In words {NASTY}.", [Table(("a",), [(1,)], point=f"point {NASTY}")], point=f"It says {NASTY}."
     )
-    seen = page(tmp_path, part, verdict=verdict, pictures=[picture])
+    seen = page(part, verdict=verdict, pictures=[picture])
     assert seen.texts("p", **{"class": "headline"}) == [NASTY]
     assert seen.texts("dt") == [f"Fix {NASTY}"] and seen.texts("code") == [f"retinanet {NASTY}"]
     assert seen.texts("b")[:1] == [f"5 {NASTY}"] and seen.texts("span", **{"class": "more"}) == [f"note {NASTY}"]
@@ -110,14 +119,20 @@ def test_the_verdict_and_the_pictures_come_first(tmp_path):
     assert verdict.summary() == f"verdict: {NASTY}\nFix {NASTY}: One {NASTY}. retinanet {NASTY}"
 
 
-def test_an_empty_table_and_an_old_page(tmp_path):
-    page(tmp_path, Section("Old"))
-    seen = page(tmp_path, Section("New", tables=[Table(("a", "b"), [])]))
+def test_an_empty_table():
+    seen = page(Section("New", tables=[Table(("a", "b"), [])]))
     assert seen.texts("h2") == ["New"] and seen.texts("th") == ["a", "b"] and seen.texts("td") == []
 
 
-def test_a_name_that_utf_8_cannot_hold(tmp_path):
-    assert page(tmp_path, title="bad \udcff name").texts("h1") == ["bad ? name"]
+def test_an_old_report_and_a_name_that_utf_8_cannot_hold(tmp_path):
+    """The page and the numbers replace what was there, and nothing else is left in the folder."""
+    folder, verdict = tmp_path / "new", Verdict("plain", "So it is.")
+    for title in ("old", "bad \udcff name"):
+        write_report(folder, ("a.html", "a.json"), title, [Section("Part")], {"data": "d"}, {"boxes": 2}, verdict)
+    assert Page((folder / "a.html").read_text(encoding="utf-8")).texts("h1") == ["bad ? name"]
+    numbers = json.loads((folder / "a.json").read_text())
+    assert numbers == {"about": {"data": "d"}, "verdict": verdict.to_dict(), "boxes": 2}
+    assert sorted(path.name for path in folder.iterdir()) == ["a.html", "a.json"]
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,9 @@ from retinanet.analysis.anchors import report as anchor_report
 from retinanet.analysis.anchors.audit import AnchorAudit, audit
 from retinanet.analysis.errors import report as error_report
 from retinanet.analysis.errors.curves import best_thresholds
-from retinanet.analysis.errors.report import ErrorReport
-from retinanet.analysis.errors.verdict import judge_model
+from retinanet.analysis.errors.report import ErrorReport, judge_model
 from retinanet.analysis.loss import report as focal_report
 from retinanet.analysis.loss.statistics import FocalStatistics
-from retinanet.analysis.output import write_report
 from retinanet.analysis.trace import shares as gate_report
 from retinanet.analysis.trace.figures import draw_trace
 from retinanet.analysis.trace.outcomes import ImageTrace
@@ -41,6 +39,7 @@ from retinanet.losses.focal import FocalLoss
 from retinanet.model.device import choose_device
 from retinanet.model_folder import write_thresholds as store_thresholds
 from retinanet.options import explain_unknown_options
+from retinanet.plotting.html import write_report
 from retinanet.spec import check_model_first
 from retinanet.types import Assignment, Batch, Detections, RawOutput
 
@@ -87,7 +86,7 @@ class Diagnosis:
 
     def advise_nms(self) -> str:
         """The one advice on the NMS threshold, from both errors that depend on it; "" where they weigh the same."""
-        lost, twice = self.missed.crowded, int(self.errors.shown.counts["duplicate"].sum())
+        lost, twice = self.missed.crowded, self.errors.shown.totals["duplicate"]
         if lost == twice:
             return ""
         return (
@@ -239,18 +238,17 @@ class _Watch:
             size = (height, width)
             result = trace(raw, image, target, size, rule, self.matcher, original=sample.size, class_names=names)
             self.gates.update(result)
-            missed = sum(not box.found for box in result.boxes)
-            worst = sorted([*self.worst, (missed, index, result)], key=lambda entry: (-entry[0], entry[1]))
+            worst = sorted([*self.worst, (len(result.missed), index, result)], key=lambda entry: (-entry[0], entry[1]))
             self.worst = [entry for entry in worst[:WORST] if entry[0]]
         self.progress.advance(self.task, len(batch))
 
     def draw_worst(self, dataset: DetectionDataset) -> list[tuple[str, Image.Image]]:
         """What happened to every box of the worst images, as captions and pictures."""
         pictures = []
-        for _, index, result in self.worst:
+        for missed, index, result in self.worst:
             sample = dataset[index]
             picture = draw_trace(sample.image, result, legible=LEGIBLE)
-            found = sum(box.found for box in result.boxes)
-            caption = f"What happened in {short(sample.path.name)}: {found} of {len(result.boxes)} objects found"
+            found = f"{len(result.boxes) - missed} of {len(result.boxes)} objects found"
+            caption = f"What happened in {short(sample.path.name)}: {found}"
             pictures.append((caption, picture))
         return pictures

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retinanet.analysis.data.corrections import ACCEPT, IMAGE, NEW, OLD, Entry
-from retinanet.analysis.data.pictures import Box, draw_in_place, name_places, open_picture
+from retinanet.analysis.data.findings import name_places
+from retinanet.analysis.data.pictures import Box, draw_in_place, open_picture
 from retinanet.curation.doubts import KINDS
 from retinanet.data.faults import short
 from retinanet.data.objects import Data

@@ -13,7 +13,6 @@ from rich.console import Console
 from retinanet import __version__
 from retinanet.analysis.data.corrections import Entry, name_image
 from retinanet.analysis.data.doctor import read_splits
-from retinanet.analysis.output import write_report
 from retinanet.curation import report
 from retinanet.curation.doubts import KINDS, Doubt, find_doubts
 from retinanet.curation.folds import predict_out_of_fold
@@ -25,6 +24,7 @@ from retinanet.errors import UserError
 from retinanet.files import check_output_folder, write_atomically
 from retinanet.inference.predictor import Predictor
 from retinanet.options import explain_unknown_options
+from retinanet.plotting.html import write_report
 from retinanet.spec import check_model_first
 from retinanet.training.resume import read_learned_images
 from retinanet.types import Detections

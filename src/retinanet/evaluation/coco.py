@@ -22,40 +22,24 @@ AREA_RANGES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1
 
 @dataclass(frozen=True)
 class SizeMetrics:
-    """The objects of one range of areas.
+    """The objects of one range of areas."""
 
-    Attributes:
-        boxes: annotated objects in the range, ignore regions left out.
-        ap: AP over IoU 0.50:0.95; NaN where the range holds no object.
-        ar: average recall over the same IoUs; NaN where the range holds no object.
-    """
-
-    boxes: int
-    ap: float
-    ar: float
+    boxes: int  # annotated objects in the range, ignore regions left out
+    ap: float  # AP over IoU 0.50:0.95; NaN where the range holds no object
+    ar: float  # average recall over the same IoUs; NaN where the range holds no object
 
 
 @dataclass(frozen=True)
 class ClassMetrics:
-    """One class.
+    """One class."""
 
-    Attributes:
-        name: its name.
-        category_id: its id in the annotation file.
-        images: images with at least one object of the class.
-        boxes: annotated objects, ignore regions left out.
-        detections: detections of the class, before any limit per image.
-        ap: AP over IoU 0.50:0.95; NaN where the class has no object.
-        ap50: AP at IoU 0.50; NaN where the class has no object.
-    """
-
-    name: str
-    category_id: int
-    images: int
-    boxes: int
-    detections: int
-    ap: float
-    ap50: float
+    name: str  # its name
+    category_id: int  # its id in the annotation file
+    images: int  # images with at least one object of the class
+    boxes: int  # annotated objects, ignore regions left out
+    detections: int  # detections of the class, before any limit per image
+    ap: float  # AP over IoU 0.50:0.95; NaN where the class has no object
+    ap50: float  # AP at IoU 0.50; NaN where the class has no object
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,7 @@ from retinanet.data.windows import WindowDataset
 from retinanet.detector import Detector
 from retinanet.errors import UserError
 from retinanet.evaluation.coco import coco_metrics
-from retinanet.evaluation.cut import find_cut_images
-from retinanet.evaluation.report import EvaluationResult, save_coco_results
+from retinanet.evaluation.report import EvaluationResult, find_cut_images, save_coco_results
 from retinanet.files import check_output_folder
 from retinanet.images.tiling import choose_tiling, usual_overlap
 from retinanet.inference.predictor import Predictor
@@ -36,18 +35,13 @@ RESULTS = ("evaluation.json", "predictions.json")
 
 @dataclass(frozen=True)
 class Pass:
-    """What one pass over a data set gives.
+    """What one pass over a data set gives."""
 
-    Attributes:
-        detections: one entry per image, in the order of the data set.
-        loss: divided as the criterion divides it, over the whole set: ``classification``, ``box``, ``total``. Where
-            the model sees windows, it is that of the windows.
-        images_per_second: from pixels to detections, reading excluded; None if it was not measured.
-    """
-
-    detections: list[Detections]
+    detections: list[Detections]  # one entry per image, in the order of the data set
+    # divided as the criterion divides it, over the whole set: ``classification``, ``box``, ``total``. Where the model
+    # sees windows, it is that of the windows.
     loss: Mapping[str, float]
-    images_per_second: float | None
+    images_per_second: float | None  # from pixels to detections, reading excluded; None if it was not measured
 
 
 @explain_unknown_options

@@ -18,8 +18,9 @@ from retinanet.types import Detections, Sample, Target
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 Flags = NDArray[np.bool_]
+Names = NDArray[np.str_]
 
-# What a detection is, by code: it has found an object, is one of TIDE's errors, or lies in an ignore region.
+# What a detection is: it has found an object, is one of TIDE's errors, or lies in an ignore region.
 HIT, IGNORED = "hit", "ignored"
 KINDS = (HIT, "classification", "localisation", "both", "duplicate", "background", IGNORED)
 
@@ -30,43 +31,26 @@ class Overlaps:
 
     Detections are in one order, best score first; equal scores are ranked by image, then in the order given. Areas and
     overlaps are float64.
-
-    Attributes:
-        class_names: K names.
-        images: number of images.
-        image: (D,) index of each detection's image.
-        row: (D,) its row in that image's ``Detections``.
-        label: (D,) its class.
-        score: (D,) its score.
-        area: (D,) its area in square pixels.
-        truth_image: (T,) index of each object's image.
-        truth_row: (T,) its row in that image's ``Target``.
-        truth_label: (T,) its class.
-        truth_box: (T, 4) its box, xyxy.
-        truth_area: (T,) its annotated area in square pixels.
-        ignore: (T,) whether it is an ignore region.
-        pair_detection: (P,) the first of two boxes that overlap; rising, the pairs of one in the order in which it
-            asks for objects: highest IoU first, of equal ones the last, as in pycocotools.
-        pair_truth: (P,) the second.
-        pair_iou: (P,) their IoU, above 0; for an ignore region the share of the detection that lies in it.
     """
 
-    class_names: tuple[str, ...]
-    images: int
-    image: Integers
-    row: Integers
-    label: Integers
-    score: Floats
-    area: Floats
-    truth_image: Integers
-    truth_row: Integers
-    truth_label: Integers
-    truth_box: Floats
-    truth_area: Floats
-    ignore: Flags
+    class_names: tuple[str, ...]  # K names
+    images: int  # number of images
+    image: Integers  # (D,) index of each detection's image
+    row: Integers  # (D,) its row in that image's ``Detections``
+    label: Integers  # (D,) its class
+    score: Floats  # (D,) its score
+    area: Floats  # (D,) its area in square pixels
+    truth_image: Integers  # (T,) index of each object's image
+    truth_row: Integers  # (T,) its row in that image's ``Target``
+    truth_label: Integers  # (T,) its class
+    truth_box: Floats  # (T, 4) its box, xyxy
+    truth_area: Floats  # (T,) its annotated area in square pixels
+    ignore: Flags  # (T,) whether it is an ignore region
+    # (P,) the first of two boxes that overlap; rising, the pairs of one in the order in which it asks for objects:
+    # highest IoU first, of equal ones the last, as in pycocotools.
     pair_detection: Integers
-    pair_truth: Integers
-    pair_iou: Floats
+    pair_truth: Integers  # (P,) the second
+    pair_iou: Floats  # (P,) their IoU, above 0; for an ignore region the share of the detection that lies in it
 
     @property
     def counts(self) -> Integers:
@@ -125,7 +109,7 @@ class Overlaps:
         counted = ~np.append(self.ignore, False)[matched]  # index -1 is the entry appended
         return (matched >= 0) & counted, counted
 
-    def kinds(self, matched: Integers, foreground: float = 0.5, background: float = 0.1) -> tuple[Integers, Integers]:
+    def kinds(self, matched: Integers, foreground: float = 0.5, background: float = 0.1) -> tuple[Names, Integers]:
         """What each detection is, in the words of TIDE (Bolya et al., ECCV 2020), by the first rule that holds.
 
         ==============  ==========================================================  ===============
@@ -147,7 +131,7 @@ class Overlaps:
             background: IoU below which a detection has nothing to do with an object.
 
         Returns:
-            (D,) indices into ``KINDS`` and (D,) the object that each kind refers to, -1 for none.
+            (D,) entries of ``KINDS`` and (D,) the object that each kind refers to, -1 for none.
         """
         objects = ~self.ignore[self.pair_truth]
         own, own_iou = self.nearest(objects & self.same_class)
@@ -163,8 +147,7 @@ class Overlaps:
             "both": (np.ones_like(hits), other),
         }
         conditions, partners = zip(*rules.values(), strict=True)
-        codes = [np.full_like(matched, KINDS.index(kind)) for kind in rules]
-        return np.select(conditions, codes), np.select(conditions, partners)
+        return np.select(conditions, list(rules), ""), np.select(conditions, partners)
 
     def nearest(self, pairs: Flags) -> tuple[Integers, Floats]:
         """Of the chosen pairs (P,), each detection's object of highest IoU (D,), -1 for none, and the IoU (D,)."""

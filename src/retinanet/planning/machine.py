@@ -83,9 +83,14 @@ class Host:
         text = (
             f"{where}, {self.cores} cores, {self.memory / GB:.1f} GB of memory and {self.disk / GB:.0f} GB of disk free"
         )
-        if self.busy >= BUSY:
-            text += f"; other work takes about {min(self.busy, self.cores):.1f} of the cores now"
-        return text
+        return text + self.others
+
+    @property
+    def others(self) -> str:
+        """That other work slows this machine, to be added to a sentence; empty where it does not."""
+        if self.busy < BUSY:
+            return ""
+        return f"; other work takes about {min(self.busy, self.cores):.1f} of the cores now"
 
 
 def find_host(machine: Machine, accelerator: str = "auto", folder: Path = Path()) -> Host:

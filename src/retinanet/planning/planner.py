@@ -247,7 +247,7 @@ class Planner:
             raise UserError(
                 f"budget: {format_time(self.budget)} are too few for anything; the least that trains is {least} epochs "
                 f"of images of {possible[-1][0].short} pixels, about {format_time(needed)}: --budget "
-                f"{math.ceil(needed / 60)}m"
+                f"{math.ceil(needed / 60)}m{self.host.others}"
             )
         epochs = min(counts[best], max(full, rules.MOST_EPOCHS if best == 0 else full))
         return possible[best], epochs, f"what {format_time(self.budget)} allow at this size"

@@ -13,8 +13,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from retinanet.errors import UserError
-
 Row = Mapping[str, Any]
 Series = NDArray[np.float64]
 
@@ -39,7 +37,6 @@ LOSSES = (
     ("box", "box", VERMILION, "-."),
 )
 METRICS = (("AP50", "AP50", BLUE, "--"), ("AP75", "AP75", VERMILION, ":"), ("AP", "AP", INK, "-"))
-SUFFIXES = (".png", ".svg", ".pdf")
 
 
 def make_axes(title: str, x: str, y: str, *, size: tuple[float, float], grid: str = "y") -> tuple[Figure, Axes]:
@@ -73,18 +70,9 @@ def shorten_name(name: str, letters: int = 24) -> str:
     return (name if len(name) <= letters else name[: letters - 1] + "…").replace("$", r"\$")
 
 
-def save_figure(figure: Figure, path: str | Path, dpi: int = 150) -> Path:
-    """Write a figure as PNG, SVG or PDF, by the suffix of ``path``; missing folders are made.
-
-    Raises:
-        UserError: for any other suffix.
-    """
-    path = Path(path)
-    if path.suffix.lower() not in SUFFIXES:
-        raise UserError(f"cannot save a figure as {path.name}: the name must end in one of {', '.join(SUFFIXES)}")
-    path.parent.mkdir(parents=True, exist_ok=True)
+def save_figure(figure: Figure, path: Path, dpi: int = 150) -> None:
+    """Write a figure as PNG, SVG or PDF, by the suffix of ``path``."""
     figure.savefig(path, dpi=dpi, facecolor="white")
-    return path
 
 
 def training_curves(rows: Sequence[Row]) -> Figure:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,21 +29,14 @@ MOST_UNFOLDED = 30  # letters of a text that a terminal shows in one line
 
 @dataclass(frozen=True)
 class Table:
-    """A table. ``rich.print`` shows it, and so does ``print``.
+    """A table. ``rich.print`` shows it, and so does ``print``."""
 
-    Attributes:
-        columns: headings.
-        rows: as many entries each; see :func:`format_number` for numbers. Columns of numbers are set to the right.
-        note: a sentence below it.
-        digits: decimals of floats, one number for all columns or one for each.
-        point: what it says in a line, which a page shows while the table is folded.
-    """
-
-    columns: Sequence[str]
+    columns: Sequence[str]  # headings
+    # as many entries each; see :func:`format_number` for numbers. Columns of numbers are set to the right.
     rows: Sequence[Sequence[object]]
-    note: str = ""
-    digits: int | Sequence[int] = 3
-    point: str = ""
+    note: str = ""  # a sentence below it
+    digits: int | Sequence[int] = 3  # decimals of floats, one number for all columns or one for each
+    point: str = ""  # what it says in a line, which a page shows while the table is folded
 
     @property
     def cells(self) -> list[list[str]]:
@@ -92,28 +86,14 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a report. On a page its tables, figures and pictures are folded, each below a line that says its point.
+    """A part of a report. A page folds its tables, figures and pictures, each below a line that says its point."""
 
-    Attributes:
-        title: its heading.
-        text: paragraphs, with an empty line between; one that begins with four spaces is shown as it is.
-        tables: below the text.
-        figures: (caption, figure), below the tables.
-        pictures: (caption, picture), below the figures.
-        point: what it says in a sentence; where there is one, the text is folded too.
-    """
-
-    title: str
-    text: str = ""
-    tables: Sequence[Table] = ()
-    figures: Sequence[tuple[str, Figure]] = ()
-    pictures: Sequence[tuple[str, Image.Image]] = ()
-    point: str = ""
-
-    @property
-    def paragraphs(self) -> list[str]:
-        """Those of the text."""
-        return [paragraph for paragraph in self.text.split("\n\n") if paragraph.strip()]
+    title: str  # its heading
+    text: str = ""  # paragraphs, with an empty line between; one that begins with four spaces is shown as it is
+    tables: Sequence[Table] = ()  # below the text
+    figures: Sequence[tuple[str, Figure]] = ()  # (caption, figure), below the tables
+    pictures: Sequence[tuple[str, Image.Image]] = ()  # (caption, picture), below the figures
+    point: str = ""  # what it says in a sentence; where there is one, the text is folded too
 
 
 class Picture(NamedTuple):
@@ -145,20 +125,13 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a reader has to know, first on a page.
+    """What a reader has to know, first on a page."""
 
-    Attributes:
-        state: its colour; the words say the same.
-        headline: the answer in a sentence.
-        points: about two sentences more.
-        numbers: four to six.
-        plan: (label, value, reason) of what is to come, as a table below; none is shown without rows.
-    """
-
-    state: State
-    headline: str
-    points: Sequence[Point] = ()
-    numbers: Sequence[KeyNumber] = ()
+    state: State  # its colour; the words say the same
+    headline: str  # the answer in a sentence
+    points: Sequence[Point] = ()  # about two sentences more
+    numbers: Sequence[KeyNumber] = ()  # four to six
+    # (label, value, reason) of what is to come, as a table below; none is shown without rows.
     plan: Sequence[tuple[str, str, str]] = ()
 
     def summary(self) -> str:
@@ -215,30 +188,45 @@ def render_text(renderable: object, width: int = 100) -> str:
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines()).rstrip()
 
 
-def write_html(
-    path: str | Path,
+def write_report(
+    folder: Path,
+    names: Sequence[str],
+    title: str,
+    sections: Sequence[Section],
+    about: Mapping[str, object],
+    numbers: Mapping[str, Any],
+    verdict: Verdict,
+    pictures: Sequence[Picture] = (),
+) -> None:
+    """Write a page with everything inside one file, and the same numbers as JSON, each whole or not at all.
+
+    Args:
+        folder: made if need be; see :func:`~retinanet.files.check_output_folder` for what is checked before.
+        names: of the page and of the JSON file; further names are ignored.
+        title: of the page.
+        sections: of the page, in order.
+        about: what the report is of, such as the model, the data and the version.
+        numbers: the same as plain values, without NaN.
+        verdict: what comes first on the page, and is among the numbers.
+        pictures: what comes next on the page.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    page = render_page(title, sections, about, verdict, pictures)
+    write_atomically(folder / names[0], page.encode("utf-8", errors="replace"))  # UTF-8 cannot hold all names of files
+    text = json.dumps({"about": dict(about), "verdict": verdict.to_dict(), **numbers}, indent=1, allow_nan=False)
+    write_atomically(folder / names[1], text + "\n")
+
+
+def render_page(
     title: str,
     sections: Sequence[Section],
     about: Mapping[str, object],
     verdict: Verdict | None = None,
     pictures: Sequence[Picture] = (),
-) -> Path:
-    """Write a report with everything inside one file, whole or not at all.
-
-    Args:
-        path: the file; missing folders are made.
-        title: of the page.
-        sections: in order.
-        about: what the report is of, such as the model, the data and the version.
-        verdict: what comes first.
-        pictures: what comes next.
-
-    Returns:
-        The file.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
+) -> str:
+    """The page of a report, as HTML; see :func:`write_report`."""
     from jinja2 import Environment, PackageLoader, StrictUndefined  # predict without torch has no use for it
 
     environment = Environment(
@@ -249,11 +237,9 @@ def write_html(
         lstrip_blocks=True,
     )
     environment.filters["address"] = _make_address
-    page = environment.get_template("report.html.jinja").render(
+    return environment.get_template("report.html.jinja").render(
         title=title, sections=sections, about=about, verdict=verdict, pictures=pictures
     )
-    write_atomically(path, page.encode("utf-8", errors="replace"))  # names of files may hold what UTF-8 cannot
-    return Path(path)
 
 
 def _make_address(image: Figure | Image.Image) -> str:

@@ -15,11 +15,9 @@ from retinanet.analysis.anchors.audit import AnchorAudit, audit
 from retinanet.analysis.anchors.propose import Proposal, propose
 from retinanet.analysis.data import doctor
 from retinanet.analysis.data.corrections import Correction, read_corrections
-from retinanet.analysis.data.findings import DoctorReport
+from retinanet.analysis.data.findings import DoctorReport, judge_data
 from retinanet.analysis.data.fix import refuse_output, write_fixed_copy
 from retinanet.analysis.data.pictures import picture_findings
-from retinanet.analysis.data.verdict import judge_data
-from retinanet.analysis.output import write_report
 from retinanet.anchors.lattice import AnchorLattice
 from retinanet.data.dataset import training_datasets
 from retinanet.data.faults import Fault
@@ -31,7 +29,7 @@ from retinanet.options import explain_unknown_options
 from retinanet.plain import with_changes
 from retinanet.planning.plan import Plan, format_value
 from retinanet.planning.planner import Origin
-from retinanet.plotting.html import Verdict
+from retinanet.plotting.html import Verdict, write_report
 from retinanet.training.config import ImageConfig
 from retinanet.training.given import UNPLANNED
 from retinanet.training.planned import plan

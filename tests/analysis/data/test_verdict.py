@@ -9,8 +9,8 @@ import pytest
 
 from retinanet import check
 from retinanet.analysis.data.doctor import examine
+from retinanet.analysis.data.findings import FIXED, judge_data
 from retinanet.analysis.data.fix import write_fixed_copy
-from retinanet.analysis.data.verdict import FIXED, judge_data
 from retinanet.data.faults import KINDS, Fault
 from retinanet.images.preprocess import Preprocess
 

@@ -10,7 +10,7 @@ import torch
 from retinanet.analysis.errors.curves import BINS, best_thresholds, calibration, confusion, operating_points
 from retinanet.analysis.errors.tide import analyse_errors
 from retinanet.evaluation.coco import coco_metrics
-from retinanet.evaluation.matching import KINDS, find_overlaps, match_image
+from retinanet.evaluation.matching import find_overlaps, match_image
 from retinanet.types import Detections
 
 NAMES = ("a", "b", "c")
@@ -109,7 +109,7 @@ def by_loop(samples, detections, label=None):
     """Counts, mean scores, shares of hits and ECE, one detection after the other."""
     overlaps = find_overlaps(samples, detections, NAMES)
     columns = zip(overlaps.score.tolist(), overlaps.label.tolist(), analyse_errors(overlaps).kind, strict=True)
-    kinds = [(score, KINDS[kind]) for score, given, kind in columns if label in (None, given)]
+    kinds = [(score, kind) for score, given, kind in columns if label in (None, given)]
     rows = [(score, kind == "hit") for score, kind in kinds if kind != "ignored"]
     parts = [[(score, hit) for score, hit in rows if min(int(score * BINS), BINS - 1) == b] for b in range(BINS)]
     error = 0.0

@@ -10,10 +10,10 @@ from PIL import Image
 
 from retinanet.analysis.errors.curves import best_thresholds
 from retinanet.analysis.errors.report import error_report, picture_worst, section, worst_images
-from retinanet.analysis.errors.tide import TYPES
+from retinanet.analysis.errors.tide import FALSE, TYPES
 from retinanet.data.dataset import DetectionDataset
 from retinanet.evaluation.matching import match_image
-from retinanet.plotting.html import write_html
+from retinanet.plotting.html import render_page
 
 NAMES = ("a", "b", "c")
 
@@ -39,11 +39,11 @@ def test_the_parts_agree(scene):
     assert np.diag(report.confusion.matrix)[:3].tolist() == report.shown.hits.tolist()
     given = report.confusion.matrix[:, :3].sum(axis=0)
     np.testing.assert_allclose(report.shown.hits / given, found, rtol=0, atol=1e-12)
-    false = sum(report.shown.counts[kind].sum() for kind in TYPES[:-1])
+    false = sum(report.shown.counts[kind].sum() for kind in FALSE)
     assert false == given.sum() - report.shown.hits.sum() > 0
     assert report.errors.ap50 == pytest.approx(np.mean([curve.ap50 for curve in report.curves]), abs=1e-12)
     assert report.calibration[0].counts.sum() == report.errors.hits.sum() + sum(
-        report.errors.counts[kind].sum() for kind in TYPES[:-1]
+        report.errors.counts[kind].sum() for kind in FALSE
     )
     assert sum(group.objects for group in report.groups["density"]) == report.errors.objects.sum()
 
@@ -61,7 +61,7 @@ def test_the_worst_images_come_first(scene):
     assert worst_images(report.shown, 0) == []
 
 
-def test_numbers_and_page(scene, tmp_path):
+def test_numbers_and_page(scene):
     samples, detections = scene
     report = error_report(samples, detections, NAMES)
     table = json.loads(json.dumps(report.to_dict(), allow_nan=False))
@@ -76,11 +76,11 @@ def test_numbers_and_page(scene, tmp_path):
     costs = sections[0].tables[0].rows
     gains = [row[3] for row in costs[:6]]
     assert gains == sorted(gains, reverse=True) and {row[0] for row in costs[:6]} == set(TYPES)
-    page = write_html(tmp_path / "page.html", "errors", sections, {}, None, pictures).read_text()
+    page = render_page("errors", sections, {}, None, pictures)
     assert page.count("<img") == 7 and "nan" not in page.split("base64")[0]
 
 
-def test_a_class_never_seen_and_never_found(make_sample, make_detections, tmp_path):
+def test_a_class_never_seen_and_never_found(make_sample, make_detections):
     sample = make_sample([[0, 0, 10, 10]], [0])
     found = make_detections([], [], [])
     report = error_report([sample], [found], NAMES)
@@ -88,5 +88,5 @@ def test_a_class_never_seen_and_never_found(make_sample, make_detections, tmp_pa
     assert (
         "a: no detection is right, 1 objects" in report.summary() and "AP by sizes: small 0.000 (1)" in report.summary()
     )
-    write_html(tmp_path / "page.html", "errors", section(report), {})
+    render_page("errors", section(report), {})
     assert torch.isnan(torch.tensor(report.curves[1].f1))

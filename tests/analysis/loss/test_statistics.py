@@ -111,8 +111,8 @@ def test_the_curves_are_those_of_the_sorted_losses(seed, positive):
     raw = learnt(raw, assignment)
     found = diagnosis((raw, assignment))
     found = found.positive if positive else found.negative
-    assert tuple(spread.gamma for spread in found.spreads) == GAMMAS
-    for spread in found.spreads:
+    assert tuple(found.spreads) == GAMMAS
+    for spread in found.spreads.values():
         losses = sorted_losses(logits_of(raw, assignment, positive), positive, spread.gamma)
         close = {"abs": spread.tolerance}
         assert spread.curve == pytest.approx(cumulative(losses, SHARES), **close)
@@ -136,7 +136,7 @@ def test_the_stated_tolerance_holds_where_every_logit_lies_worst_in_its_bin(gamm
 
 def test_gamma_of_the_loss_joins_the_curves(case):
     found = diagnosis(case, gamma=1.5)
-    assert [spread.gamma for spread in found.negative.spreads] == [0.0, 0.5, 1.0, 1.5, 2.0]
+    assert list(found.negative.spreads) == [0.0, 0.5, 1.0, 1.5, 2.0]
 
 
 @pytest.mark.parametrize(("alpha", "gamma"), [(0.25, 2.0), (None, 0.0), (0.75, 0.5), (0.4, 3.0)])
@@ -246,7 +246,7 @@ def test_narrow_logits_count_as_what_they_are(case, dtype):
     assert found.to_dict() == diagnosis((same, assignment)).to_dict()
     exact = diagnosis(case)
     assert found.loss == pytest.approx(exact.loss, rel=0.01)
-    for spread, other in zip(found.negative.spreads, exact.negative.spreads, strict=True):
+    for spread, other in zip(found.negative.spreads.values(), exact.negative.spreads.values(), strict=True):
         assert spread.curve == pytest.approx(other.curve, abs=0.02)
 
 
@@ -273,7 +273,7 @@ def test_logits_beyond_the_histogram_are_counted(case):
     assert found.positive.count == 40
     assert found.negative.count == diagnosis(case).negative.count
     assert found.loss == pytest.approx(FocalLoss()(far, assignment).item(), rel=1e-5)
-    assert np.isfinite(found.negative.spread(2.0).curve).all()
+    assert np.isfinite(found.negative.spreads[2.0].curve).all()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -315,7 +315,7 @@ def test_the_json_is_plain(case):
 def test_the_section_says_the_numbers(case):
     found = diagnosis(case)
     part = section(found, ["red", "white", "blue", "green"])
-    spread = found.negative.spread(2.0)
+    spread = found.negative.spreads[2.0]
     assert f"40 positive and {found.negative.count:,} negative windows" in part.text
     assert f"{spread.half * found.negative.count:,.0f} (" in part.text
     assert len(part.figures) == 5 and len(part.tables) == 3

@@ -53,34 +53,21 @@ class Group(NamedTuple):
 
 @dataclass(frozen=True)
 class AnchorAudit:
-    """How the anchors fit the M boxes of a data set; ignore regions are left out.
+    """How the anchors fit the M boxes of a data set; ignore regions are left out."""
 
-    Attributes:
-        boxes: (M, 4) xyxy in pixels of the resized image.
-        labels: (M,) class.
-        best_iou: (M,) highest IoU of each box with any anchor of its image; 0 for a box without area.
-        level: (M,) level of that anchor, counted from the finest as 0; -1 where the IoU is 0.
-        positives: (M,) anchors that the matcher gives the box, forced ones included.
-        forced: (M,) whether the box has positives, but forced ones alone.
-        inputs: (height, width) of each image, with and without boxes, padded by itself to the multiple that training
-            pads to. A batch is padded to its largest image, which adds anchors that are nearly all negative.
-        class_names: K names.
-        lattice: the anchors.
-        preprocess: the size of training.
-        matcher: which anchors answer for which box.
-    """
-
-    boxes: NDArray[np.float32]
-    labels: NDArray[np.int64]
-    best_iou: NDArray[np.float32]
-    level: NDArray[np.int64]
-    positives: NDArray[np.int64]
-    forced: NDArray[np.bool_]
+    boxes: NDArray[np.float32]  # (M, 4) xyxy in pixels of the resized image
+    labels: NDArray[np.int64]  # (M,) class
+    best_iou: NDArray[np.float32]  # (M,) highest IoU of each box with any anchor of its image; 0 for a box without area
+    level: NDArray[np.int64]  # (M,) level of that anchor, counted from the finest as 0; -1 where the IoU is 0
+    positives: NDArray[np.int64]  # (M,) anchors that the matcher gives the box, forced ones included
+    forced: NDArray[np.bool_]  # (M,) whether the box has positives, but forced ones alone
+    # (height, width) of each image, with and without boxes, padded by itself to the multiple that training pads to. A
+    # batch is padded to its largest image, which adds anchors that are nearly all negative.
     inputs: tuple[tuple[int, int], ...]
-    class_names: tuple[str, ...]
-    lattice: AnchorLattice
-    preprocess: Preprocess
-    matcher: Matcher | ATSS
+    class_names: tuple[str, ...]  # K names
+    lattice: AnchorLattice  # the anchors
+    preprocess: Preprocess  # the size of training
+    matcher: Matcher | ATSS  # which anchors answer for which box
 
     def __len__(self) -> int:
         """M."""

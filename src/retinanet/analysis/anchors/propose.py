@@ -30,19 +30,12 @@ FACTORS = (1.25, 1.5, 2.0)  # on the short side
 
 @dataclass(frozen=True)
 class Proposal:
-    """What to change, if anything.
+    """What to change, if anything."""
 
-    Attributes:
-        before: the audit of things as they are.
-        after: the audit of the proposal; ``before`` itself if nothing is proposed.
-        reason: why this and not another, or why nothing.
-        options: all that were compared, by name, as things are first; audited on a sample of the boxes where they are
-            many.
-    """
-
-    before: AnchorAudit
-    after: AnchorAudit
-    reason: str
+    before: AnchorAudit  # the audit of things as they are
+    after: AnchorAudit  # the audit of the proposal; ``before`` itself if nothing is proposed
+    reason: str  # why this and not another, or why nothing
+    # all that were compared, by name, as things are first; audited on a sample of the boxes where they are many.
     options: Mapping[str, AnchorAudit] = field(default_factory=dict)
 
     @property

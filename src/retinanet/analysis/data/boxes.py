@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Iterator
 
+import numpy as np
+import torch
+
+from retinanet.anchors.geometry import paired_iou
 from retinanet.data.check import Split
 from retinanet.data.faults import Fault
 from retinanet.images.preprocess import Preprocess
@@ -32,7 +36,7 @@ def box_findings(split: Split, preprocess: Preprocess, min_side: float) -> list[
         preprocess: the resizing of training.
         min_side: pixels after it below which a box is too small.
     """
-    one_based = _one_based(split)
+    one_based = [*_one_based(split)]
     return [
         *split.faulty_boxes(),
         *one_based,
@@ -47,44 +51,42 @@ def box_findings(split: Split, preprocess: Preprocess, min_side: float) -> list[
     ]
 
 
-def _one_based(split: Split) -> list[Fault]:
+def _one_based(split: Split) -> Iterator[Fault]:
     """Boxes in a format that counts from 0 of which none begins at 0, but many exactly at 1."""
     if split.annotations.boxes.first_pixel != 0:
-        return []
+        return
     corners, limits = split.corners[split.usable], split.limits[split.usable]
     at_one = np.abs(corners[:, :2] - 1) < _EXACT
     past_end = np.abs(corners[:, 2:] - limits[:, 2:] - 1) < _EXACT
     at_zero = corners[:, :2] < 1 - _EXACT
     starts, ends = int(at_one.sum()), int(past_end.sum())
-    if at_zero.any() or (starts < ONE_BASED_STARTS and ends < ONE_BASED_ENDS):
-        return []
-    row = int(np.flatnonzero(split.usable)[(at_one.any(1) | past_end.any(1)).argmax()])
-    reason = f"{starts} sides of boxes begin exactly at 1 and none at 0; {ends} end exactly one pixel outside"
-    return [split.fault("one-based", row, reason)]
+    if not at_zero.any() and (starts >= ONE_BASED_STARTS or ends >= ONE_BASED_ENDS):
+        row = int(np.flatnonzero(split.usable)[(at_one.any(1) | past_end.any(1)).argmax()])
+        reason = f"{starts} sides of boxes begin exactly at 1 and none at 0; {ends} end exactly one pixel outside"
+        yield split.fault("one-based", row, reason)
 
 
-def _zero_based(split: Split) -> list[Fault]:
+def _zero_based(split: Split) -> Iterator[Fault]:
     if split.annotations.boxes.first_pixel == 0:
-        return []
+        return
     rows = np.flatnonzero(split.usable & ((split.raw[:, :2] > -1) & (split.raw[:, :2] < 1)).any(1)).tolist()
     of_all = f"{len(rows)} of {int(split.usable.sum())} boxes of the split begin so"
-    raw = split.raw
-    return [split.fault("zero-based", row, f"xmin {raw[row, 0]:g}, ymin {raw[row, 1]:g}; {of_all}") for row in rows]
+    for row in rows:
+        xmin, ymin = split.raw[row, :2]
+        yield split.fault("zero-based", row, f"xmin {xmin:g}, ymin {ymin:g}; {of_all}")
 
 
-def _over_edge(split: Split, tolerated: int) -> list[Fault]:
+def _over_edge(split: Split, tolerated: int) -> Iterator[Fault]:
     """Boxes that are clipped; what counting from 0 or 1 explains is told elsewhere."""
     first = split.annotations.boxes.first_pixel
     start = np.array([-first, -first])  # a 0 in a Pascal VOC file
     before = (start - split.corners[:, :2]).max(1, initial=0)
     after = (split.corners[:, 2:] - split.limits[:, 2:]).max(1, initial=0)
     over = np.maximum(before, after - (tolerated + _EXACT if tolerated else 0))
-    faults = []
     for row in np.flatnonzero(split.usable & (over > OVER_EDGE)).tolist():
         (width, height), by = split.limits[row, :2], max(before[row] + first, after[row])
         reason = f"box {_text(split.corners[row])} reaches {by:g} pixels over the edge of {width:.0f} x {height:.0f}"
-        faults.append(split.fault("over-edge-box", row, reason))
-    return faults
+        yield split.fault("over-edge-box", row, reason)
 
 
 def duplicate_rows(split: Split) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
@@ -100,20 +102,17 @@ def duplicate_rows(split: Split) -> tuple[list[tuple[int, int]], list[tuple[int,
     return equal, conflicts
 
 
-def _duplicates(split: Split) -> list[Fault]:
+def _duplicates(split: Split) -> Iterator[Fault]:
     equal, conflicts = duplicate_rows(split)
     where = split.annotations.boxes.where
-    found = [
-        split.fault("duplicate-box", row, f"{_name(split, row)} {_text(split.corners[row])} is {where(first)} again")
-        for row, first in equal
-    ]
+    for row, first in equal:
+        yield split.fault("duplicate-box", row, f"{_describe(split, row)} is {where(first)} again")
     for row, first in conflicts:
-        reason = f"{_name(split, row)} {_text(split.corners[row])} is {_name(split, first)} in {where(first)}"
-        found.append(split.fault("conflicting-box", row, reason))
-    return found
+        reason = f"{_describe(split, row)} is {_name(split, first)} in {where(first)}"
+        yield split.fault("conflicting-box", row, reason)
 
 
-def _near_duplicates(split: Split) -> list[Fault]:
+def _near_duplicates(split: Split) -> Iterator[Fault]:
     """Boxes of a class and an image that overlap almost wholly.
 
     Sorted by their left sides, such a pair lies close together: its left sides differ by at most a tenth of the width.
@@ -130,29 +129,16 @@ def _near_duplicates(split: Split) -> list[Fault]:
     while len(active := active[active + step < len(rows)]):
         ahead = active + step
         active = active[(key[ahead] == key[active]) & (boxes[ahead, 0] - boxes[active, 0] <= slack[active])]
-        overlap = _iou(boxes[active], boxes[active + step])
+        overlap = paired_iou(torch.from_numpy(boxes[active]), torch.from_numpy(boxes[active + step])).numpy()
         equal = (split.corners[rows[active]] == split.corners[rows[active + step]]).all(1)
         for i in np.flatnonzero((overlap >= NEAR_DUPLICATE) & ~equal).tolist():
             first, second = sorted((int(rows[active[i]]), int(rows[active[i] + step])))
             pairs.setdefault(second, (first, float(overlap[i])))
         step += 1
-    return [
-        split.fault(
-            "near-duplicate-box",
-            row,
-            f"{_name(split, row)} {_text(split.corners[row])} overlaps {split.annotations.boxes.where(first)} with IoU "
-            f"{overlap:.2f}",
-        )
-        for row, (first, overlap) in sorted(pairs.items())
-    ]
-
-
-def _iou(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """(n, 4) and (n, 4) -> (n,)."""
-    sides = np.minimum(one[:, 2:], other[:, 2:]) - np.maximum(one[:, :2], other[:, :2])
-    inside = np.clip(sides, 0, None).prod(1)
-    areas = (one[:, 2:] - one[:, :2]).prod(1) + (other[:, 2:] - other[:, :2]).prod(1)
-    return inside / (areas - inside)
+    for row, (first, iou) in sorted(pairs.items()):
+        place = split.annotations.boxes.where(first)
+        reason = f"{_describe(split, row)} overlaps {place} with IoU {iou:.2f}"
+        yield split.fault("near-duplicate-box", row, reason)
 
 
 def _covers_image(split: Split) -> np.ndarray:
@@ -160,71 +146,56 @@ def _covers_image(split: Split) -> np.ndarray:
     return (sides >= WHOLE_IMAGE * split.limits[:, 2:]).all(1)
 
 
-def _whole_image(split: Split) -> list[Fault]:
-    rows = np.flatnonzero(split.usable & _covers_image(split)).tolist()
-    return [
-        split.fault(
-            "whole-image-box",
-            row,
-            f"{_name(split, row)} covers all of {split.limits[row, 0]:.0f} x {split.limits[row, 1]:.0f} pixels",
-        )
-        for row in rows
-    ]
+def _whole_image(split: Split) -> Iterator[Fault]:
+    for row in np.flatnonzero(split.usable & _covers_image(split)).tolist():
+        width, height = split.limits[row, :2]
+        reason = f"{_name(split, row)} covers all of {width:.0f} x {height:.0f} pixels"
+        yield split.fault("whole-image-box", row, reason)
 
 
-def _repeated(split: Split) -> list[Fault]:
+def _repeated(split: Split) -> Iterator[Fault]:
     """The same numbers for the same class in many images, one finding for each such box."""
     rows = np.flatnonzero(split.usable & ~_covers_image(split))
-    if not len(rows):
-        return []
     written = np.asarray(split.annotations.boxes.xyxy, dtype=np.float64).reshape(-1, 4)[rows]
     table = np.column_stack([split.labels[rows], written.round(6), split.owners[rows]])
     table, index = np.unique(table, axis=0, return_index=True)  # once an image
     _, firsts, counts = np.unique(table[:, :5], axis=0, return_index=True, return_counts=True)
     least = max(REPEATED_IMAGES, REPEATED_SHARE * len(split.images))
-    found = []
     for group in np.flatnonzero(counts >= least).tolist():
         row = int(rows[index[firsts[group] : firsts[group] + counts[group]]].min())
-        reason = f"{_name(split, row)} {_text(split.corners[row])} stands in {counts[group]} images"
-        found.append(split.fault("repeated-box", row, reason))
-    return found
+        reason = f"{_describe(split, row)} stands in {counts[group]} images"
+        yield split.fault("repeated-box", row, reason)
 
 
-def _pasted(split: Split) -> list[Fault]:
+def _pasted(split: Split) -> Iterator[Fault]:
     """So many boxes of a class with the very same sides in one image, one finding for each such image and size."""
     sides = split.corners[:, 2:] - split.corners[:, :2]
     rows = np.flatnonzero(split.usable & (sides.min(1, initial=np.inf) >= PASTED_SIDE) & ~_covers_image(split))
-    if not len(rows):
-        return []
     table = np.column_stack([split.owners[rows], split.labels[rows], sides[rows].round(2)])
     _, firsts, counts = np.unique(table, axis=0, return_index=True, return_counts=True)
-    found = []
     for group in np.flatnonzero(counts >= PASTED_BOXES).tolist():
         row = int(rows[firsts[group]])
         width, height = sides[row]
         image = split.images[split.owners[row]].path
         reason = f"{counts[group]} {_name(split, row)} of exactly {width:g} x {height:g} pixels"
-        found.append(Fault("pasted-box", image, reason, image=image))
-    return found
+        yield Fault("pasted-box", image, reason, image=image)
 
 
-def _tiny(split: Split, preprocess: Preprocess, min_side: float) -> list[Fault]:
-    known = {image.size for image in split.images if image.size is not None}
-    scaled = {size: preprocess.size(*size) for size in known}
-    factor = {size: (scaled[size][1] / size[1], scaled[size][0] / size[0]) for size in known}  # of width, of height
-    factors = np.array([(1.0, 1.0) if image.size is None else factor[image.size] for image in split.images])
-    factors = factors.reshape(-1, 2)
+def _tiny(split: Split, preprocess: Preprocess, min_side: float) -> Iterator[Fault]:
+    factors = np.ones((len(split.images), 2))  # of width and height, by image
+    for number, image in enumerate(split.images):
+        if image.size is not None:
+            factors[number] = np.divide(preprocess.size(*image.size), image.size)[::-1]
     sides = (split.boxes[:, 2:] - split.boxes[:, :2]) * factors[split.owners]
-    rows = np.flatnonzero(split.usable & (sides.min(1, initial=np.inf) < min_side)).tolist()
-    return [
-        split.fault(
-            "tiny-box",
-            row,
-            f"{_name(split, row)} {_text(split.corners[row])} is {sides[row, 0]:.1f} x "
-            f"{sides[row, 1]:.1f} pixels after resizing, below {min_side:g}",
-        )
-        for row in rows
-    ]
+    for row in np.flatnonzero(split.usable & (sides.min(1, initial=np.inf) < min_side)).tolist():
+        width, height = sides[row]
+        size = f"{width:.1f} x {height:.1f} pixels after resizing"
+        yield split.fault("tiny-box", row, f"{_describe(split, row)} is {size}, below {min_side:g}")
+
+
+def _describe(split: Split, row: int) -> str:
+    """The class and the corners of a box."""
+    return f"{_name(split, row)} {_text(split.corners[row])}"
 
 
 def _name(split: Split, row: int) -> str:

@@ -30,19 +30,12 @@ Entry = tuple[str, tuple[float, ...]]  # class and xyxy in pixels counted from 0
 
 @dataclass(frozen=True)
 class Correction:
-    """An annotation to remove (no ``new``), to add (no ``old``) or to replace.
+    """An annotation to remove (no ``new``), to add (no ``old``) or to replace."""
 
-    Attributes:
-        where: file and line, for messages.
-        image: path seen from the folder of the data.
-        old: what is annotated.
-        new: what should be.
-    """
-
-    where: str
-    image: str
-    old: Entry | None
-    new: Entry | None
+    where: str  # file and line, for messages
+    image: str  # path seen from the folder of the data
+    old: Entry | None  # what is annotated
+    new: Entry | None  # what should be
 
 
 def name_image(path: Path, data: Path) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -85,7 +85,7 @@ def examine(
     wrong = {fault.image for fault in sizes if fault.kind in _WRONG_SIZES}
     found = [fault for fault in found if fault.image not in wrong or fault.kind not in _BY_SIZE] + sizes
     found += copy_findings(parts, looks)
-    found += class_findings(parts, place)
+    found += _judge_classes(parts, place)
     if not is_object(data) and place.is_dir():
         found += unused_findings(parts, [path for fault in faults for path in fault.members])
     return DoctorReport(
@@ -119,43 +119,33 @@ def read_splits(data: Data, faults: list[Fault], *, confine: bool = False) -> li
     ]
 
 
-def _spread_faults(faults: Sequence[Fault], data: Path) -> list[Fault]:
+def _spread_faults(faults: Sequence[Fault], data: Path) -> Iterator[Fault]:
     """The faults of the readers; one that stands for several files becomes a finding for each of them."""
-    found = []
     for fault in {str(fault): fault for fault in faults}.values():
+        of_image = fault.kind in _ABOUT_IMAGES
         if fault.kind in _EACH and fault.members:
-            images = fault.members if fault.kind in _ABOUT_IMAGES else [None] * len(fault.members)
-            found += [
-                Fault(fault.kind, path, _EACH[fault.kind], fault.remedy, image=image)
-                for path, image in zip(fault.members, images, strict=True)
-            ]
+            for path in fault.members:
+                yield Fault(fault.kind, path, _EACH[fault.kind], fault.remedy, image=path if of_image else None)
         else:
             member = next(iter(fault.members), None)
-            image = member if fault.kind in _ABOUT_IMAGES else fault.image
-            where = fault.where or member or data
-            found.append(Fault(fault.kind, where, fault.reason, fault.remedy, image=image, box=fault.box))
-    return found
+            where, image = fault.where or member or data, member if of_image else fault.image
+            yield Fault(fault.kind, where, fault.reason, fault.remedy, image=image, box=fault.box)
 
 
-def _find_empty_splits(parts: Sequence[Split], data: Path) -> list[Fault]:
-    found = []
+def _find_empty_splits(parts: Sequence[Split], data: Path) -> Iterator[Fault]:
     for part in parts:
-        name = part.name or "the set"
-        if not part.images:
-            found.append(Fault("empty-set", data, f"{name} holds no image"))
-        elif not part.annotations.class_names:
-            found.append(Fault("empty-set", data, f"{name} declares no class"))
-    return found
+        if not part.images or not part.annotations.class_names:
+            lack = "declares no class" if part.images else "holds no image"
+            yield Fault("empty-set", data, f"{part.name or 'the set'} {lack}")
 
 
-def _find_empty_images(part: Split) -> list[Fault]:
+def _find_empty_images(part: Split) -> Iterator[Fault]:
     """Images without any annotation, ignore regions counted; of two images with one id it is not known."""
     owned = np.bincount(part.owners, minlength=len(part.images))
     ids = Counter(image.image_id for image in part.images)
-    bare = [part.images[row] for row in np.flatnonzero(owned == 0).tolist()]
-    return [
-        Fault("empty-image", image.path, "has no boxes", image=image.path) for image in bare if ids[image.image_id] == 1
-    ]
+    for image, boxes in zip(part.images, owned.tolist(), strict=True):
+        if not boxes and ids[image.image_id] == 1:
+            yield Fault("empty-image", image.path, "has no boxes", image=image.path)
 
 
 def _count_per_class(parts: Sequence[Split]) -> dict[str, Counter[str]]:
@@ -168,9 +158,8 @@ def _count_per_class(parts: Sequence[Split]) -> dict[str, Counter[str]]:
     return counts
 
 
-def class_findings(parts: Sequence[Split], data: Path) -> list[Fault]:
+def _judge_classes(parts: Sequence[Split], data: Path) -> Iterator[Fault]:
     """Classes without boxes, with hardly any, and of one split only."""
-    found: list[Fault] = []
     word = {part.name: split_word(part.name) or "" for part in parts}
     train = next((name for name in word if word[name] in ("train", "training", "trainval")), None)
     val = next((name for name in word if word[name] in ("val", "valid", "validation", "minival")), None)
@@ -178,15 +167,14 @@ def class_findings(parts: Sequence[Split], data: Path) -> list[Fault]:
         where = f"{data}, class {name}"
         trained = counts.total() if train is None else counts[train]
         if not counts.total():
-            found.append(Fault("unseen-class", where, "no box is of this class"))
+            yield Fault("unseen-class", where, "no box is of this class")
         elif not trained:
             held = ", ".join(f"{number} in {split}" for split, number in counts.items() if number)
-            found.append(Fault("class-not-in-train", where, f"no box in {train}, but {held}"))
+            yield Fault("class-not-in-train", where, f"no box in {train}, but {held}")
         elif trained < RARE:
-            found.append(Fault("rare-class", where, f"{trained} boxes{f' in {train}' if train else ''}"))
+            yield Fault("rare-class", where, f"{trained} boxes{f' in {train}' if train else ''}")
         if val is not None and trained and not counts[val]:
-            found.append(Fault("class-not-in-val", where, f"no box in {val}"))
-    return found
+            yield Fault("class-not-in-val", where, f"no box in {val}")
 
 
 def section(report: DoctorReport) -> Section:
@@ -208,28 +196,23 @@ def section(report: DoctorReport) -> Section:
     rows = [(fault.kind, fault.where, fault.reason) for faults in groups.values() for fault in faults]
     note = f"{_ROWS} of {len(rows)}; the JSON file holds all of them." if len(rows) > _ROWS else ""
     splits = list(report.splits)
+    heads = ("class", *(f"boxes in {name}" if name else "boxes" for name in splits))
+    counts = [(name, *(boxes.get(split, 0) for split in splits)) for name, boxes in report.per_class.items()]
+    summary = "; ".join(f"{count:,} {title}" for _, title, count, _, _ in kinds[:4])
+    about = "Ignore regions and faulty boxes are not counted."
     tables = [
-        Table(
-            ("severity", "what", "count", "for instance", "what to do"),
-            kinds,
-            point="Findings by kind: " + "; ".join(f"{count:,} {title}" for _, title, count, _, _ in kinds[:4]),
-        ),
-        Table(
-            ("class", *(f"boxes in {name}" if name else "boxes" for name in splits)),
-            [(name, *(counts.get(split, 0) for split in splits)) for name, counts in report.per_class.items()],
-            "Ignore regions and faulty boxes are not counted.",
-            point=_name_classes(report),
-        ),
+        Table(("severity", "what", "count", "for instance", "what to do"), kinds, point=f"Findings by kind: {summary}"),
+        Table(heads, counts, about, point=_name_classes(report.totals)),
         Table(("kind", "where", "reason"), rows[:_ROWS], note, point=f"Every finding with its place: {len(rows):,}"),
     ]
     return Section("Data", text, tables=[table for table in tables if table.rows], point=point)
 
 
-def _name_classes(report: DoctorReport) -> str:
+def _name_classes(totals: Mapping[str, int]) -> str:
     """The classes with the most and the fewest boxes."""
-    totals = {name: sum(counts.values()) for name, counts in report.per_class.items()}
     if not totals:
         return "Boxes of each class"
     most, least = max(totals, key=totals.__getitem__), min(totals, key=totals.__getitem__)
-    words = "Boxes of each class: most are " if len(totals) > 1 else "Boxes of the class "
-    return f"{words}{most} ({totals[most]:,})" + (f", fewest {least} ({totals[least]:,})" if len(totals) > 1 else "")
+    if len(totals) == 1:
+        return f"Boxes of the class {most} ({totals[most]:,})"
+    return f"Boxes of each class: most are {most} ({totals[most]:,}), fewest {least} ({totals[least]:,})"

@@ -274,15 +274,15 @@ def _annotation(part: Split, row: int, box: list[float]) -> dict[str, Any]:
     columns = part.annotations.boxes
     x1, y1, x2, y2 = box
     area = (x2 - x1) * (y2 - y1)
-    old = part.boxes[row]
     annotated = float(columns.areas[row])
     if np.isfinite(annotated) and annotated > 0:  # scaled where the box was
+        old = part.boxes[row]
         area *= annotated / float((old[2] - old[0]) * (old[3] - old[1]))
     return {
         "category_id": int(part.labels[row]) + 1,
         "bbox": [x1, y1, x2 - x1, y2 - y1],
         "area": area,
-        "iscrowd": int(columns.ignore is not None and bool(columns.ignore[row])),
+        "iscrowd": int(part.ignore[row]),
     }
 
 

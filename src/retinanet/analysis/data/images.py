@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -39,43 +40,25 @@ _ORIENTATION = 0x0112
 
 @dataclass(frozen=True)
 class Look:
-    """One decoded image.
+    """One decoded image."""
 
-    Attributes:
-        path: the file.
-        fault: why it cannot be read, or None.
-        size: (height, width) of the upright image; (0, 0) if it cannot be read.
-        orientation: EXIF orientation, 1 (upright) to 8.
-        digest: of the bytes of the file.
-        dhash: difference hash of the upright picture: bit (y, x) says whether the grey value falls from x to x + 1.
-        brightest: largest value of a pixel, 0 to 255.
-        thumb: (1024,) float32, normalised grey thumbnail; None if it is flat.
-    """
-
-    path: Path
-    fault: Fault | None = None
-    size: tuple[int, int] = (0, 0)
-    orientation: int = 1
-    digest: bytes = b""
+    path: Path  # the file
+    fault: Fault | None = None  # why it cannot be read, or None
+    size: tuple[int, int] = (0, 0)  # (height, width) of the upright image; (0, 0) if it cannot be read
+    orientation: int = 1  # EXIF orientation, 1 (upright) to 8
+    digest: bytes = b""  # of the bytes of the file
+    # difference hash of the upright picture: bit (y, x) says whether the grey value falls from x to x + 1.
     dhash: int = 0
-    brightest: int = 255
-    thumb: np.ndarray | None = None
+    brightest: int = 255  # largest value of a pixel, 0 to 255
+    thumb: np.ndarray | None = None  # (1024,) float32, normalised grey thumbnail; None if it is flat
 
 
 def look_at(data: Data, paths: Sequence[Path], workers: int | None = None) -> list[Look]:
     """Decode images of a data set in parallel threads, with a progress bar on a terminal."""
     console = Console(stderr=True)
+    how: dict[str, Any] = {"console": console, "transient": True, "disable": not console.is_terminal}
     with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
-        return list(
-            track(
-                pool.map(partial(_look, data), paths),
-                "images",
-                total=len(paths),
-                console=console,
-                transient=True,
-                disable=not console.is_terminal,
-            )
-        )
+        return list(track(pool.map(partial(_look, data), paths), "images", len(paths), **how))
 
 
 def _look(data: Data, path: Path) -> Look:
@@ -146,26 +129,21 @@ def _wrong_size(path: Path, declared: tuple[int, int], look: Look) -> Fault:
         f"the image is {look.size[1]} x {look.size[0]} pixels (width x height, upright), but declared as "
         f"{declared[1]} x {declared[0]}"
     )
-    if declared != look.size[::-1]:
-        return Fault("wrong-size", path, reason, image=path)
-    if look.orientation in _SIDES_SWAPPED:
-        reason += f": its EXIF orientation is {look.orientation}"
-        return Fault("exif-rotation", path, reason, image=path)
-    return Fault("swapped-size", path, reason, image=path)
+    if declared == look.size[::-1] and look.orientation in _SIDES_SWAPPED:
+        return Fault("exif-rotation", path, f"{reason}: its EXIF orientation is {look.orientation}", image=path)
+    return Fault("swapped-size" if declared == look.size[::-1] else "wrong-size", path, reason, image=path)
 
 
 def unused_findings(parts: Sequence[Split], spoken_of: Sequence[Path]) -> list[Fault]:
     """Image files beside the annotated ones that nothing names; ``spoken_of`` are annotation files told as broken."""
     named = {image.path for part in parts for image in part.images}
     stems = {path.stem for path in spoken_of}
-    folders = sorted({path.parent for path in named})
-    unused = [
-        path
-        for folder in folders
+    return [
+        Fault("unused-image", path, "no annotation or list names it", image=path)
+        for folder in sorted({path.parent for path in named})
         for path in files_in(folder, IMAGE_SUFFIXES)
         if path not in named and path.stem not in stems
     ]
-    return [Fault("unused-image", path, "no annotation or list names it", image=path) for path in unused]
 
 
 def copy_findings(parts: Sequence[Split], looks: Mapping[Path, Look]) -> list[Fault]:

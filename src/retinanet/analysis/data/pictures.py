@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -12,9 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from retinanet.analysis.anchors.audit import AnchorAudit
-from retinanet.analysis.data.findings import DoctorReport
+from retinanet.analysis.data.findings import DoctorReport, name_places
 from retinanet.data.faults import KINDS, Fault, short
-from retinanet.data.objects import Data, name_data, read_item
+from retinanet.data.objects import Data, read_item
 from retinanet.errors import UserError
 from retinanet.images.io import to_array
 from retinanet.plotting.draw import FALSE, HIT, MISSED, contact_sheet, cut_out, draw_boxes, to_picture
@@ -52,13 +51,6 @@ def picture_findings(
         pictures += _picture_crowd(samples, audited.class_names, data)
         pictures += _picture_hard_boxes(samples, audited, data)
     return pictures[:MOST]
-
-
-def name_places(text: object, data: Data) -> str:
-    """Words with the files of a data set named as seen from it, in one line."""
-    path = Path(name_data(data))
-    home = path if path.is_dir() else path.parent
-    return short(str(text).replace(f"{os.path.normpath(home)}/", ""), 240)
 
 
 def _picture_faults(report: DoctorReport, data: Data, samples: Sequence[Sample]) -> list[Picture]:
@@ -156,30 +148,21 @@ def draw_in_place(
     (x1, _, y1, _), (_, x2, _, y2) = spans.min(0).tolist(), spans.max(0).tolist()
     left, top, right, bottom = _choose_region((x1, y1, x2, y2), picture.size)
     cut = cut_out(picture, (left, top, right, bottom), CUT)
-    scale = CUT[0] / (right - left), CUT[1] / (bottom - top)
-
-    def place(box: Box) -> tuple[float, float, float, float]:
-        return (
-            (box[0] - left) * scale[0],
-            (box[1] - top) * scale[1],
-            (box[2] - left) * scale[0],
-            (box[3] - top) * scale[1],
-        )
-
+    origin, scale = np.tile((left, top), 2), np.tile((CUT[0] / (right - left), CUT[1] / (bottom - top)), 2)
     near = [other for other in others if other[2] > left and other[0] < right and other[3] > top and other[1] < bottom]
     apart = [other for other in near if box is None or max(abs(a - b) for a, b in zip(other, box, strict=True)) > 0.5]
     for other in apart:
-        draw_frame(cut, _round(place(other)), THIN, HIT[0], None)
+        draw_frame(cut, _round((other - origin) * scale), THIN, HIT[0], None)
     colours = [colour for one, colour in ((box, FALSE[0]), (proposed, MISSED[0])) if one is not None]
-    for (left_edge, right_edge, upper, lower), colour in zip(spans.tolist(), colours, strict=True):
-        a, b, c, d = place((left_edge, upper, right_edge, lower))
-        grow_x, grow_y = max(THICK, (_VISIBLE - (c - a)) / 2), max(THICK, (_VISIBLE - (d - b)) / 2)
-        draw_frame(cut, _round((a - grow_x, b - grow_y, c + grow_x, d + grow_y)), THICK, colour, None)
+    for corners, colour in zip(spans[:, [0, 2, 1, 3]], colours, strict=True):
+        low, high = np.split((corners - origin) * scale, 2)
+        grow = np.maximum(THICK, (_VISIBLE - (high - low)) / 2)
+        draw_frame(cut, _round(np.concatenate([low - grow, high + grow])), THICK, colour, None)
     return cut
 
 
-def _round(box: Box) -> Rect:
-    left, top, right, bottom = map(round, box)
+def _round(box: NDArray[np.float64]) -> Rect:
+    left, top, right, bottom = map(round, box.tolist())
     return left, top, max(right, left + 1), max(bottom, top + 1)
 
 

@@ -18,23 +18,15 @@ BINS = 15  # of the calibration
 
 @dataclass(frozen=True)
 class ClassCurve:
-    """Precision and recall of one class at every threshold that changes them; IoU 0.5, matched as COCO does.
+    """Precision and recall of one class at every threshold that changes them; IoU 0.5, matched as COCO does."""
 
-    Attributes:
-        name: of the class.
-        objects: annotated objects, ignore regions left out.
-        scores: (n,) the different scores of its detections, falling. Point i is "all detections of at least scores[i]".
-        hits: (n,) those that found an object.
-        detections: (n,) how many these are; detections in ignore regions do not count.
-        ap50: average precision at IoU 0.5, NaN without objects.
-    """
-
-    name: str
-    objects: int
+    name: str  # of the class
+    objects: int  # annotated objects, ignore regions left out
+    # (n,) the different scores of its detections, falling. Point i is "all detections of at least scores[i]".
     scores: Floats
-    hits: Integers
-    detections: Integers
-    ap50: float
+    hits: Integers  # (n,) those that found an object
+    detections: Integers  # (n,) how many these are; detections in ignore regions do not count
+    ap50: float  # average precision at IoU 0.5, NaN without objects
 
     @property
     def precision(self) -> Floats:
@@ -99,18 +91,13 @@ class ClassCurve:
 
 @dataclass(frozen=True)
 class ConfusionMatrix:
-    """Which class was taken for which.
+    """Which class was taken for which."""
 
-    Attributes:
-        class_names: K names.
-        matrix: (K + 1, K + 1) counts. Row: the class of the object; column: the class it was given. The last column
-            holds the objects that were overlooked, the last row the detections of nothing; their corner is 0.
-        thresholds: (K,) detections of each class below this score are left out.
-    """
-
-    class_names: tuple[str, ...]
+    class_names: tuple[str, ...]  # K names
+    # (K + 1, K + 1) counts. Row: the class of the object; column: the class it was given. The last column holds the
+    # objects that were overlooked, the last row the detections of nothing; their corner is 0.
     matrix: Integers
-    thresholds: tuple[float, ...]
+    thresholds: tuple[float, ...]  # (K,) detections of each class below this score are left out
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -139,26 +126,17 @@ class ConfusionMatrix:
 
 @dataclass(frozen=True)
 class Reliability:
-    """Scores against the share of detections that are right, in bins of equal width.
+    """Scores against the share of detections that are right, in bins of equal width."""
 
-    Attributes:
-        name: a class, or "all".
-        ece: expected calibration error: mean over the detections of abs(accuracy - confidence) of their bin; NaN
-            without detections.
-        bias: mean score minus the share that is right, of all detections; above 0 the model is too sure of itself.
-        edges: (B + 1,) ends of the B = 15 bins; a score on an end belongs to the bin above it, 1 to the last.
-        counts: (B,) detections.
-        confidence: (B,) their mean score, NaN in an empty bin.
-        accuracy: (B,) the share that is right, NaN in an empty bin.
-    """
-
-    name: str
+    name: str  # a class, or "all"
+    # expected calibration error: mean over the detections of abs(accuracy - confidence) of their bin; NaN without
+    # detections.
     ece: float
-    bias: float
-    edges: Floats
-    counts: Integers
-    confidence: Floats
-    accuracy: Floats
+    bias: float  # mean score minus the share that is right, of all detections; above 0 the model is too sure of itself
+    edges: Floats  # (B + 1,) ends of the B = 15 bins; a score on an end belongs to the bin above it, 1 to the last
+    counts: Integers  # (B,) detections
+    confidence: Floats  # (B,) their mean score, NaN in an empty bin
+    accuracy: Floats  # (B,) the share that is right, NaN in an empty bin
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

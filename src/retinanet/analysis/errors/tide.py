@@ -14,41 +14,71 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from retinanet.evaluation.coco import mean
-from retinanet.evaluation.matching import HIT, IGNORED, KINDS, Flags, Floats, Integers, Overlaps
+from retinanet.evaluation.matching import HIT, IGNORED, KINDS, Flags, Floats, Integers, Names, Overlaps
 from retinanet.files import make_json_safe
 
 FALSE = tuple(kind for kind in KINDS if kind not in (HIT, IGNORED))
-TYPES = (*FALSE, "missed")  # a "missed" error is of an object, the others are of detections
+SPECIAL = ("false positives", "false negatives")
 FOREGROUND = 0.5  # IoU from which a detection has found an object: the t_f of the paper
 BACKGROUND = 0.1  # IoU below which it has nothing to do with an object: t_b
-SPECIAL = ("false positives", "false negatives")
 RECALLS = np.linspace(0, 1, 101)
+
+
+class ErrorType(NamedTuple):
+    """A type of error, for a reader who does not know the types."""
+
+    meaning: str  # what such an error is
+    remedy: str  # what to do about it
+
+
+# A "missed" error is of an object, the others are of detections: they are ``FALSE``.
+TYPES = {
+    "classification": ErrorType(
+        "right boxes with the wrong class",
+        "Right boxes get the wrong class. The confusion matrix names the pairs: check their annotations, then add "
+        "examples of them.",
+    ),
+    "localisation": ErrorType(
+        "boxes that lie near their object but not well enough",
+        "Boxes lie near their object but not well enough. Check that the annotated boxes are tight and drawn by one "
+        "rule, then try larger images or a longer training.",
+    ),
+    "both": ErrorType(
+        "loose boxes of the wrong class",
+        "Boxes lie near an object of another class. Mostly such detections are weak: a higher score removes them.",
+    ),
+    "duplicate": ErrorType(
+        "objects found twice",
+        "One object is found twice. Look for objects annotated twice. A lower NMS threshold removes duplicates, but "
+        "also detections of objects that overlap.",
+    ),
+    "background": ErrorType(
+        "detections where nothing is annotated",
+        "Something is found where nothing is annotated. Look at the dashed boxes in the pictures below: if they are "
+        "objects, the annotations are incomplete and AP is underrated; if not, add images without objects.",
+    ),
+    "missed": ErrorType(
+        "objects without any detection near them",
+        "Objects have no detection near them at any score. Check that anchors reach them and how small they are.",
+    ),
+}
 
 
 @dataclass(frozen=True)
 class ErrorAnalysis:
-    """The errors of a model on a data set.
+    """The errors of a model on a data set."""
 
-    Attributes:
-        overlaps: of D detections and T objects.
-        kind: (D,) index into ``KINDS``.
-        partner: (D,) the object that the kind refers to, -1 for none.
-        unmatched: (T,) objects that no detection found.
-        missed: (T,) those to which no classification or localisation error refers.
-        fixes: (D,) the classification and localisation errors that become hits when they are fixed.
-    """
-
-    overlaps: Overlaps
-    kind: Integers
-    partner: Integers
-    unmatched: Flags
-    missed: Flags
-    fixes: Flags
+    overlaps: Overlaps  # of D detections and T objects
+    kind: Names  # (D,) what each detection is, of ``KINDS``
+    partner: Integers  # (D,) the object that the kind refers to, -1 for none
+    unmatched: Flags  # (T,) objects that no detection found
+    missed: Flags  # (T,) those to which no classification or localisation error refers
+    fixes: Flags  # (D,) the classification and localisation errors that become hits when they are fixed
 
     @property
     def objects(self) -> Integers:
@@ -63,13 +93,18 @@ class ErrorAnalysis:
     @property
     def false(self) -> Flags:
         """(D,) detections that are errors."""
-        return np.isin(self.kind, [KINDS.index(kind) for kind in FALSE])
+        return np.isin(self.kind, FALSE)
 
     @cached_property
     def counts(self) -> dict[str, Integers]:
         """For each of ``TYPES`` (K,) errors: false detections by the class given, missed objects by their own."""
         missed = np.bincount(self.overlaps.truth_label[self.missed], minlength=len(self.overlaps.class_names))
         return {**{kind: self._count(kind) for kind in FALSE}, "missed": missed}
+
+    @property
+    def totals(self) -> dict[str, int]:
+        """Errors of each of ``TYPES``."""
+        return {kind: int(number.sum()) for kind, number in self.counts.items()}
 
     @cached_property
     def ap50_by_class(self) -> Floats:
@@ -104,10 +139,9 @@ class ErrorAnalysis:
         whose objects all left the count has AP 1 if no false detection of it is left, else 0.
         """
         overlaps = self.overlaps
-        named = np.array([kind in types for kind in KINDS])[self.kind]
-        hits = self.kind == KINDS.index(HIT)
+        named, hits = np.isin(self.kind, np.array([*types], np.str_)), self.kind == HIT
         becomes = named & self.fixes
-        keep = (self.kind != KINDS.index(IGNORED)) & (~named | becomes)
+        keep = (self.kind != IGNORED) & (~named | becomes)
         if "false positives" in types:
             keep &= hits
         label = np.where(becomes, np.append(overlaps.truth_label, -1)[self.partner], overlaps.label)
@@ -120,8 +154,8 @@ class ErrorAnalysis:
     def judge_image(self, image: int) -> tuple[Integers, Integers, Integers]:
         """Of one image the rows of its hits, of its false detections and of the objects that no detection found."""
         here, there = self.overlaps.image == image, self.overlaps.truth_image == image
-        hits, row = self.kind == KINDS.index(HIT), self.overlaps.row
-        return row[here & hits], row[here & self.false], self.overlaps.truth_row[there & self.unmatched]
+        row = self.overlaps.row
+        return row[here & (self.kind == HIT)], row[here & self.false], self.overlaps.truth_row[there & self.unmatched]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, without the single images."""
@@ -148,12 +182,12 @@ class ErrorAnalysis:
         gains = self.dap
         lines = [f"AP50 {self.ap50:.3f} of {int(self.objects.sum())} objects. Fixing every error of one type adds:"]
         for kind in sorted(TYPES, key=lambda kind: -gains[kind]):
-            lines.append(f"  {kind:<15} {gains[kind]:+.3f}   ({int(self.counts[kind].sum())} errors)")
+            lines.append(f"  {kind:<15} {gains[kind]:+.3f}   ({self.totals[kind]} errors)")
         return "\n".join([*lines, *(f"  all {kind} removed: {gains[kind]:+.3f}" for kind in SPECIAL)])
 
     def _count(self, kind: str) -> Integers:
         """(K,) detections of a kind by the class that they were given."""
-        labels = self.overlaps.label[self.kind == KINDS.index(kind)]
+        labels = self.overlaps.label[self.kind == kind]
         return np.bincount(labels, minlength=len(self.overlaps.class_names))
 
 
@@ -169,7 +203,7 @@ def analyse_errors(overlaps: Overlaps) -> ErrorAnalysis:
     unmatched[matched[matched >= 0]] = False
 
     # of the errors on an object that nobody found, the best-scoring one can be fixed
-    wrong = np.isin(kind, [KINDS.index("classification"), KINDS.index("localisation")])
+    wrong = np.isin(kind, ("classification", "localisation"))
     hopeful = np.flatnonzero(wrong & np.append(unmatched, False)[partner])  # index -1 is the entry appended
     objects, first = np.unique(partner[hopeful], return_index=True)  # detections are in the order of their scores
     fixes, missed = np.zeros(len(kind), bool), unmatched.copy()

@@ -7,6 +7,7 @@ are sorted by loss, so one histogram per sign holds the paper's Figure 4 for eve
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,25 +41,15 @@ def count_logits(logits: torch.Tensor) -> Counts:
 
 @dataclass(frozen=True, eq=False)
 class Spread:
-    """How the loss of the windows of one sign is spread over them, for one gamma; NaN where there are no windows.
+    """How the loss of the windows of one sign is spread over them, for one gamma; NaN where there are no windows."""
 
-    Attributes:
-        gamma: the focusing power that the losses are computed with; the model is the same for all.
-        loss: the sum of the losses without the weight alpha, within a factor exp(+-(gamma + 1) / 2048).
-        curve: (len(SHARES),) share of ``loss`` that the easiest ``SHARES`` of the windows carry (Figure 4).
-        hardest_fifth: share of ``loss`` that the hardest 20 % of the windows carry.
-        hardest_hundredth: the same of the hardest 1 %.
-        half: the smallest share of the windows that carries half of ``loss``.
-        ninety: the smallest share of the windows that carries 90 % of ``loss``.
-    """
-
-    gamma: float
-    loss: float
-    curve: Floats
-    hardest_fifth: float
-    hardest_hundredth: float
-    half: float
-    ninety: float
+    gamma: float  # the focusing power that the losses are computed with; the model is the same for all
+    loss: float  # the sum of the losses without the weight alpha, within a factor exp(+-(gamma + 1) / 2048)
+    curve: Floats  # (len(SHARES),) share of ``loss`` that the easiest ``SHARES`` of the windows carry (Figure 4)
+    hardest_fifth: float  # share of ``loss`` that the hardest 20 % of the windows carry
+    hardest_hundredth: float  # the same of the hardest 1 %
+    half: float  # the smallest share of the windows that carries half of ``loss``
+    ninety: float  # the smallest share of the windows that carries 90 % of ``loss``
 
     @property
     def tolerance(self) -> float:
@@ -98,19 +89,19 @@ class Windows:
             not from the histogram. The class of a negative is that of its logit.
         histogram: (len(LOGIT_EDGES) - 1,) windows by logit, that is by probability; exact. What lies beyond an end is
             counted in the bin there.
-        spreads: one for each gamma, ascending.
+        spreads: one for each gamma, by gamma, ascending.
     """
 
     losses: Floats
     histogram: Counts
-    spreads: tuple[Spread, ...]
+    spreads: Mapping[float, Spread]
 
     @staticmethod
     def summarise(bins: Counts, losses: Floats, gammas: tuple[float, ...], *, positive: bool) -> Windows:
         """From the histogram (BINS,) of the logits of one sign and their exact losses (L, K); ``gammas`` ascend."""
         edges = ((LOGIT_EDGES + REACH) * PER_UNIT).astype(np.int64)
         edges[0] = 0
-        spreads = tuple(spread_losses(bins, gamma, positive=positive) for gamma in gammas)
+        spreads = {gamma: spread_losses(bins, gamma, positive=positive) for gamma in gammas}
         return Windows(losses, np.add.reduceat(bins, edges[:-1]), spreads)
 
     @property
@@ -123,11 +114,7 @@ class Windows:
         """The sum of their losses."""
         return float(self.losses.sum())
 
-    def spread(self, gamma: float) -> Spread:
-        """The one of that gamma."""
-        return next(spread for spread in self.spreads if spread.gamma == gamma)
-
     def to_dict(self) -> dict[str, Any]:
         """For JSON, by :func:`~retinanet.files.make_json_safe`."""
-        spreads = [vars(spread) | {"curve_tolerance": spread.tolerance} for spread in self.spreads]
+        spreads = [vars(spread) | {"curve_tolerance": spread.tolerance} for spread in self.spreads.values()]
         return {"count": self.count, "loss": self.loss, "histogram": self.histogram, "spreads": spreads}

@@ -39,35 +39,26 @@ def section(statistics: FocalStatistics, class_names: Sequence[str]) -> Section:
     if len(class_names) != classes:
         raise UserError(f"expected {classes} class names, one for each class of the model, got {len(class_names)}")
     p, n = statistics.positive, statistics.negative
-    columns = ("gamma", "hardest 20 % of positives carry", "hardest 1 % of negatives carry")
+    of_gamma = ("hardest 20 % of positives carry", "hardest 1 % of negatives carry", "half of the negatives' loss in")
     rows = [
-        (f"{a.gamma:g}", *map(format_percent, (a.hardest_fifth, b.hardest_hundredth, b.half, b.ninety)))
-        for a, b in zip(p.spreads, n.spreads, strict=True)
+        (f"{gamma:g}", *map(format_percent, (a.hardest_fifth, b.hardest_hundredth, b.half, b.ninety)))
+        for (gamma, a), b in zip(p.spreads.items(), n.spreads.values(), strict=True)
     ]
-    tables = [
-        Table(
-            (*columns, "half of the negatives' loss in", "90 % in"),
-            rows,
-            "The same model under each gamma.",
-            point="How few windows carry the loss, under each gamma",
-        )
-    ]
-    foreground, background = ({spread.gamma: spread.curve for spread in sign.spreads} for sign in (p, n))
-    figures = [
-        (
-            "Cumulative normalised loss of positive and negative windows, easiest first, under each gamma; the model "
-            "is the same. As Figure 4 of the paper.",
-            cumulative_loss(SHARES, foreground, background),
-        ),
-        (
-            "The right panel from its hard end: what share of the negatives' loss the hardest of them carry.",
-            hardest_windows(SHARES, background, n.count),
-        ),
-        (
-            "Probabilities of the annotated class at positives and of all other windows. Both axes are stretched.",
-            probability_histograms(LOGIT_EDGES, p.histogram, n.histogram),
-        ),
-    ]
+    note, what = "The same model under each gamma.", "How few windows carry the loss, under each gamma"
+    tables = [Table(("gamma", *of_gamma, "90 % in"), rows, note, point=what)]
+    foreground, background = ({gamma: spread.curve for gamma, spread in sign.spreads.items()} for sign in (p, n))
+    captions = (
+        "Cumulative normalised loss of positive and negative windows, easiest first, under each gamma; the model is "
+        "the same. As Figure 4 of the paper.",
+        "The right panel from its hard end: what share of the negatives' loss the hardest of them carry.",
+        "Probabilities of the annotated class at positives and of all other windows. Both axes are stretched.",
+    )
+    drawn = (
+        cumulative_loss(SHARES, foreground, background),
+        hardest_windows(SHARES, background, n.count),
+        probability_histograms(LOGIT_EDGES, p.histogram, n.histogram),
+    )
+    figures = list(zip(captions, drawn, strict=True))
 
     # Shares of the loss by level, and by class where there are several: a table and a figure of each.
     positive, negative = statistics.share(p.losses), statistics.share(n.losses)
@@ -111,7 +102,7 @@ def _describe(statistics: FocalStatistics) -> str:
     ]
     for name, sign in (("positives", statistics.positive), ("negatives", statistics.negative)):
         if sign.count:
-            spread = sign.spread(statistics.gamma)
+            spread = sign.spreads[statistics.gamma]
             half, ninety = (f"{s * sign.count:,.0f} ({format_percent(s)})" for s in (spread.half, spread.ninety))
             carried = format_percent(statistics.share(sign.loss))
             words.append(
@@ -125,7 +116,7 @@ def _interpret(statistics: FocalStatistics) -> str:
     """What to make of it: the negatives, the score threshold, the positives."""
     words = []
     if statistics.negative.count:
-        share = statistics.negative.spread(statistics.gamma).hardest_hundredth
+        share = statistics.negative.spreads[statistics.gamma].hardest_hundredth
         if share >= 0.5:
             words.append(
                 f"The hardest 1 % of the negatives carry {format_percent(share)} of their loss: the mass of easy "
@@ -143,7 +134,7 @@ def _interpret(statistics: FocalStatistics) -> str:
             f"{low:,} negatives have a probability above {PROBABILITIES[0]:g}, and {high:,} above {PROBABILITIES[1]:g}."
         )
     if statistics.positive.count:
-        fifth = format_percent(statistics.positive.spread(statistics.gamma).hardest_fifth)
+        fifth = format_percent(statistics.positive.spreads[statistics.gamma].hardest_fifth)
         words.append(
             f"The hardest 20 % of the positives carry {fifth} of theirs (about half in the paper); the mean "
             f"probability of the annotated class over all positives is {statistics.mean_probability:.2f}."

@@ -132,11 +132,11 @@ class FocalStatistics:
             f"classification loss: {p_share} from positives, {n_share} from negatives",
         ]
         if p.count:
-            fifth = format_percent(p.spread(self.gamma).hardest_fifth)
+            fifth = format_percent(p.spreads[self.gamma].hardest_fifth)
             probability = f"mean probability {self.mean_probability:.2f}"
             lines.append(f"positives: the hardest 20 % carry {fifth} of their loss; {probability}")
         if n.count:
-            half = n.spread(self.gamma).half
+            half = n.spreads[self.gamma].half
             above = ", ".join(f"{count:,} above {p:g}" for p, count in zip(PROBABILITIES, self.above, strict=True))
             few = f"{half * n.count:,.0f} of them ({format_percent(half)})"
             lines.append(f"negatives: {few} carry half of their loss; {above}")

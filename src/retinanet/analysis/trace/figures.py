@@ -34,7 +34,6 @@ def draw_trace(image: Drawable, result: ImageTrace, *, legible: int = 1) -> Imag
     """
     zoom = -(-legible // min(result.size))
     picture, result = to_picture(image, zoom), _name_classes(result)
-    missed = [box for box in result.boxes if not box.found]
     marks = []
     for box in sorted(result.boxes, key=lambda box: box.found):  # the first get the better places for their tags
         gate, tags = GATES[box.gate], tuple[str, ...]()
@@ -44,19 +43,18 @@ def draw_trace(image: Drawable, result: ImageTrace, *, legible: int = 1) -> Imag
         marks.append(Mark(_move(box.box, (0, 0), zoom), gate.colour, tags, gate.dash))
     draw_marks(picture, marks)
     entries = [(f"{count} {gate}", _gate_line(gate)) for gate, count in result.counts.items()]
-    return add_legend(picture, entries + _explain_clues(missed, "best anchor of a missed box"), picture.size)
+    return add_legend(picture, entries + _explain_clues(result.missed, "best anchor of a missed box"), picture.size)
 
 
 def close_ups(image: Drawable, result: ImageTrace) -> Image.Image | None:
     """The first 12 missed boxes, each cut out and enlarged, with all of its anchors; None where none was missed."""
-    missed, result = [box for box in result.boxes if not box.found], _name_classes(result)
-    if not missed:
+    if not result.missed:
         return None
-    picture, drawn = to_picture(image), missed[:MOST]
+    picture, result, drawn = to_picture(image), _name_classes(result), result.missed[:MOST]
     sheet = contact_sheet([_draw_close_up(picture, box, result) for box in drawn])
     gates = {box.gate for box in drawn}
     entries = [(f"annotated, {gate}", _gate_line(gate)) for gate in GATES if gate in gates]
-    return add_legend(sheet, entries + _explain_clues(missed, "anchors assigned to it"), WORDS)
+    return add_legend(sheet, entries + _explain_clues(result.missed, "anchors assigned to it"), WORDS)
 
 
 def _name_classes(result: ImageTrace) -> ImageTrace:

@@ -120,49 +120,34 @@ class Entry:
 
 @dataclass(frozen=True)
 class Rival:
-    """The box, as reported, that found an object, or that stands in its place.
-
-    Attributes:
-        iou: of the box with the object.
-        detection: its number among the detections; None where it suppressed the object's box but is no detection
-            itself, as of some boxes nothing is left within the image.
-        matched: row of the object that it counts for; None if it is a false positive or no detection.
-    """
+    """The box, as reported, that found an object, or that stands in its place."""
 
     box: Box
     label: int
     score: float
-    iou: float
+    iou: float  # of the box with the object
+    # its number among the detections; None where it suppressed the object's box but is no detection itself, as of some
+    # boxes nothing is left within the image.
     detection: int | None
-    matched: int | None
+    matched: int | None  # row of the object that it counts for; None if it is a false positive or no detection
 
 
 @dataclass(frozen=True)
 class BoxTrace:
-    """What happened to one annotated box.
+    """What happened to one annotated box."""
 
-    Attributes:
-        index: its row in the target.
-        box: as annotated.
-        gate: a key of :data:`GATES`.
-        anchors: those that answer for it in training.
-        best_anchor_iou: the highest IoU of any anchor with it.
-        localising: how many anchors' decoded boxes reach IoU 0.5 with it, whatever they score.
-        best: of these the one with the highest logit of the object's class.
-        furthest: the one that the gate speaks of: it came as far as any, and of those that did it scored best.
-        by: ``found``: the detection; ``suppressed by NMS``: the box under which ``furthest`` went; ``wrong class`` and
-            ``shared detection``: the detection in its place.
-    """
-
-    index: int
+    index: int  # its row in the target
     label: int
-    box: Box
-    gate: str
-    anchors: tuple[AssignedAnchor, ...]
-    best_anchor_iou: float
-    localising: int
-    best: Entry | None
+    box: Box  # as annotated
+    gate: str  # a key of :data:`GATES`
+    anchors: tuple[AssignedAnchor, ...]  # those that answer for it in training
+    best_anchor_iou: float  # the highest IoU of any anchor with it
+    localising: int  # how many anchors' decoded boxes reach IoU 0.5 with it, whatever they score
+    best: Entry | None  # of these the one with the highest logit of the object's class
+    # the one that the gate speaks of: it came as far as any, and of those that did it scored best.
     furthest: Entry | None
+    # ``found``: the detection; ``suppressed by NMS``: the box under which ``furthest`` went; ``wrong class`` and
+    # ``shared detection``: the detection in its place.
     by: Rival | None
 
     @property
@@ -218,6 +203,11 @@ class ImageTrace:
     class_names: tuple[str, ...]
 
     @property
+    def missed(self) -> tuple[BoxTrace, ...]:
+        """The boxes that no detection counts for."""
+        return tuple(box for box in self.boxes if not box.found)
+
+    @property
     def counts(self) -> dict[str, int]:
         """How many boxes ended at each gate; gates without any are left out."""
         counted = Counter(box.gate for box in self.boxes)
@@ -232,7 +222,7 @@ class ImageTrace:
         kinds = Counter(detection.kind for detection in self.detections if detection.false)
         listed = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
         first = f"{self.counts.get(FOUND, 0)} of {len(self.boxes)} boxes found by {len(self.detections)} detections"
-        lines = [f"  {self.name_box(box)}: {self.explain(box)}" for box in self.boxes if not box.found]
+        lines = [f"  {self.name_box(box)}: {self.explain(box)}" for box in self.missed]
         return "\n".join([first, *lines, f"{kinds.total()} false positives" + (f": {listed}" if listed else "")])
 
     def name_box(self, box: BoxTrace) -> str:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from retinanet.analysis.trace.outcomes import BELOW, CUT_BY_CAP, CUT_BY_TOPK, SUPPRESSED, Box
-from retinanet.anchors.geometry import clip
+from retinanet.analysis.trace.trace import decode_levels
 from retinanet.anchors.nms import nms
 from retinanet.model import postprocess as fates
 from retinanet.model.postprocess import Candidates, Postprocess
@@ -84,20 +84,13 @@ def _entries_at(
 ) -> list[tuple[Tensor, int, Tensor, Tensor]]:
     """Place (4,), label, logit and decoded box (4,) of the best entries of each level whose box contains a point."""
     entries = []
-    templates, classes = raw.lattice.num_anchors, raw.num_classes
-    for level, (rows, columns) in enumerate(raw.grids):
-        cells = rows * columns
-        entry = torch.arange(templates * cells, device=raw.logits[level].device)  # in the order template, row, column
-        a, cell = entry // cells, entry % cells
-        places = torch.stack([torch.full_like(a, level), cell // columns, cell % columns, a], dim=1)
-        deltas = raw.deltas[level][image].reshape(templates, 4, cells).transpose(1, 2).reshape(-1, 4)
-        boxes = clip(raw.coder.decode(deltas, raw.lattice.boxes_at(*places.unbind(dim=1))), size).cpu()
+    for places, boxes, logits in decode_levels(raw, image, size):
+        places, boxes, logits = places.cpu(), boxes.cpu(), logits.transpose(1, 2).flatten(0, 1).cpu()  # logits (n, K)
         inside = ((boxes[:, :2] <= at) & (at <= boxes[:, 2:])).all(dim=1).nonzero()[:, 0]
-        logits = raw.logits[level][image].reshape(templates, classes, cells).transpose(1, 2).reshape(-1, classes).cpu()
         flat = logits[inside].flatten()  # (anchors at the point) * K
         for best in flat.float().topk(min(LOOKED_AT, len(flat))).indices.tolist():
-            anchor, label = int(inside[best // classes]), best % classes
-            entries.append((places[anchor].cpu(), label, flat[best], boxes[anchor]))
+            anchor, label = int(inside[best // raw.num_classes]), best % raw.num_classes
+            entries.append((places[anchor], label, flat[best], boxes[anchor]))
     return entries
 
 

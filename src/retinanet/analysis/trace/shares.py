@@ -67,6 +67,11 @@ class Shares:
         return gates
 
     @property
+    def lost(self) -> list[tuple[int, str]]:
+        """(number, gate) of the gates at which boxes were lost, the worst first."""
+        return sorted(((n, gate) for gate, n in self.gates().items() if n and gate != FOUND), reverse=True)
+
+    @property
     def classes(self) -> dict[str, dict[str, int]]:
         """Boxes of each class by gate."""
         return {name: self.gates(label=label) for label, name in enumerate(self.class_names)}
@@ -94,8 +99,7 @@ class Shares:
     def summary(self) -> str:
         """A line for the data set and one for each gate at which boxes were lost, the worst first."""
         lines = [f"{self.gates()[FOUND]} of {self.boxes} boxes found in {self.images} images at score {self.score:g}"]
-        lost = sorted(((n, gate) for gate, n in self.gates().items() if n and gate != FOUND), reverse=True)
-        for count, gate in lost:
+        for count, gate in self.lost:
             more = f", half of them score {median(self.below):.3f} or less" if gate == BELOW else ""
             more += f", {self.crowded} of them under another object's detection" if gate == SUPPRESSED else ""
             lines.append(f"  {count:>6} {gate} ({count / self.boxes:.1%}){more}: {GATES[gate].remedy}")

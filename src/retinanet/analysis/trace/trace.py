@@ -28,7 +28,7 @@ another class. Boxes of which clipping leaves nothing are never in place, but ma
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,7 +40,7 @@ from retinanet.analysis.trace.outcomes import Anchor, AssignedAnchor, BoxTrace, 
 from retinanet.anchors.atss import ATSS
 from retinanet.anchors.geometry import clip, iou, paired_iou
 from retinanet.anchors.matching import BACKGROUND, Matcher
-from retinanet.evaluation.matching import HIT, IGNORED, KINDS, overlap_boxes
+from retinanet.evaluation.matching import HIT, IGNORED, overlap_boxes
 from retinanet.model.postprocess import CAPPED, DETECTION, SUPPRESSED, Candidates, Postprocess
 from retinanet.types import Detections, RawOutput, Target
 
@@ -80,7 +80,8 @@ def trace(
     matcher, original = matcher or Matcher(), original or size
     names = tuple(class_names) or tuple(str(label) for label in range(raw.num_classes))
     factors = torch.tensor([original[1] / size[1], original[0] / size[0]], dtype=torch.float64).repeat(2)
-    tracer = _Tracer(raw, target, postprocess.find_candidates(raw, image, size).cpu(), factors)
+    found = postprocess.find_candidates(raw, image, size).cpu()
+    tracer = _Tracer(raw, target, found, factors)
     detections = tracer.trace_detections(names)
     assigned, best_iou = tracer.find_anchors(matcher)
 
@@ -90,13 +91,13 @@ def trace(
     boxes = []
     for i, row in enumerate(rows.tolist()):
         gate, candidate, rival = tracer.find_gate(detections, row, passed=passed[i])
-        best: Entry | None = None
-        if in_place[i]:
-            best = tracer.describe_entry(places[i], shown[i], logits[i], row)
+        best = furthest = tracer.describe_entry(places[i], shown[i], logits[i], row) if in_place[i] else None
         if gate is None:
             reached = any(not anchor.forced or anchor.iou >= BACKGROUND for anchor in assigned[row])
             gate = outcomes.BELOW if best else outcomes.NEVER_LOCALISED if reached else outcomes.NO_ANCHOR
-        furthest = best if candidate is None else tracer.describe_candidate(candidate, row)
+        if candidate is not None:
+            place, box, logit = found.place[candidate], found.shown[candidate], found.logits[candidate]
+            furthest = tracer.describe_entry(place, box, logit, row)
         boxes.append(
             BoxTrace(
                 index=row,
@@ -116,19 +117,12 @@ def trace(
 
 @dataclass(frozen=True)
 class _Tracer:
-    """One image: its objects and candidates in pixels of the batch, and the way to plain values in original pixels.
+    """One image: its objects and candidates in pixels of the batch, and the way to plain values in original pixels."""
 
-    Attributes:
-        raw: of the batch.
-        target: M objects.
-        candidates: of the post-processing.
-        factors: (4,) original pixels for each pixel of the batch.
-    """
-
-    raw: RawOutput
-    target: Target
-    candidates: Candidates
-    factors: Tensor
+    raw: RawOutput  # of the batch
+    target: Target  # M objects
+    candidates: Candidates  # of the post-processing
+    factors: Tensor  # (4,) original pixels for each pixel of the batch
 
     def find_gate(
         self, detections: Sequence[DetectionTrace], row: int, *, passed: bool
@@ -181,14 +175,13 @@ class _Tracer:
             column[chosen] for column in (self.candidates.shown, self.candidates.labels, self.candidates.scores)
         )
         overlaps = overlap_boxes([Detections(shown, scores, labels, names)], [self.target], names)
-        codes, partners = overlaps.kinds(overlaps.match(IN_PLACE), IN_PLACE)
+        kinds, partners = overlaps.kinds(overlaps.match(IN_PLACE), IN_PLACE)
         _, best_iou = overlaps.nearest(~overlaps.ignore[overlaps.pair_truth])
-        ious = np.where(codes == KINDS.index("background"), best_iou, overlaps.iou_with(partners))
-        ious[codes == KINDS.index(IGNORED)] = 0.0
-        kinds, anchors = [KINDS[code] for code in codes], self.describe_anchors(self.candidates.place[chosen])
-        matched = [int(row) if kind == HIT else None for row, kind in zip(partners, kinds, strict=True)]
-        boxes = map(self.to_original, shown)
-        columns = (labels.tolist(), scores.tolist(), boxes, anchors, kinds, matched, ious.tolist())
+        ious = np.where(kinds == "background", best_iou, overlaps.iou_with(partners))
+        ious[kinds == IGNORED] = 0.0
+        matched = [row if hit else None for row, hit in zip(partners.tolist(), kinds == HIT, strict=True)]
+        boxes, anchors = map(self.to_original, shown), self.describe_anchors(self.candidates.place[chosen])
+        columns = (labels.tolist(), scores.tolist(), boxes, anchors, kinds.tolist(), matched, ious.tolist())
         return tuple(DetectionTrace(i, *row) for i, row in enumerate(zip(*columns, strict=True)))
 
     def to_original(self, box: Tensor) -> outcomes.Box:
@@ -209,11 +202,6 @@ class _Tracer:
         (anchor,), logit = self.describe_anchors(place[None]), logit.float()
         overlap = float(iou(box[None], self.target.boxes[row][None]))
         return Entry(anchor, self.to_original(box), float(logit), float(logit.sigmoid()), overlap)
-
-    def describe_candidate(self, index: int, row: int) -> Entry:
-        """A candidate that lies on the object of a row."""
-        candidates = self.candidates
-        return self.describe_entry(candidates.place[index], candidates.shown[index], candidates.logits[index], row)
 
     def describe_rival(self, index: int, row: int, detections: Sequence[DetectionTrace]) -> Rival:
         """A candidate, as seen from the object of a row."""
@@ -246,25 +234,17 @@ def _search(
         How many anchors' boxes are in place (m,), and of the best entry the logit (m,) in the type that the network
         gave, level, row, column and template (m, 4), and the box (m, 4), decoded and clipped.
     """
-    device, type_, templates = raw.logits[0].device, raw.logits[0].dtype, raw.lattice.num_anchors
+    device, type_ = raw.logits[0].device, raw.logits[0].dtype
     truth, labels = objects.boxes.to(device), objects.labels.to(device)
     count, box = torch.zeros_like(labels), torch.zeros_like(truth)
     place = torch.zeros(len(labels), 4, dtype=torch.int64, device=device)
     best = torch.full((len(labels),), -torch.inf, dtype=type_, device=device)
     lowest = torch.finfo(type_).min  # of logits that are none, above what stands for "not in place"
-    for level, (rows, columns) in enumerate(raw.grids):
-        cells = rows * columns
-        entry = torch.arange(templates * cells, device=device)  # in the order template, row, column
-        a, cell = entry // cells, entry % cells
-        places = torch.stack([torch.full_like(a, level), cell // columns, cell % columns, a], dim=1)
-        deltas = raw.deltas[level][image].reshape(templates, 4, cells).transpose(1, 2).reshape(-1, 4)
-        boxes = clip(raw.coder.decode(deltas, raw.lattice.boxes_at(*places.unbind(dim=1))), size)
-        logits = raw.logits[level][image].reshape(templates, raw.num_classes, cells)
-
-        for mine in torch.arange(len(labels), device=device).split(max(1, PAIRS // len(entry))):
+    for places, boxes, logits in decode_levels(raw, image, size):
+        for mine in torch.arange(len(labels), device=device).split(max(1, PAIRS // len(places))):
             in_place = iou(boxes, truth[mine]) >= IN_PLACE  # (A * H_l * W_l, m)
             count[mine] += in_place.sum(dim=0)
-            values = logits[:, labels[mine]].transpose(1, 2).reshape(len(entry), len(mine))
+            values = logits[:, labels[mine]].transpose(1, 2).reshape(len(places), len(mine))
             values = values.nan_to_num(nan=lowest, neginf=lowest, posinf=torch.inf).where(in_place, -torch.inf)
             top, at = values.max(dim=0)  # the first of equal ones
             better = top > best[mine]
@@ -272,3 +252,21 @@ def _search(
             best[row], box[row], place[row] = top[better], boxes[at], places[at]
     best[best == lowest] = -torch.inf
     return count.cpu(), best.cpu(), place.cpu(), box.cpu()
+
+
+def decode_levels(raw: RawOutput, image: int, size: tuple[int, int]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Every entry of an image, level by level; ``size`` is (height, width) of its content.
+
+    Yields:
+        Level, row, column and template (n, 4) of the n = A * H_l * W_l anchors of a level, in the order template, row,
+        column; their boxes (n, 4), decoded and clipped; and their logits (A, K, H_l * W_l).
+    """
+    templates = raw.lattice.num_anchors
+    for level, (rows, columns) in enumerate(raw.grids):
+        cells = rows * columns
+        entry = torch.arange(templates * cells, device=raw.logits[level].device)
+        a, cell = entry // cells, entry % cells
+        places = torch.stack([torch.full_like(a, level), cell // columns, cell % columns, a], dim=1)
+        deltas = raw.deltas[level][image].reshape(templates, 4, cells).transpose(1, 2).reshape(-1, 4)
+        boxes = clip(raw.coder.decode(deltas, raw.lattice.boxes_at(*places.unbind(dim=1))), size)
+        yield places, boxes, raw.logits[level][image].reshape(templates, raw.num_classes, cells)

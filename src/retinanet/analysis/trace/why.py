@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +14,9 @@ import torch
 from PIL import Image
 
 from retinanet import __version__
-from retinanet.analysis.output import write_report
 from retinanet.analysis.trace.figures import close_ups, draw_trace
-from retinanet.analysis.trace.outcomes import GATES, ImageTrace
+from retinanet.analysis.trace.outcomes import FOUND, GATES, ImageTrace
 from retinanet.analysis.trace.trace import trace
-from retinanet.analysis.trace.verdict import judge_image
 from retinanet.data.dataset import DetectionDataset, load_dataset, splits
 from retinanet.data.loader import Collate, resized
 from retinanet.data.windows import WindowDataset
@@ -28,7 +27,7 @@ from retinanet.files import check_output_folder
 from retinanet.model.device import choose_device
 from retinanet.options import explain_unknown_options
 from retinanet.plotting.draw import Drawable, draw_comparison
-from retinanet.plotting.html import Picture, Section, Table
+from retinanet.plotting.html import KeyNumber, Picture, Point, Section, State, Table, Verdict, write_report
 from retinanet.spec import check_model_first
 from retinanet.types import DEFAULT_THRESHOLD, Batch, Detections, Sample
 
@@ -36,6 +35,13 @@ RESULTS = ("report.html", "why.json", "why.png")
 NEAREST_FOLDERS = 6  # how many folders above an image may be the data set that it belongs to
 LEGIBLE = 900  # pixels of the short side that small images are enlarged to
 WIDEST = 1200  # pixels of a picture on the page, at most
+MEANINGS = {  # what a false detection of each kind is
+    "classification": "with the wrong class",
+    "localisation": "near an object, but not well enough",
+    "both": "near an object of another class",
+    "duplicate": "on an object that has been found",
+    "background": "where nothing is annotated",
+}
 
 
 @explain_unknown_options
@@ -102,12 +108,8 @@ def why(
 
 def find_worst_window(detector: Detector, windows: WindowDataset, device: torch.device) -> tuple[int, Sample]:
     """The window with the most missed boxes, its index and its sample; of equals the first."""
-
-    def count_missed(place: int) -> int:
-        result, _ = trace_sample(detector, windows[place], device)
-        return sum(not box.found for box in result.boxes)
-
-    missed = {place: count_missed(place) for place in windows.in_order if place < max(1, windows.occupied)}
+    places = [place for place in windows.in_order if place < max(1, windows.occupied)]
+    missed = {place: len(trace_sample(detector, windows[place], device)[0].missed) for place in places}
     worst = max(missed, key=missed.__getitem__)
     return worst, windows[worst]
 
@@ -190,17 +192,45 @@ def trace_sample(detector: Detector, sample: Sample, device: torch.device) -> tu
     return result, detections
 
 
+def judge_image(result: ImageTrace) -> Verdict:
+    """What a reader has to know about an image: what happened to its objects, and the main reason."""
+    objects, missed, found = len(result.boxes), len(result.missed), result.counts.get(FOUND, 0)
+    gates = Counter({gate: count for gate, count in result.counts.items() if gate != FOUND}).most_common()
+    kinds = Counter(detection.kind for detection in result.detections if detection.false)
+    false = kinds.total()
+    state: State = "good" if not missed and not false else "fair" if found else "bad"
+    what = f"{found:,} of {objects:,} objects found, {missed:,} missed" if objects else "No object is annotated"
+    headline = f"{what}, {false:,} false {'detection' if false == 1 else 'detections'} above score {result.score:g}."
+    points, main = [], gates[0][0] if gates else ""
+    if missed:
+        points.append(Point("Missed", f"{', '.join(f'{count:,} {gate}' for gate, count in gates)}."))
+        points.append(Point("Main reason", f"{main[0].upper()}{main[1:]}: {GATES[main].remedy}."))
+    elif objects:
+        points.append(Point("Missed", "None: a detection counts for every object."))
+    if false:
+        listed = ", ".join(f"{count:,} {MEANINGS[kind]} ({kind})" for kind, count in kinds.most_common())
+        points.append(Point("False", f"{listed}."))
+    strong = sum(detection.false and detection.score >= DEFAULT_THRESHOLD for detection in result.detections)
+    above = f"{strong:,} score {DEFAULT_THRESHOLD:g} or more"
+    numbers = [
+        KeyNumber("objects annotated", f"{objects:,}", f"in {result.size[1]} x {result.size[0]} pixels"),
+        KeyNumber("found", f"{found:,}", f"by {len(result.detections):,} detections", "good" if objects else "plain"),
+        KeyNumber("missed", f"{missed:,}", main, "fair" if missed else "good"),
+        KeyNumber("false detections", f"{false:,}", above, "fair" if false else "good"),
+        KeyNumber("score threshold", f"{result.score:g}", "detections score above it"),
+    ]
+    return Verdict(state, headline, points, numbers)
+
+
 def _picture_first(result: ImageTrace, image: Drawable, picture: Image.Image, compared: Image.Image) -> list[Picture]:
     """The first pictures of the page; ``picture`` is from ``draw_trace``, ``compared`` from ``draw_comparison``."""
     shown, large = max(result.score, DEFAULT_THRESHOLD), close_ups(image, result)
-    texts = ("By what happened to it; the legend is below", f"Detections that score at least {shown:g}")
-    pictures = []
-    for title, text, drawn in zip(
-        ("Every annotated box", "What was detected"), texts, (picture, compared), strict=True
-    ):
-        small = drawn.copy()
-        small.thumbnail((WIDEST, WIDEST))
-        pictures.append(Picture(title, text, small, columns=3))
+    pictures = [
+        Picture("Every annotated box", "By what happened to it; the legend is below", picture.copy(), columns=3),
+        Picture("What was detected", f"Detections that score at least {shown:g}", compared, columns=3),
+    ]
+    for small in pictures:
+        small.image.thumbnail((WIDEST, WIDEST))
     if large is not None:
         text = "Cut out, with the anchors, the candidate that came furthest, and what stands in its place"
         pictures.append(Picture("The missed boxes", text, large, columns=2 if large.width < WIDEST // 2 else 6))
@@ -220,28 +250,19 @@ def sections(result: ImageTrace) -> list[Section]:
         detections.append((number, names[shown.label], shown.score, shown.kind, shown.iou, matched, shown.anchor.name))
     gates = [(gate, count, GATES[gate].remedy) for gate, count in result.counts.items()]
     columns = ("#", "class", "gate", "anchors", "best anchor IoU", "boxes in place", "best score", "level", "what")
+    tables = [
+        Table(("gate", "boxes", "what to do"), gates, point="What happened to the boxes, and what to do"),
+        Table(columns, boxes, point=f"Every annotated box with its anchors, score and fate: {len(boxes):,}"),
+    ]
+    text = f"Boxes in place overlap the object with IoU of at least 0.5.\n\n    {result.summary()}"
     listed = ", ".join(f"{count:,} {gate}" for gate, count, _ in gates) or "none"
+
+    heads = ("#", "class", "score", "what it is", "IoU", "object", "level")
+    table = Table(heads, detections, point=f"Every detection, best first: {len(detections):,}")
+    about = f"All detections above {result.score:g}, best first. False positives bear TIDE's names."
     right = sum(not detection.false for detection in result.detections)
+    point = f"{right:,} of {len(detections):,} detections above {result.score:g} are right or in ignore regions."
     return [
-        Section(
-            "Boxes",
-            f"Boxes in place overlap the object with IoU of at least 0.5.\n\n    {result.summary()}",
-            [
-                Table(("gate", "boxes", "what to do"), gates, point="What happened to the boxes, and what to do"),
-                Table(columns, boxes, point=f"Every annotated box with its anchors, score and fate: {len(boxes):,}"),
-            ],
-            point=f"Annotated boxes: {listed}.",
-        ),
-        Section(
-            "Detections",
-            f"All detections above {result.score:g}, best first. False positives bear TIDE's names.",
-            [
-                Table(
-                    ("#", "class", "score", "what it is", "IoU", "object", "level"),
-                    detections,
-                    point=f"Every detection, best first: {len(detections):,}",
-                )
-            ],
-            point=f"{right:,} of {len(detections):,} detections above {result.score:g} are right or in ignore regions.",
-        ),
+        Section("Boxes", text, tables, point=f"Annotated boxes: {listed}."),
+        Section("Detections", about, [table], point=point),
     ]
