@@ -185,7 +185,7 @@ def evaluate_peer(model: nn.Module, data: DetectionDataset, preprocess: Preproce
             outputs = model(_images(batch))
         for place, output, size, sample in zip(places, outputs, batch.sizes.tolist(), batch.samples, strict=True):
             boxes = preprocess.boxes_back(output["boxes"], tuple(size), sample.size)
-            found[place] = Detections(boxes, output["scores"], output["labels"] - background, data.class_names)
+            found[place] = Detections(boxes, output["scores"], output["labels"] - int(background), data.class_names)
     detections = [found[place] for place in range(len(data))]
     metrics = coco_metrics(data.samples, detections, data.class_names, category_ids=data.category_ids)
     classes = {one.name: one.ap for one in metrics.classes}
