@@ -168,7 +168,7 @@ def train_peer(
             optimizer.step()
             average.update_parameters(model)
             if (step + 1) % sampler.steps_per_epoch == 0:
-                print(f"{folder.name} step {step + 1}/{steps} loss {float(loss):.4f}", flush=True)
+                print(f"{folder.name} step {step + 1}/{steps} loss {float(loss.detach()):.4f}", flush=True)
                 folder.mkdir(parents=True, exist_ok=True)
                 values = {name: part.state_dict() for name, part in parts.items()}
                 torch.save({"step": step + 1, **values}, state.with_suffix(".part"))
