@@ -180,7 +180,8 @@ def _copy(kind: str, look: Look, first: Look, home: Mapping[Path, str], how: str
     one, other, pair = home[look.path], home[first.path], (look.path, first.path)
     if one == other:
         return Fault(kind, look.path, f"{how} {first.path}", image=look.path, members=pair)
-    return Fault(f"{kind}s", look.path, f"(in {one}) {how} {first.path} (in {other})", image=look.path, members=pair)
+    reason = f"{how} {first.path} of {other}, and is in {one}"
+    return Fault(f"{kind}s", look.path, reason, image=look.path, members=pair)
 
 
 def _near_copies(looks: Sequence[Look], home: Mapping[Path, str]) -> Iterator[tuple[Look, Look]]:
